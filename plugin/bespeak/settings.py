@@ -1,0 +1,49 @@
+"""What an operator may set, checked at construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bespeak.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How much each column of the score matrix counts; at least one is above 0, none below."""
+
+    lexical: float = 0.5
+    embedding: float = 0.5
+    user: float = 0.15
+
+    def __post_init__(self) -> None:
+        values = (self.lexical, self.embedding, self.user)
+        if min(values) < 0 or max(values) <= 0:
+            raise UsageError(f"weights must not be negative and not all 0, but are {values}")
+
+    def as_tuple(self) -> tuple[float, float, float]:
+        return (self.lexical, self.embedding, self.user)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    weights: Weights = field(default_factory=Weights)
+    # Hits that are reranked; beyond them the engine's order goes on.
+    window: int = 100
+    # boost: only the order changes; recall: the rewrite and the vector may also find more.
+    mode: Literal["boost", "recall"] = "recall"
+    # Time a rewrite may take, in milliseconds, before the query goes on as typed.
+    rewrite_ms: float = 3000.0
+    # BM25 weight of the rewritten text beside the query's own 1.0.
+    rewrite_weight: float = 1.0
+    # BM25 weight of the last turn's words (query and response), and its share in the query's vector.
+    last_turn_weight: float = 0.1
+    last_turn_share: float = 0.35
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= 10_000:
+            raise UsageError(f"window must be between 1 and 10000, but is {self.window}")
+        if self.rewrite_ms <= 0:
+            raise UsageError(f"rewrite_ms must be above 0, but is {self.rewrite_ms}")
+        if self.mode not in ("boost", "recall"):
+            raise UsageError(f"mode must be boost or recall, but is {self.mode!r}")
