@@ -74,10 +74,19 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 
 
 @click.group(cls=Commands, context_settings={"auto_envvar_prefix": "BESPEAK", "help_option_names": ["-h", "--help"]})
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Events, profiles and embedded indices.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Events, profiles and embedded indices.",
+)
 @click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Models that were built here.")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), callback=read_config, is_eager=True,
-              help="A TOML file with a table of defaults per command.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=read_config,
+    is_eager=True,
+    help="A TOML file with a table of defaults per command.",
+)
 @click.version_option(package_name="bespeak")
 @click.pass_context
 def cli(ctx: click.Context, data_dir: Path | None, cache_dir: Path | None, config: Path | None) -> None:

@@ -171,7 +171,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The engine's answer in its own order: by score, then doc_id; those found by vector alone follow, nearest first."""
+    """The engine's answer in its own order: by score, then doc_id; what only the vector found follows, nearest first."""
 
     hits: tuple[Hit, ...]
     total: int  # documents that match the lexical part

@@ -1,0 +1,102 @@
+"""`bespeak search`: one personalised search, shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.identity import identity_options
+
+
+@click.command()
+@click.argument("query")
+@click.option("--index", required=True, help="The index to search.")
+@identity_options
+@click.option("--size", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Hits on the page.")
+@click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 10_000), help="Hits before the page.")
+@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
+@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
+@click.option(
+    "--mode",
+    type=click.Choice(["recall", "boost"]),
+    default="recall",
+    show_default=True,
+    help="May the rewrite find more, or only change the order?",
+)
+@click.option("--weights", default=None, metavar="L,E,U", help="How lexical, embedding and user scores count.")
+@click.option("--window", type=click.IntRange(1, 10_000), help="Hits that are reranked.")
+@click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "md", "html", "json"]), default="text", show_default=True
+)
+@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Your own templates.")
+@click.option("--explain", is_flag=True, help="Show the score matrix and the evidence.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Keep the query in the user's session.")
+@engine_options
+@click.pass_context
+def search(ctx: click.Context, query: str, **options: Any) -> None:
+    """Search as somebody: rewritten from what is known of them, reranked, explained.
+
+    Queries of one --session are the turns that the next one is rewritten from.
+    """
+    from bespeak.pipeline import search as run
+    from bespeak.records import Request, UserKey
+    from bespeak.store import SqliteStore
+
+    from bespeak_cli.parts import build_parts, open_rewriter
+
+    user = UserKey(options["tenant"], options["user"]) if options["user"] else None
+    request = Request(query, options["index"], user, options["session"], options["offset"], options["size"])
+    store = SqliteStore(ctx.obj.data / "bespeak.db")
+    engine = open_engine(ctx, options)
+    rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store)
+    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache)
+    result = run(engine, store, request, parts)
+    for note in result.notes:
+        click.echo(note, err=True)
+    click.echo(show(result, options))
+    if user and options["record"]:
+        record(store, request)
+
+
+def read_settings(options: dict[str, Any]) -> Any:
+    """The defaults with what the command line sets."""
+    from bespeak.errors import UsageError
+    from bespeak.settings import Settings, Weights
+
+    given = {name: options[name] for name in ("mode", "window", "rewrite_ms") if options.get(name) is not None}
+    if options.get("weights"):
+        try:
+            lexical, embedding, user = (float(value) for value in options["weights"].split(","))
+        except ValueError as error:
+            raise UsageError(
+                f"--weights takes three numbers such as 0.5,0.5,0.2, not {options['weights']!r}"
+            ) from error
+        given["weights"] = Weights(lexical, embedding, user)
+    return Settings(**given)
+
+
+def show(result: Any, options: dict[str, Any]) -> str:
+    """The result in the asked form, as wide and as colourful as the terminal."""
+    import shutil
+    import sys
+
+    from bespeak.render import render
+
+    name = "explain" if options["explain"] and options["format_"] == "text" else options["format_"]
+    width = shutil.get_terminal_size((100, 24)).columns
+    return render(result, name, options["templates"], width=width, colour=sys.stdout.isatty())
+
+
+def record(store: Any, request: Any) -> None:
+    """Keeps the query as a turn of the session; a store that cannot take it costs a sentence, not the answer."""
+    from bespeak.errors import StoreError
+    from bespeak.events import query_event
+
+    try:
+        store.add([query_event(request)])
+    except StoreError as error:
+        click.echo(f"The query was not kept: {error}", err=True)

@@ -1,0 +1,267 @@
+"""The way of a query on one page: profile, gate, rewrite, plan, retrieve, score, rank, page.
+
+`plan` and `finish` do no I/O; the call to the engine stands between them, so that every face shares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bespeak import analysis, gate
+from bespeak.engines import Engine, IndexInfo
+from bespeak.errors import ModelError, StoreError, UsageError
+from bespeak.records import (
+    Clause,
+    Document,
+    EngineQuery,
+    Hit,
+    Hits,
+    Profile,
+    Ranked,
+    Request,
+    RerankStatus,
+    Result,
+    Rewrite,
+    Turn,
+    Vector,
+)
+from bespeak.rerank import (
+    Judge,
+    Mixed,
+    Part,
+    choose_window,
+    follow,
+    mix,
+    personal,
+    rank,
+    score,
+    unranked,
+    user_parts,
+)
+from bespeak.rewrite import Rewriter, rewrite_query
+from bespeak.settings import Settings
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
+    from bespeak.records import UserKey
+
+MAX_QUERY_CHARS = 10_000
+MAX_PREFERENCES = 50
+"""How many of the strongest preferences make the user's vector."""
+LAST_TURN_CHARS = 400
+EMBEDDED_CHARS = 1_000
+"""How much of a hit's text is embedded where the index holds no vector for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is built once and used for every query. Without an encoder there is no embedding and no user score."""
+
+    settings: Settings
+    rewriter: Rewriter
+    encoder: Encoder | None
+
+
+class Profiles(Protocol):
+    """Where a profile comes from; the event store is one."""
+
+    def profile(self, user: UserKey | None, session_id: str, now: datetime) -> Profile: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to ask the engine for this person, and what is needed to judge its answer."""
+
+    request: Request
+    profile: Profile
+    rewrite: Rewrite
+    query: EngineQuery
+    info: IndexInfo
+    context: Mixed | None = None  # the query's vector: query, rewrite and last turn
+    last_turn: Part | None = None
+    declined: str = ""  # why the engine's order stays as it is
+    notes: tuple[str, ...] = ()
+
+    @property
+    def liked_ids(self) -> list[str]:
+        """The documents whose vectors make the user's."""
+        if self.declined:
+            return []
+        return [p.doc_id for p in self.profile.preferences[:MAX_PREFERENCES]]
+
+
+def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, now: datetime | None = None) -> Result:
+    """One personalised search, start to end; a profile that cannot be read leaves the engine's own answer."""
+    check(request)
+    info = engine.describe(request.index)
+    try:
+        profile, notes = profiles.profile(request.user, request.session_id, now or datetime.now(UTC)), ()
+    except StoreError as error:
+        profile, notes = Profile(request.user, request.session_id), (f"not personalised: {error}",)
+    asked = plan(request, profile, info, parts)
+    hits = engine.search(asked.query)
+    liked = engine.fetch(request.index, asked.liked_ids) if asked.liked_ids else []
+    result = finish(asked, hits, liked, parts)
+    return replace(result, notes=notes + result.notes)
+
+
+def check(request: Request) -> None:
+    """Raises UsageError for what no engine could answer."""
+    if not request.query.strip():
+        raise UsageError("the query is empty: give at least one word")
+    if len(request.query) > MAX_QUERY_CHARS:
+        raise UsageError(
+            f"the query is {len(request.query)} characters long, the limit is {MAX_QUERY_CHARS}: shorten it"
+        )
+    if request.size < 1 or request.offset < 0:
+        raise UsageError(f"size must be at least 1 and offset at least 0, but are {request.size} and {request.offset}")
+
+
+def plan(request: Request, profile: Profile, info: IndexInfo, parts: Parts) -> Plan:
+    """What to ask the engine for this person. No network."""
+    declined = leave_alone(request.query, profile)
+    rewrite = rewrite_query(request.query, profile, parts.rewriter, parts.settings.rewrite_ms)
+    if declined:
+        return Plan(request, profile, rewrite, plain(request, parts.settings), info, declined=declined)
+    try:
+        context, last_turn = contextualise(rewrite, profile, parts)
+        notes: tuple[str, ...] = ()
+    except ModelError as error:
+        context, last_turn, notes = None, None, (f"no embeddings: {error}",)
+    query = expand(request, rewrite, profile, info, context, parts)
+    return Plan(request, profile, rewrite, query, info, context, last_turn, notes=notes)
+
+
+def leave_alone(query: str, profile: Profile) -> str:
+    """Why the answer stays the engine's own; "" where it may change."""
+    if not personal(profile):
+        return "refused" if not profile.consent else "stranger"
+    reason = gate.decline(query, profile)
+    return "" if reason == "no_history" else reason
+
+
+def plain(request: Request, settings: Settings) -> EngineQuery:
+    """The query as typed, nothing added."""
+    size = max(settings.window, request.offset + request.size)
+    return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
+
+
+def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts) -> tuple[Mixed | None, Part | None]:
+    """The query's vector, query + rewrite + a share of the last turn, and the last turn's part by itself."""
+    if parts.encoder is None:
+        return None, None
+    texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
+    turn = profile.turns[-1] if profile.turns else None
+    vectors = parts.encoder.encode([*texts, *([turn_text(turn)] if turn else [])], kind="query")
+    found = [Part(vector) for vector in vectors[: len(texts)]]
+    if rewrite.changed:
+        found[1] = Part(vectors[1], *rewrite_source(rewrite))
+    last = Part(vectors[-1], turn.event_id, turn.query) if turn else None
+    if last:
+        found.append(replace(last, vector=last.vector * parts.settings.last_turn_share))
+    return mix(found), last
+
+
+def rewrite_source(rewrite: Rewrite) -> tuple[str, str]:
+    """The event that gave most of a rewrite's words, and those words."""
+    events = [term.event_id for term in rewrite.terms if term.event_id]
+    if not events:
+        return "", ""
+    event_id = max(events, key=events.count)
+    return event_id, " ".join(term.text for term in rewrite.terms if term.event_id == event_id)
+
+
+def turn_text(turn: Turn) -> str:
+    return f"{turn.query} {turn.response}".strip()[:LAST_TURN_CHARS]
+
+
+def expand(
+    request: Request, rewrite: Rewrite, profile: Profile, info: IndexInfo, context: Mixed | None, parts: Parts
+) -> EngineQuery:
+    """The query with its rewrite and last turn as optional clauses, so that in boost mode the matching set stays."""
+    settings = parts.settings
+    optional = [Clause(rewrite.text, settings.rewrite_weight)] if rewrite.changed else []
+    if profile.turns and settings.last_turn_weight > 0:
+        optional.append(Clause(turn_text(profile.turns[-1]), settings.last_turn_weight))
+    recall = settings.mode == "recall"
+    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
+    return replace(
+        plain(request, settings),
+        optional=tuple(optional),
+        vector=context.vector if context and recall and comparable else None,
+        recall=recall,
+    )
+
+
+def finish(asked: Plan, hits: Hits, liked: Sequence[Document], parts: Parts) -> Result:
+    """The engine's hits reranked for this person, cut to the asked page. No network."""
+    if asked.declined:
+        return cut(asked, hits, unranked(hits.hits), "off", asked.declined)
+    try:
+        embedded = embed_hits(hits.hits, asked, parts)
+        vectors = embed_liked(liked, asked, parts)
+    except ModelError as error:
+        return cut(asked, hits, unranked(hits.hits), "failed", f"not reranked: {error}")
+    query = asked.context.vector if asked.context else None
+    window, rest = choose_window(embedded, query, parts.settings.window)
+    last = (asked.profile.turns[-1], asked.last_turn.vector) if asked.last_turn else None
+    user = mix(user_parts(asked.profile.preferences, vectors, last, parts.settings.last_turn_share))
+    scores = score(window, query, user.vector if user else None)
+    ranking = follow(rank(window, scores, parts.settings.weights), rest)
+    judge = Judge.over(window, parts.settings.weights, asked.context, user, asked.rewrite)
+    complete = asked.context is not None and all(hit.vector is not None for hit in window)
+    result = cut(asked, hits, ranking, "full" if complete else "partial")
+    return replace(result, page=explain(result.page, judge, asked))
+
+
+def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:
+    """The hits with vectors that compare with the query's: the index's own, or made from their texts."""
+    if parts.encoder is None or asked.context is None:
+        return [replace(hit, vector=None) for hit in hits]
+    comparable = asked.info.encoder == parts.encoder.name
+    bare = [i for i, hit in enumerate(hits[: parts.settings.window]) if hit.vector is None or not comparable]
+    found = [hit if comparable else replace(hit, vector=None) for hit in hits]
+    texts = [document_text(hits[i].source, asked.info.fields)[:EMBEDDED_CHARS] for i in bare]
+    for i, vector in zip(bare, parts.encoder.encode(texts), strict=True):
+        found[i] = replace(found[i], vector=vector)
+    return found
+
+
+def embed_liked(liked: Sequence[Document], asked: Plan, parts: Parts) -> dict[str, Vector]:
+    """Vectors of what the user liked, by doc_id; of a document that the index lacks, from its title."""
+    if parts.encoder is None:
+        return {}
+    comparable = asked.info.encoder == parts.encoder.name
+    vectors = {d.doc_id: d.vector for d in liked if d.vector is not None and comparable}
+    texts = {p.doc_id: p.title for p in asked.profile.preferences[:MAX_PREFERENCES] if p.title}
+    texts |= {d.doc_id: document_text(d.source, asked.info.fields)[:EMBEDDED_CHARS] for d in liked}
+    bare = [doc_id for doc_id in texts if doc_id not in vectors]
+    made = parts.encoder.encode([texts[doc_id] for doc_id in bare])
+    return vectors | dict(zip(bare, made, strict=True))
+
+
+def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """The searchable fields of a document as one text, in the index's order."""
+    return " ".join(str(source[name]) for name in fields if source.get(name))
+
+
+def cut(asked: Plan, hits: Hits, ranking: Sequence[Ranked], status: RerankStatus, note: str = "") -> Result:
+    """The asked page of a ranking, with what was done to it."""
+    request = asked.request
+    page = tuple(ranking[request.offset : request.offset + request.size])
+    notes = (*asked.notes, note) if note else asked.notes
+    return Result(request, asked.rewrite, page, hits, status, notes)
+
+
+def explain(page: Sequence[Ranked], judge: Judge, asked: Plan) -> tuple[Ranked, ...]:
+    """The page with the evidence that raised each hit."""
+    query = set(analysis.terms(f"{asked.rewrite.query} {asked.rewrite.text}"))
+    stems = {term.text: stem for term in asked.rewrite.terms for stem in analysis.terms(term.text)[:1]}
+    found = []
+    for ranked in page:
+        words = set(analysis.terms(document_text(ranked.hit.source, asked.info.fields)))
+        found.append(replace(ranked, evidence=tuple(judge.evidence(ranked, words, stems, len(query & words)))))
+    return tuple(found)

@@ -1,0 +1,197 @@
+"""The hybrid reranker: a matrix of scores, lexical, embedding and user, mixed into one order, with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.records import Evidence, Hit, Preference, Profile, Ranked, Rewrite, Turn, Vector
+from bespeak.settings import Weights
+
+COLUMNS = ("lexical", "embedding", "user")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One addend of a vector: what it stands for, and the vector already multiplied by its weight."""
+
+    vector: npt.NDArray[np.float32]  # (dim,)
+    event_id: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A sum of parts, scaled to unit length; `norm` is the length of the sum before."""
+
+    vector: Vector
+    parts: tuple[Part, ...]
+    norm: float
+
+
+def mix(parts: Sequence[Part]) -> Mixed | None:
+    """The parts' sum as a unit vector; None where there is no part or they cancel out."""
+    if not parts:
+        return None
+    total = np.sum([part.vector for part in parts], axis=0)
+    norm = float(np.linalg.norm(total))
+    if norm < 1e-6:
+        return None
+    return Mixed((total / norm).astype(np.float32), tuple(parts), norm)
+
+
+def user_parts(
+    preferences: Sequence[Preference],
+    vectors: Mapping[str, Vector],
+    last_turn: tuple[Turn, Vector] | None,
+    last_turn_share: float,
+) -> list[Part]:
+    """What the user liked minus what they disliked, as a mean by weight, plus a share of the session's last turn."""
+    known = [p for p in preferences if p.doc_id in vectors]
+    total = sum(abs(p.weight) for p in known)
+    parts = [
+        Part((vectors[p.doc_id] * (p.weight / total)).astype(np.float32), p.event_id, p.title or p.doc_id)
+        for p in known
+        if total > 0
+    ]
+    if last_turn and parts:
+        turn, vector = last_turn
+        parts.append(Part((vector * last_turn_share).astype(np.float32), turn.event_id, turn.query))
+    return parts
+
+
+def min_max(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """To [0, 1] over the window; all 0 where all are equal, so that a column without opinion moves nothing."""
+    if not len(values):
+        return values
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-9:
+        return np.zeros_like(values)
+    return ((values - low) / (high - low)).astype(np.float32)
+
+
+def cosines(hits: Sequence[Hit], vector: Vector | None) -> npt.NDArray[np.float32]:
+    """`(n_hits,)`; a hit without a vector gets the lowest cosine of the others, so that it gains nothing by it."""
+    found = np.zeros(len(hits), np.float32)
+    rows = [i for i, hit in enumerate(hits) if hit.vector is not None]
+    if vector is None or not rows:
+        return found
+    matrix = np.stack([hits[i].vector for i in rows])  # type: ignore[misc]  # (n_rows, dim)
+    values = matrix @ vector  # (n_rows,)
+    found[:] = values.min()
+    found[rows] = values
+    return found
+
+
+def score(hits: Sequence[Hit], query: Vector | None, user: Vector | None) -> npt.NDArray[np.float32]:
+    """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised."""
+    lexical = np.array([hit.score for hit in hits], np.float32)
+    return np.stack([min_max(lexical), min_max(cosines(hits, query)), min_max(cosines(hits, user))], axis=1)
+
+
+def choose_window(hits: Sequence[Hit], vector: Vector | None, window: int) -> tuple[list[Hit], list[Hit]]:
+    """The hits to rerank, and those that follow them in the engine's order.
+
+    The window holds the first `window` lexical hits and the `window` nearest by vector, whatever was fetched, so
+    that a later page of the same query has the same window. Hits that only a larger fetch found by vector are left out.
+    """
+    lexical = [hit for hit in hits if hit.score > 0]
+    inside = {hit.doc_id for hit in lexical[:window]}
+    if len(lexical) < len(hits) and vector is not None:
+        near = sorted(zip(-cosines(hits, vector), (h.doc_id for h in hits), strict=True))
+        inside |= {doc_id for _, doc_id in near[:window]}
+    chosen = [hit for hit in hits if hit.doc_id in inside]
+    return chosen, [hit for hit in lexical if hit.doc_id not in inside]
+
+
+def rank(hits: Sequence[Hit], scores: npt.NDArray[np.float32], weights: Weights) -> list[Ranked]:
+    """By weighted score, then doc_id, so that ties never depend on luck. Scores are divided by the weights' sum."""
+    w = np.array(weights.as_tuple(), np.float32)
+    totals = scores @ w / w.sum()
+    order = sorted(range(len(hits)), key=lambda i: (-round(float(totals[i]), 6), hits[i].doc_id))
+    return [
+        Ranked(hits[i], place, float(totals[i]), (float(scores[i, 0]), float(scores[i, 1]), float(scores[i, 2])))
+        for place, i in enumerate(order, start=1)
+    ]
+
+
+def follow(ranking: list[Ranked], rest: Sequence[Hit]) -> list[Ranked]:
+    """The hits beyond the window after the ranking, in the engine's order, with no score of ours."""
+    start = len(ranking) + 1
+    return ranking + [Ranked(hit, place, 0.0, (0.0, 0.0, 0.0)) for place, hit in enumerate(rest, start)]
+
+
+def unranked(hits: Sequence[Hit]) -> list[Ranked]:
+    """The engine's own order."""
+    return follow([], hits)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Tells what raised a hit above the window's mean; its numbers are the addends of the score itself.
+
+    A cosine to a sum of parts is a sum of products, and min-max is linear, so the share of a part in a hit's score is
+    weight x part . (hit - mean of the window) / (norm of the sum x range of the column). Taking the event away takes
+    this share away. The words of a rewrite share the hit's lexical score equally with its other matched words.
+    """
+
+    weights: Weights
+    query: Mixed | None
+    user: Mixed | None
+    mean: npt.NDArray[np.float32] | None  # (dim,)
+    ranges: tuple[float, float]  # of the cosines to query and user in the window
+    rewrite: Rewrite
+
+    @classmethod
+    def over(
+        cls, hits: Sequence[Hit], weights: Weights, query: Mixed | None, user: Mixed | None, rewrite: Rewrite
+    ) -> Judge:
+        vectors = [hit.vector for hit in hits if hit.vector is not None]
+        mean = np.mean(vectors, axis=0).astype(np.float32) if vectors else None
+        spans = [float(np.ptp(cosines(hits, m.vector))) if m and vectors else 0.0 for m in (query, user)]
+        return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite)
+
+    def evidence(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
+        """Strongest first. `words` are the hit's stems, `stems` the stem of each term of the rewrite."""
+        found = self._terms(ranked, words, stems, n_matched)
+        if ranked.hit.vector is not None and self.mean is not None:
+            away = ranked.hit.vector - self.mean
+            for column, mixed, span, weight in (
+                ("embedding", self.query, self.ranges[0], self.weights.embedding),
+                ("user", self.user, self.ranges[1], self.weights.user),
+            ):
+                found += self._parts(column, mixed, span, weight, away)
+        return sorted((e for e in found if e.share > 0.005), key=lambda e: -e.share)
+
+    def _terms(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
+        each = self.weights.lexical * ranked.scores[0] / max(n_matched, 1)
+        return [
+            Evidence("lexical", term.text, term.event_id, each / sum(self.weights.as_tuple()))
+            for term in self.rewrite.terms
+            if term.event_id and stems.get(term.text) in words
+        ]
+
+    def _parts(
+        self, column: str, mixed: Mixed | None, span: float, weight: float, away: npt.NDArray[np.float32]
+    ) -> list[Evidence]:
+        if mixed is None or span < 1e-9:
+            return []
+        scale = weight / (sum(self.weights.as_tuple()) * mixed.norm * span)
+        return [
+            Evidence(
+                "embedding" if column == "embedding" else "user",
+                p.text,
+                p.event_id,
+                scale * float(p.vector @ away),
+            )
+            for p in mixed.parts
+            if p.event_id
+        ]
+
+
+def personal(profile: Profile) -> bool:
+    """Whether anything is known that may change an order."""
+    return profile.consent and not profile.is_empty
