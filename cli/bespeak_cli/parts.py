@@ -24,7 +24,7 @@ def build_parts(settings: Settings, rewriter: Rewriter, encoder_name: str | None
 
 
 def open_rewriter(name: RewriterName, cache_dir: Path, cache: RewriteCache | None = None) -> Rewriter:
-    """The named rewriter; a model that is not built yet is built, and where it cannot be, the search goes on without."""
+    """The named rewriter; one that is not built is built; where it cannot be, the search goes on without."""
     from bespeak.errors import ModelError
     from bespeak.rewrite import CachedRewriter, LastTurn, choose_rewriter
 

@@ -171,7 +171,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The engine's answer in its own order: by score, then doc_id; what only the vector found follows, nearest first."""
+    """The engine's answer in its own order: by score, then doc_id; then what only the vector found, nearest first."""
 
     hits: tuple[Hit, ...]
     total: int  # documents that match the lexical part

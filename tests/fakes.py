@@ -1,0 +1,110 @@
+"""Small parts with known answers, shared by the tests: an encoder that needs no model, an engine in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from bespeak.analysis import terms
+from bespeak.engines import IndexInfo, Rejected
+from bespeak.errors import IndexMissing
+from bespeak.records import Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
+
+ADA = UserKey("", "ada")
+
+
+class BagEncoder:
+    """Unit vectors of word counts, hashed into `dim` places: texts that share words are near."""
+
+    def __init__(self, dim: int = 64, name: str = "bag") -> None:
+        self.name, self.dim = name, dim
+
+    def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "document") -> Matrix:
+        rows = np.zeros((len(texts), self.dim), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in terms(text):
+                row[int(hashlib.md5(word.encode()).hexdigest(), 16) % self.dim] += 1
+            if not row.any():
+                row[0] = 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class ScriptedRewriter:
+    """Answers from a table; every other query stays as it is."""
+
+    name = "scripted"
+    version = "1"
+
+    def __init__(self, table: Mapping[str, str], terms: Sequence[Term] = ()) -> None:
+        self.table, self.terms = table, tuple(terms)
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
+        if query not in self.table:
+            return Rewrite(query, query, status="full", model="scripted 1")
+        return Rewrite(query, self.table[query], self.terms, "full", model="scripted 1")
+
+
+class MemoryEngine:
+    """Counts matching words instead of BM25; otherwise as EngineQuery says."""
+
+    name = "memory"
+
+    def __init__(self, encoder: BagEncoder | None, documents: Mapping[str, str]) -> None:
+        self.encoder_name = encoder.name if encoder else None
+        vectors = encoder.encode(list(documents.values())) if encoder else [None] * len(documents)
+        self.documents = {
+            doc_id: Document(doc_id, {"text": text}, vector)
+            for (doc_id, text), vector in zip(documents.items(), vectors, strict=True)
+        }
+        self.asked: list[EngineQuery] = []
+
+    def search(self, query: EngineQuery) -> Hits:
+        self.describe(query.index)
+        self.asked.append(query)
+        scores = {}
+        for document in self.documents.values():
+            words = set(terms(document.source["text"]))
+            required = sum(c.weight * len(words & set(terms(c.text))) for c in query.required)
+            optional = sum(c.weight * len(words & set(terms(c.text))) for c in query.optional)
+            if required or (query.recall and optional):
+                scores[document.doc_id] = required + optional
+        order = sorted(scores, key=lambda doc_id: (-scores[doc_id], doc_id))[: query.size]
+        if query.vector is not None:
+            near = sorted(self.documents.values(), key=lambda d: (-float(d.vector @ query.vector), d.doc_id))
+            order += [d.doc_id for d in near[: query.size] if d.doc_id not in order]
+        found = [self.documents[doc_id] for doc_id in order]
+        hits = [
+            Hit(d.doc_id, float(scores.get(d.doc_id, 0)), rank, d.source, d.vector)
+            for rank, d in enumerate(found, start=1)
+        ]
+        return Hits(tuple(hits), len(scores))
+
+    def fetch(self, index: str, doc_ids: Sequence[str]) -> list[Document]:
+        return [self.documents[doc_id] for doc_id in doc_ids if doc_id in self.documents]
+
+    def describe(self, index: str) -> IndexInfo:
+        if index != "things":
+            raise IndexMissing(f"no index {index!r}")
+        dim = 64 if self.encoder_name else None
+        return IndexInfo(index, ("text",), len(self.documents), dim, self.encoder_name)
+
+    def indices(self) -> list[str]:
+        return ["things"]
+
+    def create(self, index: str, fields: Sequence[str], dim: int | None, encoder: str | None) -> None:
+        raise AssertionError("not used")
+
+    def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
+        raise AssertionError("not used")
+
+    def refresh(self, index: str) -> None:
+        pass
+
+    def drop(self, index: str) -> None:
+        raise AssertionError("not used")
+
+    def close(self) -> None:
+        pass
