@@ -12,8 +12,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LEFT_OUT = {"antigravity", "this", "idlelib", "lib2to3", "turtledemo", "tkinter", "turtle", "test", "ensurepip",
-            "pydoc_data", "distutils", "encodings", "ctypes", "venv", "msilib", "nturl2path", "ntpath"}
+LEFT_OUT = {
+    "antigravity",
+    "this",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "tkinter",
+    "turtle",
+    "test",
+    "ensurepip",
+    "pydoc_data",
+    "distutils",
+    "encodings",
+    "ctypes",
+    "venv",
+    "msilib",
+    "nturl2path",
+    "ntpath",
+}
 SHORTEST = 60
 """Characters below which a docstring tells too little to be a document."""
 
@@ -60,8 +77,24 @@ def read_tree(node: Any, name: str) -> Iterator[tuple[str, str]]:
 
 def read_extensions() -> Iterator[tuple[str, str]]:
     """From the modules written in C, which have no source to read."""
-    for name in ("builtins", "math", "itertools", "time", "array", "binascii", "cmath", "errno", "gc", "marshal",
-                 "select", "sys", "unicodedata", "zlib", "faulthandler", "atexit"):
+    for name in (
+        "builtins",
+        "math",
+        "itertools",
+        "time",
+        "array",
+        "binascii",
+        "cmath",
+        "errno",
+        "gc",
+        "marshal",
+        "select",
+        "sys",
+        "unicodedata",
+        "zlib",
+        "faulthandler",
+        "atexit",
+    ):
         try:
             module = import_module(name)
         except ImportError:

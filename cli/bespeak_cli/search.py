@@ -93,10 +93,17 @@ def show(result: Any, options: dict[str, Any]) -> str:
 
 def record(store: Any, request: Any) -> None:
     """Keeps the query as a turn of the session; a store that cannot take it costs a sentence, not the answer."""
-    from bespeak.errors import StoreError
-    from bespeak.events import query_event
+    import uuid
+    from datetime import UTC, datetime
 
+    from bespeak.errors import StoreError
+    from bespeak.events import new_event
+
+    query_id = str(uuid.uuid4())
+    asked = new_event(
+        request.user, "query", datetime.now(UTC), session_id=request.session_id, query_id=query_id, text=request.query
+    )
     try:
-        store.add([query_event(request)])
+        store.add([asked])
     except StoreError as error:
         click.echo(f"The query was not kept: {error}", err=True)

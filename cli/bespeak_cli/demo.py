@@ -1,0 +1,153 @@
+"""`bespeak demo`: one session of one user, three turns, over Python's own documentation."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import tempfile
+import textwrap
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
+    from bespeak.engines.embedded import EmbeddedEngine
+    from bespeak.pipeline import Parts
+    from bespeak.records import Result, UserKey
+    from bespeak.store import SqliteStore
+
+INDEX = f"python-{platform.python_version()}"
+STATEMENTS = ("I write network services with asyncio.", "I am allergic to peanuts.")
+SHOWN = 5
+"""Rows of the comparison."""
+READ = 3
+"""Personalised results shown in full."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What Ada types, and which document she opens then."""
+
+    query: str
+    opens: str
+
+
+SESSION = (
+    Step("how do I run several tasks concurrently", "asyncio.taskgroups.TaskGroup"),
+    Step("how do I cancel them", "asyncio.tasks.Task.cancel"),
+    Step("and after a timeout?", "asyncio.timeouts.timeout"),
+)
+
+
+@click.command()
+@click.option("--width", type=click.IntRange(40), help="Columns; the terminal's if not given.")
+@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
+@click.pass_context
+def demo(ctx: click.Context, width: int | None, rewriter: str) -> None:
+    """Three turns of one user over Python's own documentation.
+
+    The first run builds the language model, and an index of the standard library's docstrings, in the cache folder.
+    """
+    from bespeak.engines.embedded import EmbeddedEngine
+    from bespeak.settings import Settings
+    from bespeak.store import SqliteStore
+
+    from bespeak_cli.parts import build_parts, open_rewriter
+
+    parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache), None, ctx.obj.cache)
+    assert parts.encoder is not None
+    engine = EmbeddedEngine(ctx.obj.cache / "demo")
+    n_docs = index_documentation(engine, parts.encoder)
+    with tempfile.TemporaryDirectory(prefix="bespeak-demo-") as folder:
+        columns = width or shutil.get_terminal_size((100, 24)).columns
+        store = SqliteStore(Path(folder) / "bespeak.db")
+        Story(engine, store, parts, min(columns, 120), sys.stdout.isatty()).tell(n_docs)
+        store.close()
+
+
+def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
+    """Makes the index unless it is there whole; how many documents it holds."""
+    from bespeak.errors import IndexMissing
+    from bespeak.records import Document
+
+    from bespeak_cli.corpus import read_python_documentation
+
+    rows = list(read_python_documentation())
+    try:
+        info = engine.describe(INDEX)
+        if info.n_docs == len(rows) and info.encoder == encoder.name:
+            return info.n_docs
+        engine.drop(INDEX)
+    except IndexMissing:
+        pass
+    engine.create(INDEX, ("title", "text"), encoder.dim, encoder.name)
+    stderr = click.get_text_stream("stderr")
+    with click.progressbar(length=len(rows), label="Reading Python's documentation, once", file=stderr) as bar:
+        documents = []
+        for start in range(0, len(rows), 128):
+            some = rows[start : start + 128]
+            vectors = encoder.encode([f"{row['title']} {row['text'][:300]}" for row in some])
+            documents += [Document(row["_id"], row, vector) for row, vector in zip(some, vectors, strict=True)]
+            bar.update(len(some))
+    engine.load(INDEX, documents)
+    engine.refresh(INDEX)
+    return len(documents)
+
+
+@dataclass(frozen=True)
+class Story:
+    """Tells the session as it happens; every line of it comes from a real search."""
+
+    engine: EmbeddedEngine
+    store: SqliteStore
+    parts: Parts
+    width: int
+    colour: bool
+
+    def tell(self, n_docs: int) -> None:
+        from bespeak.events import new_event
+        from bespeak.records import UserKey
+
+        user, now = UserKey("demo", "ada"), datetime.now(UTC)
+        self.say(f"{n_docs:,} pages of Python's own documentation, and one reader, Ada. She once said:", bold=True)
+        for said in STATEMENTS:
+            self.store.add([new_event(user, "statement", now - timedelta(days=30), text=said)])
+            self.say(f"“{said}”", indent="  ")
+        for number, step in enumerate(SESSION, start=1):
+            self.turn(number, step, user, now + timedelta(minutes=number))
+
+    def turn(self, number: int, step: Step, user: UserKey, now: datetime) -> None:
+        from bespeak.events import new_event
+        from bespeak.pipeline import search
+        from bespeak.records import Request
+
+        self.heading(f"Turn {number} of {len(SESSION)}")
+        result = search(self.engine, self.store, Request(step.query, INDEX, user, "demo", size=10), self.parts, now)
+        self.show(result)
+        query_id = f"turn-{number}"
+        events = [new_event(user, "query", now, session_id="demo", query_id=query_id, text=step.query)]
+        opened = now + timedelta(seconds=20)
+        events.append(
+            new_event(user, "click", opened, session_id="demo", query_id=query_id, doc_id=step.opens, title=step.opens)
+        )
+        self.store.add(events)
+        self.say(f"Ada opens {step.opens}.")
+
+    def show(self, result: Result) -> None:
+        from bespeak.render import render, render_comparison
+
+        click.echo(render_comparison(result, SHOWN, width=self.width, colour=self.colour))
+        click.echo(render(result, "text", width=self.width, colour=self.colour))
+
+    def heading(self, text: str) -> None:
+        line = f"── {text} " + "─" * max(0, self.width - len(text) - 4)
+        click.echo("\n" + (click.style(line, fg="cyan", bold=True) if self.colour else line))
+
+    def say(self, text: str, indent: str = "", bold: bool = False) -> None:
+        filled = textwrap.fill(text, self.width, initial_indent=indent, subsequent_indent=indent)
+        click.echo(click.style(filled, bold=True) if bold and self.colour else filled)
