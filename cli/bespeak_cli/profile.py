@@ -1,0 +1,125 @@
+"""`bespeak profile`: see, take along, pause or delete what is known of a user."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from bespeak_cli.identity import session_option, tenant_option
+
+if TYPE_CHECKING:
+    from bespeak.records import Profile
+    from bespeak.store import SqliteStore
+
+PREFERENCES_SHOWN = 20
+
+
+@click.group()
+def profile() -> None:
+    """See, take along, pause or delete what is known of a user."""
+
+
+@profile.command()
+@click.argument("user")
+@session_option
+@tenant_option
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str) -> None:
+    """Show what is known of a user; of somebody unknown, nothing.
+
+    With --session also the turns of that session.
+    """
+    from datetime import UTC, datetime
+
+    from bespeak.events import user_key
+
+    with opened_store(ctx) as store:
+        known = store.profile(user_key(tenant, user), session, datetime.now(UTC))
+    click.echo(as_json(known) if format_ == "json" else as_text(known))
+
+
+@profile.command()
+@click.argument("user")
+@tenant_option
+@click.pass_context
+def export(ctx: click.Context, user: str, tenant: str) -> None:
+    """Write all events of a user as UBI lines, which `bespeak events load` takes back."""
+    from bespeak.events import ubi_line, user_key
+
+    with opened_store(ctx) as store:
+        for event in store.export(user_key(tenant, user)):
+            sys.stdout.buffer.write(json.dumps(ubi_line(event), ensure_ascii=False).encode("utf-8") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+@profile.command()
+@click.argument("user")
+@tenant_option
+@click.pass_context
+def forget(ctx: click.Context, user: str, tenant: str) -> None:
+    """Delete everything known of a user, down to the bytes in the file."""
+    from bespeak.events import user_key
+
+    with opened_store(ctx) as store:
+        gone = store.forget(user_key(tenant, user))
+    pause = "a pause" if gone.consent else "no pause"
+    click.echo(f"Deleted: {gone.events} events, {gone.rewrites} cached rewrites, {pause}")
+
+
+@profile.command()
+@click.argument("user")
+@click.argument("state", type=click.Choice(["on", "off"]))
+@tenant_option
+@click.pass_context
+def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
+    """Pause personalisation for a user (off), or go on with it (on); nothing is deleted."""
+    from bespeak.events import user_key
+
+    with opened_store(ctx) as store:
+        store.set_consent(user_key(tenant, user), state == "on")
+    click.echo("Personalisation is " + ("on." if state == "on" else "paused; what is known is kept."), err=True)
+
+
+@contextmanager
+def opened_store(ctx: click.Context) -> Iterator[SqliteStore]:
+    from bespeak.store import SqliteStore
+
+    with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
+        yield store
+
+
+def as_json(known: Profile) -> str:
+    return json.dumps(asdict(known), ensure_ascii=False, indent=2, default=lambda moment: moment.isoformat())
+
+
+def as_text(known: Profile) -> str:
+    """Without a user's control characters: a stored text cannot drive the terminal."""
+    lines = [] if known.consent else ["Personalisation is paused."]
+    if known.is_empty:
+        return "\n".join([*lines, "Nothing is known."])
+    if known.statements:
+        lines += ["Statements", *(f"  {printable(said.text)}" for said in known.statements)]
+    if known.turns:
+        lines += ["Turns of this session"]
+        lines += [
+            f"  {printable(t.query)}" + (f" → {printable(t.response)}" if t.response else "") for t in known.turns
+        ]
+    if known.preferences:
+        lines += ["Likes (+) and dislikes (-)"]
+        for liked in known.preferences[:PREFERENCES_SHOWN]:
+            name = printable(liked.title or liked.doc_id)
+            lines.append(f"  {liked.weight:+.3f}  {name}  ({printable(liked.action)}, {liked.timestamp:%Y-%m-%d})")
+        if more := len(known.preferences) - PREFERENCES_SHOWN:
+            lines += [f"  … and {more} more; --format json shows all"] if more > 0 else []
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)
