@@ -1,0 +1,272 @@
+"""`bespeak evaluate`: what retrieval and personalisation reach on judged data, or whether expected scores hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bespeak_cli.engine import engine_options, open_engine
+
+if TYPE_CHECKING:
+    from bespeak.engines import Engine
+    from bespeak.evaluation.regressions import Check, Expected
+    from bespeak.evaluation.systems import Cell
+    from bespeak.measures import Estimate
+    from bespeak.pipeline import Parts
+
+
+def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
+@click.command()
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A judged collection or MovieLens (see docs/evaluation.md); with --check the folder that holds them.",
+)
+@click.option(
+    "--system",
+    callback=split_names,
+    metavar="NAMES",
+    help="raw, last-turn, rewrite, rewrite-alone, human; for MovieLens engine, user, popularity, item-knn.",
+)
+@click.option("--stage", callback=split_names, metavar="NAMES", help="lexical, dense, hybrid; all if not given.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many queries, or users.")
+@click.option("--every", type=click.IntRange(min=1), help="Every so manieth query, or user; the first included.")
+@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
+@click.option("--weights", metavar="L,E,U", help="How lexical, embedding and user scores count.")
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--check",
+    "checks",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of expected scores; exit 1 where one is missed. May be given many times.",
+)
+@engine_options
+@click.pass_context
+def evaluate(ctx: click.Context, /, **options: Any) -> None:
+    """Measure retrieval and personal gain on judged data.
+
+    Vectors, rewrites and the index are kept in the cache folder, so that the next run is fast.
+    """
+    if options["checks"]:
+        check_all(ctx, options)
+        return
+    cells, facts = measure(ctx, options["data"], options)
+    if options["format_"] == "json":
+        import json
+
+        click.echo(json.dumps(as_data(cells, facts), indent=2))
+    else:
+        click.echo(as_table(cells, facts))
+
+
+def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
+    """The cells, and what was measured on."""
+    from bespeak.evaluation.movielens import is_movielens
+
+    if is_movielens(folder):
+        if options.get("stage"):
+            raise click.UsageError("MovieLens has no stages: leave --stage out")
+        return measure_movielens(ctx, folder, options)
+    return measure_topics(ctx, folder, options)
+
+
+def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
+    from bespeak.evaluation.kept import KeptRewriter
+    from bespeak.evaluation.systems import STAGES, load_collection, unhurried
+    from bespeak.evaluation.systems import measure as run
+    from bespeak.evaluation.topics import read_collection
+    from bespeak.pipeline import Parts
+    from bespeak.rewrite import Unchanged
+
+    from bespeak_cli.search import read_settings
+
+    collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
+    systems = options.get("system") or ("raw", "last-turn", "rewrite") + (("human",) if has_human(collection) else ())
+    stages = options.get("stage") or STAGES
+    kept = ctx.obj.cache / "evaluation"
+    encoder = open_encoder(ctx, options, collection.digest)
+    rewriter = Unchanged()
+    if {"rewrite", "rewrite-alone"} & set(systems):
+        rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
+    parts = Parts(unhurried(read_settings(options)), rewriter, encoder)
+    engine, index = open_index(ctx, options), index_name(collection.digest, encoder.name)
+    try:
+        load_collection(collection, engine, encoder, index)
+        cells = run(collection, systems, stages, engine, index, parts, progress("queries"))
+    finally:
+        encoder.save()
+        if isinstance(rewriter, KeptRewriter):
+            rewriter.save()
+        engine.close()
+    n_groups = len(set(collection.groups.values()))
+    return cells, facts_of(collection.name, len(collection.topics), n_groups, "conversations", encoder.name, parts)
+
+
+def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
+    from bespeak.evaluation.movielens import SYSTEMS, Means, read_movielens
+    from bespeak.evaluation.movielens import measure as run
+    from bespeak.evaluation.systems import embed, load_collection
+    from bespeak.pipeline import Parts
+    from bespeak.rewrite import Unchanged
+
+    from bespeak_cli.search import read_settings
+
+    data = read_movielens(folder, options.get("every") or 1, options.get("limit"))
+    encoder = open_encoder(ctx, options, data.movies.digest)
+    parts = Parts(read_settings(options), Unchanged(), encoder)
+    engine, index = open_index(ctx, options), index_name(data.movies.digest, encoder.name)
+    try:
+        load_collection(data.movies, engine, encoder, index)
+        means = Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
+        cells = run(data, options.get("system") or SYSTEMS, means, progress("queries"))
+    finally:
+        encoder.save()
+        engine.close()
+    n_users = len(set(data.groups.values()))
+    return cells, facts_of(data.movies.name, len(data.queries), n_users, "users", encoder.name, parts)
+
+
+def has_human(collection: Any) -> bool:
+    return all(topic.human_rewrite is not None for topic in collection.topics)
+
+
+def open_encoder(ctx: click.Context, options: dict[str, Any], label: str) -> Any:
+    from bespeak.encode import load_encoder
+    from bespeak.evaluation.kept import KeptEncoder
+
+    encoder = load_encoder(options.get("encoder"), ctx.obj.cache)
+    return KeptEncoder(encoder, ctx.obj.cache / "evaluation", label, progress("vectors"))
+
+
+def open_model(ctx: click.Context) -> Any:
+    """The language model, built where it is not; never something else in its place, which would be measured for it."""
+    from bespeak.errors import ModelError
+    from bespeak.rewrite import choose_rewriter
+
+    from bespeak_cli.parts import build_with_progress
+
+    try:
+        return choose_rewriter("model", ctx.obj.cache)
+    except ModelError:
+        build_with_progress(ctx.obj.cache)
+        return choose_rewriter("model", ctx.obj.cache)
+
+
+def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
+    """Elasticsearch where it is named, else an embedded engine of our own in the cache folder."""
+    if options.get("elasticsearch"):
+        return open_engine(ctx, options)
+    from bespeak.engines.embedded import EmbeddedEngine
+
+    return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
+
+
+def index_name(digest: str, encoder_name: str) -> str:
+    import hashlib
+
+    return f"bespeak-evaluation-{digest}-{hashlib.sha256(encoder_name.encode()).hexdigest()[:8]}"
+
+
+def facts_of(name: str, n_queries: int, n_groups: int, groups: str, encoder: str, parts: Parts) -> dict[str, Any]:
+    """What stands over the table."""
+    weights = parts.settings.weights.as_tuple()
+    return {
+        "data": name,
+        "queries": n_queries,
+        groups: n_groups,
+        "encoder": encoder,
+        "rewriter": f"{parts.rewriter.name} {parts.rewriter.version}".strip(),
+        "weights": list(weights),
+    }
+
+
+def progress(label: str) -> Callable[[int, int], None]:
+    """A counter on stderr: one line on a terminal, one at the end elsewhere."""
+    stream = click.get_text_stream("stderr")
+
+    def report(done: int, total: int) -> None:
+        if stream.isatty() or done == total:
+            click.echo(
+                f"\r{label} {done}/{total}" if stream.isatty() else f"{label} {done}", err=True, nl=done == total
+            )
+
+    return report
+
+
+def as_data(cells: Iterable[Cell], facts: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return facts | {"results": [asdict(cell) for cell in cells]}
+
+
+def as_table(cells: Sequence[Cell], facts: dict[str, Any]) -> str:
+    """Scores with their intervals, then what each system gains; at most 80 columns."""
+    from bespeak.measures import MEASURES
+
+    lines = [", ".join(f"{name} {_brief(value)}" for name, value in facts.items()), ""]
+    lines.append(f"{'system':14}{'stage':9}" + "".join(f"{name:19}" for name in MEASURES).rstrip())
+    for cell in cells:
+        scores = "".join(f"{_interval(cell.scores[name]):19}" for name in MEASURES)
+        lines.append(f"{cell.system:14}{cell.stage:9}{scores.rstrip()}")
+    gains = [cell for cell in cells if cell.gain]
+    if gains:
+        lines += ["", f"{'system':14}{'stage':9}{'nDCG@10 against ' + baseline(cells):26}{'worse':>8}{'better':>8}"]
+    for cell in gains:
+        assert cell.gain is not None
+        difference = _interval(cell.gain.difference, "+")
+        lines.append(f"{cell.system:14}{cell.stage:9}{difference:26}{cell.gain.worse:8.1%}{cell.gain.better:8.1%}")
+    return "\n".join(lines)
+
+
+def baseline(cells: Sequence[Cell]) -> str:
+    from bespeak.evaluation import movielens, systems
+
+    return movielens.BASELINE if {c.system for c in cells} & set(movielens.SYSTEMS) else systems.BASELINE
+
+
+def _brief(value: Any) -> str:
+    return ":".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)
+
+
+def _interval(estimate: Estimate, sign: str = "") -> str:
+    return " ".join((_number(estimate.mean, sign), f"[{_number(estimate.low, sign)} {_number(estimate.high, sign)}]"))
+
+
+def _number(value: float, sign: str) -> str:
+    """Three digits without the 0 before the point."""
+    text = f"{value:{sign}.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
+
+
+def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Runs each file's measure and says what came of each score; exit 1 on a miss."""
+    from bespeak.evaluation.regressions import check, read_expected
+
+    failed = 0
+    for path in options["checks"]:
+        expected = read_expected(path)
+        cells, _ = measure(ctx, options["data"] / expected.data, options | settled(expected))
+        found = list(check(expected, cells))
+        click.echo("\n".join([f"{path.name}: {expected.data}", *map(verdict_line, found)]))
+        failed += sum(one.verdict == "FAIL" for one in found)
+    if failed:
+        raise click.ClickException(f"{failed} of the scores are not as expected")
+
+
+def settled(expected: Expected) -> dict[str, Any]:
+    """The options that the file names, and no others."""
+    return {name: expected.options.get(name) for name in ("system", "stage", "limit", "every", "encoder", "weights")}
+
+
+def verdict_line(one: Check) -> str:
+    found = "none" if one.found is None else f"{one.found:.3f}"
+    return f"{f'[{one.verdict}]':8}{one.system:14}{one.stage:9}{one.measure:11}{found} (expected {one.expected:.3f})"

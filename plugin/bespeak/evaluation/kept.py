@@ -1,0 +1,125 @@
+"""Vectors and rewrites kept on disk between measurements, under names that change with whatever they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bespeak.errors import StoreError
+from bespeak.records import Matrix, Profile, Rewrite, Term, Vector
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
+    from bespeak.rewrite import Rewriter
+
+PROBE = "Which hotel near the station has quiet rooms?"
+BATCH = 64
+"""Texts that are encoded between two reports."""
+Report = Callable[[int, int], object]
+"""Told (done, of how many) while something slow goes on."""
+
+
+def silent(_done: int, _total: int) -> None:
+    pass
+
+
+class KeptEncoder:
+    """An encoder that encodes no text twice. The file's name holds a digest of a probe's vector, so that other
+    weights of the same name have another file."""
+
+    def __init__(self, encoder: Encoder, folder: Path, label: str, report: Report = silent) -> None:
+        self.name, self.dim = encoder.name, encoder.dim
+        self._encoder, self._report = encoder, report
+        probe = hashlib.sha256(encoder.encode([PROBE], kind="query").tobytes()).hexdigest()[:12]
+        self._path = folder / f"vectors-{label}-{file_name(encoder.name)}-{probe}.npz"
+        self._vectors: dict[str, Vector] = _read_vectors(self._path, self.dim)
+
+    def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "document") -> Matrix:
+        keys = [hashlib.sha256(f"{kind}\0{text}".encode()).hexdigest()[:32] for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
+        names = list(missing)
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            rows = self._encoder.encode([missing[key] for key in batch], kind=kind)
+            self._vectors.update(zip(batch, rows, strict=True))
+            self._report(start + len(batch), len(names))
+        if not keys:
+            return np.zeros((0, self.dim), np.float32)
+        return np.stack([self._vectors[key] for key in keys])
+
+    def save(self) -> None:
+        """Writes what is known; a file that another process wrote meanwhile is replaced whole."""
+        keys = sorted(self._vectors)
+        rows = np.stack([self._vectors[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
+        draft = self._path.with_suffix(f".{os.getpid()}.npz")
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(draft, keys=np.array(keys, dtype="U32"), rows=rows)
+            draft.replace(self._path)
+        except OSError as error:
+            raise StoreError(f"cannot write {self._path} ({error.strerror}): give a writable --cache-dir") from error
+
+
+def _read_vectors(path: Path, dim: int) -> dict[str, Vector]:
+    """Empty where there is no file or a damaged one: the vectors are made again."""
+    try:
+        with np.load(path) as kept:
+            keys, rows = kept["keys"].tolist(), kept["rows"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}
+    return dict(zip(keys, rows, strict=True)) if rows.shape == (len(keys), dim) else {}
+
+
+class KeptRewriter:
+    """A rewriter that rewrites no query of a profile twice. Only finished rewrites are kept, so that a slow machine
+    leaves no trace in a measure."""
+
+    def __init__(self, rewriter: Rewriter, folder: Path, label: str) -> None:
+        self.name, self.version = rewriter.name, rewriter.version
+        self._rewriter = rewriter
+        self._path = folder / f"rewrites-{label}-{file_name(self.name)}-{file_name(self.version)}.json"
+        self._rewrites = _read_rewrites(self._path)
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
+        key = hashlib.sha256(f"{profile.version}\0{query}".encode()).hexdigest()[:32]
+        if key in self._rewrites:
+            return self._rewrites[key]
+        made = self._rewriter.rewrite(query, profile, budget_ms)
+        if made.status in ("full", "cached"):
+            self._rewrites[key] = replace(made, status="full")
+        return made
+
+    def save(self) -> None:
+        rows = {key: asdict(rewrite) for key, rewrite in sorted(self._rewrites.items())}
+        draft = self._path.with_suffix(f".{os.getpid()}.json")
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(rows, ensure_ascii=False, indent=0), "utf-8")
+            draft.replace(self._path)
+        except OSError as error:
+            raise StoreError(f"cannot write {self._path} ({error.strerror}): give a writable --cache-dir") from error
+
+
+def _read_rewrites(path: Path) -> dict[str, Rewrite]:
+    try:
+        rows: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+        return {
+            key: Rewrite(**(row | {"terms": tuple(Term(**term) for term in row["terms"])})) for key, row in rows.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+
+
+def file_name(text: str) -> str:
+    """A name that any file system takes; two texts never share one."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", text)[:40].strip("-.")
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

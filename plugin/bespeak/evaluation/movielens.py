@@ -1,0 +1,378 @@
+"""Personal gain on MovieLens: genre queries of users whose later ratings are known.
+
+Each user's ratings are put in order of time, ties by movie number, and cut after the first floor(0.7 n). What comes
+before is the history. A query is a genre of which the user later rated at least one movie that was not rated before
+with 4 stars or more: these movies are relevant, and the genre's movies that were not rated before are ranked.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.engines import Engine
+from bespeak.errors import InputError
+from bespeak.evaluation.kept import Report, silent
+from bespeak.evaluation.signals import best
+from bespeak.evaluation.systems import Cell, check_names, tabulate
+from bespeak.evaluation.topics import Collection
+from bespeak.events import new_event
+from bespeak.pipeline import MAX_PREFERENCES
+from bespeak.profile import derive
+from bespeak.records import Clause, Document, EngineQuery, Matrix, Profile, UserKey, Vector
+from bespeak.rerank import min_max, mix, user_parts
+from bespeak.settings import Weights
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
+
+SYSTEMS = ("engine", "user", "popularity", "item-knn")
+BASELINE = "engine"
+HISTORY_SHARE = 0.7
+RELEVANT_FROM = 4.0
+LENGTHS: Mapping[str, int | None] = {"0": 0, "1-2": 2, "3-5": 5, "6-10": 10, "more": None}
+"""Name of a length of history and how many of the latest ratings it keeps; None keeps all."""
+ANY_LENGTH = "any"
+"""The stage of a system that does not look at the history."""
+DEPTH = 100
+Array: TypeAlias = npt.NDArray[np.float32]
+Rows: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    movie_id: str
+    stars: float
+    timestamp: int  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """A user's ratings in order of time, cut."""
+
+    user_id: int
+    before: tuple[Rating, ...]
+    after: tuple[Rating, ...]
+
+    @property
+    def rated(self) -> frozenset[str]:
+        return frozenset(rating.movie_id for rating in self.before)
+
+
+@dataclass(frozen=True, slots=True)
+class GenreQuery:
+    query_id: str
+    viewer: Viewer
+    genre: str
+    relevant: frozenset[str]
+
+
+@dataclass(frozen=True)
+class MovieLens:
+    """Movies in order of doc_id, their genres, everybody's ratings, and the queries of the users that are measured."""
+
+    movies: Collection  # without topics
+    genres: Mapping[str, tuple[str, ...]]
+    viewers: tuple[Viewer, ...]  # all users, by number
+    queries: tuple[GenreQuery, ...]
+
+    @property
+    def qrels(self) -> dict[str, dict[str, int]]:
+        return {query.query_id: dict.fromkeys(sorted(query.relevant), 1) for query in self.queries}
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """`query_id → user`."""
+        return {query.query_id: str(query.viewer.user_id) for query in self.queries}
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """`doc_id → its place among the movies`."""
+        return {document.doc_id: n for n, document in enumerate(self.movies.documents)}
+
+    def candidates(self, query: GenreQuery) -> Rows:
+        """Rows of the genre's movies that the user had not rated, ascending."""
+        rated = query.viewer.rated
+        rows = [self.row[doc_id] for doc_id in self.by_genre[query.genre] if doc_id not in rated]
+        return np.array(sorted(rows), np.int64)
+
+    @cached_property
+    def by_genre(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for doc_id, genres in self.genres.items():
+            for genre in genres:
+                found.setdefault(genre, []).append(doc_id)
+        return found
+
+
+def is_movielens(folder: Path) -> bool:
+    return (folder / "movies.csv").is_file() and (folder / "ratings.csv").is_file()
+
+
+def read_movielens(folder: Path, every: int = 1, limit: int | None = None) -> MovieLens:
+    """Users are taken by number: the first and every so manieth after it, at most `limit`. Raises `InputError`."""
+    documents, genres = read_movies(folder / "movies.csv")
+    viewers = tuple(
+        cut_ratings(user_id, found) for user_id, found in sorted(read_ratings(folder / "ratings.csv").items())
+    )
+    queries = tuple(query for viewer in viewers[::every][:limit] for query in genre_queries(viewer, genres))
+    if not queries:
+        raise InputError(f"{folder} gives no query: no user liked a movie after 70 % of their time line")
+    movies = Collection(folder.resolve().name, documents, ("title", "genres"), (), {})
+    return MovieLens(movies, genres, viewers, queries)
+
+
+def read_movies(path: Path) -> tuple[tuple[Document, ...], dict[str, tuple[str, ...]]]:
+    documents, genres = [], {}
+    for number, (movie_id, title, named) in _rows(path, ("movieId", "title", "genres")):
+        if movie_id in genres:
+            raise InputError(f"{path}, line {number} repeats the movie {movie_id}")
+        genres[movie_id] = tuple(named.split("|")) if not named.startswith("(") else ()
+        documents.append(Document(movie_id, {"title": title, "genres": " ".join(genres[movie_id])}))
+    return tuple(sorted(documents, key=lambda document: document.doc_id)), genres
+
+
+def read_ratings(path: Path) -> dict[int, list[Rating]]:
+    """`user_id → ratings`, in the file's order; columns beyond the fourth are passed over."""
+    ratings: dict[int, list[Rating]] = {}
+    for number, (user_id, movie_id, stars, timestamp) in _rows(path, ("userId", "movieId", "rating", "timestamp")):
+        try:
+            ratings.setdefault(int(user_id), []).append(Rating(movie_id, float(stars), int(timestamp)))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not user, movie, stars and seconds") from error
+    return ratings
+
+
+def _rows(path: Path, header: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """(line number, the named first columns) of each row after the header."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            if tuple(next(reader, [])[: len(header)]) != header:
+                raise InputError(f"{path} does not start with the columns {', '.join(header)}")
+            for row in reader:
+                if len(row) < len(header):
+                    raise InputError(f"{path}, line {reader.line_num} has {len(row)} columns in place of {len(header)}")
+                yield reader.line_num, row[: len(header)]
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): --data names a folder of judged data") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: convert it, then run this again") from error
+
+
+def cut_ratings(user_id: int, ratings: Sequence[Rating]) -> Viewer:
+    ordered = sorted(ratings, key=lambda rating: (rating.timestamp, _number(rating.movie_id)))
+    n = int(HISTORY_SHARE * len(ordered) + 1e-9)
+    return Viewer(user_id, tuple(ordered[:n]), tuple(ordered[n:]))
+
+
+def _number(movie_id: str) -> tuple[int, str]:
+    return (int(movie_id), "") if movie_id.isdecimal() else (0, movie_id)
+
+
+def genre_queries(viewer: Viewer, genres: Mapping[str, tuple[str, ...]]) -> Iterator[GenreQuery]:
+    """In order of the genres' names; a user without a history has none."""
+    liked: dict[str, set[str]] = {}
+    for rating in viewer.after:
+        if rating.stars >= RELEVANT_FROM and rating.movie_id not in viewer.rated:
+            for genre in genres.get(rating.movie_id, ()):
+                liked.setdefault(genre, set()).add(rating.movie_id)
+    for genre, relevant in sorted(liked.items() if viewer.before else ()):
+        yield GenreQuery(f"{viewer.user_id} {genre}", viewer, genre, frozenset(relevant))
+
+
+class Scorer(Protocol):
+    """A system: a score for each candidate of a query, at each of its stages."""
+
+    @property
+    def stages(self) -> Sequence[str]: ...
+
+    def scores(self, query: GenreQuery, rows: Rows, stage: str, /) -> Array:
+        """`(n_rows,)`; ties are broken by doc_id."""
+        ...
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the systems are made of; `vectors` are the movies', `(n_movies, dim)`."""
+
+    engine: Engine
+    index: str
+    encoder: Encoder
+    vectors: Matrix
+    weights: Weights
+
+
+def measure(data: MovieLens, systems: Sequence[str], means: Means, report: Report = silent) -> list[Cell]:
+    """Every system, those that look at the history at each of its lengths."""
+    check_names("system", systems, SYSTEMS)
+    scorers = make_scorers(list(dict.fromkeys([BASELINE, *systems])), data, means)
+    runs: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for done, query in enumerate(data.queries, 1):
+        rows = data.candidates(query)
+        for system, scorer in scorers.items():
+            for stage in scorer.stages:
+                order = rows[best(scorer.scores(query, rows, stage), DEPTH)]
+                found = [data.movies.documents[row].doc_id for row in order]
+                runs.setdefault((system, stage), {})[query.query_id] = found
+        report(done, len(data.queries))
+    cells = tabulate(runs, data.qrels, data.groups, BASELINE)
+    return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
+
+
+def make_scorers(systems: Sequence[str], data: MovieLens, means: Means) -> dict[str, Scorer]:
+    order, others = EngineOrder(data, means.engine, means.index), Others(data)
+    makers: dict[str, Callable[[], Scorer]] = {
+        "engine": lambda: order,
+        "user": lambda: Personal(data, means, order),
+        "popularity": lambda: Popularity(others),
+        "item-knn": lambda: ItemKnn(others),
+    }
+    return {system: makers[system]() for system in systems}
+
+
+class EngineOrder:
+    """The engine's scores for a genre as a query, each genre asked once."""
+
+    stages = (ANY_LENGTH,)
+
+    def __init__(self, data: MovieLens, engine: Engine, index: str) -> None:
+        self._data, self._engine, self._index = data, engine, index
+        self._known: dict[str, Array] = {}
+
+    def scores(self, query: GenreQuery, rows: Rows, _stage: str = ANY_LENGTH) -> Array:
+        if query.genre not in self._known:
+            self._known[query.genre] = self._ask(query.genre)
+        found: Array = self._known[query.genre][rows]
+        return found
+
+    def _ask(self, genre: str) -> Array:
+        found = np.zeros(len(self._data.row), np.float32)
+        asked = EngineQuery(self._index, (Clause(genre),), size=min(len(found), 10_000))
+        for hit in self._engine.search(asked).hits:
+            found[self._data.row[hit.doc_id]] = hit.score
+        return found
+
+
+class Personal:
+    """The reranker's weighted columns over all candidates; a stranger's scores are the engine's own."""
+
+    stages = tuple(LENGTHS)
+
+    def __init__(self, data: MovieLens, means: Means, order: EngineOrder) -> None:
+        self._data, self._means, self._order = data, means, order
+        self._tastes: dict[tuple[int, str], Vector | None] = {}
+        self._genres: dict[str, Vector] = {}
+
+    def scores(self, query: GenreQuery, rows: Rows, stage: str) -> Array:
+        lexical, weights = self._order.scores(query, rows), self._means.weights
+        taste = self._taste(query.viewer, stage)
+        if taste is None:
+            return lexical
+        vectors = self._means.vectors[rows]  # (n_rows, dim)
+        columns = (min_max(lexical), min_max(vectors @ self._genre(query.genre)), min_max(vectors @ taste))
+        total = sum(w * column for w, column in zip(weights.as_tuple(), columns, strict=True))
+        rounded: Array = np.round(total / sum(weights.as_tuple()), 6)
+        return rounded
+
+    def _genre(self, genre: str) -> Vector:
+        if genre not in self._genres:
+            self._genres[genre] = self._means.encoder.encode([genre], kind="query")[0]
+        return self._genres[genre]
+
+    def _taste(self, viewer: Viewer, stage: str) -> Vector | None:
+        """The user's vector; None for a stranger, and where likes and dislikes cancel out."""
+        if (viewer.user_id, stage) not in self._tastes:
+            profile = profile_of(viewer, latest(viewer.before, LENGTHS[stage]))
+            liked = [p for p in profile.preferences[:MAX_PREFERENCES] if p.doc_id in self._data.row]
+            vectors = {p.doc_id: self._means.vectors[self._data.row[p.doc_id]] for p in liked}
+            mixed = mix(user_parts(liked, vectors, None, 0.0))
+            self._tastes[viewer.user_id, stage] = mixed.vector if mixed else None
+        return self._tastes[viewer.user_id, stage]
+
+
+def latest(ratings: Sequence[Rating], n: int | None) -> Sequence[Rating]:
+    return ratings if n is None else ratings[max(len(ratings) - n, 0) :]
+
+
+def profile_of(viewer: Viewer, history: Iterable[Rating]) -> Profile:
+    """The profile that these ratings give at the moment of the cut."""
+    user = UserKey("evaluation", str(viewer.user_id))
+    events = [
+        new_event(user, "rating", _moment(rating), doc_id=rating.movie_id, value=rating.stars) for rating in history
+    ]
+    return derive(user, "", (), (), events, True, _moment(viewer.before[-1]))
+
+
+def _moment(rating: Rating) -> datetime:
+    return datetime.fromtimestamp(rating.timestamp, UTC)
+
+
+class Others:
+    """What all users but the one in question rated, at any time."""
+
+    def __init__(self, data: MovieLens) -> None:
+        self.row = data.row
+        self._place = {viewer.user_id: n for n, viewer in enumerate(data.viewers)}
+        self.rated = np.zeros((len(data.viewers), len(data.row)), np.float32)
+        for n, viewer in enumerate(data.viewers):
+            columns = [data.row[r.movie_id] for r in (*viewer.before, *viewer.after) if r.movie_id in data.row]
+            self.rated[n, columns] = 1
+        self._total = self.rated.sum(axis=0)
+
+    def place(self, viewer: Viewer) -> int:
+        return self._place[viewer.user_id]
+
+    def counts(self, viewer: Viewer) -> Array:
+        """`(n_movies,)`: by how many others each was rated."""
+        counts: Array = self._total - self.rated[self.place(viewer)]
+        return counts
+
+
+class Popularity:
+    """By how many others a movie was rated."""
+
+    stages = (ANY_LENGTH,)
+
+    def __init__(self, others: Others) -> None:
+        self._others = others
+
+    def scores(self, query: GenreQuery, rows: Rows, _stage: str = ANY_LENGTH) -> Array:
+        found: Array = self._others.counts(query.viewer)[rows]
+        return found
+
+
+class ItemKnn:
+    """The sum over the history of the cosine between who else rated this movie and who else rated that one.
+
+    Sarwar et al., "Item-based collaborative filtering recommendation algorithms" (2001), with all neighbours.
+    """
+
+    stages = tuple(LENGTHS)
+
+    def __init__(self, others: Others) -> None:
+        self._others = others
+        self._known: dict[tuple[int, str], Array] = {}
+
+    def scores(self, query: GenreQuery, rows: Rows, stage: str) -> Array:
+        key = (query.viewer.user_id, stage)
+        if key not in self._known:
+            self._known[key] = self._all(query.viewer, latest(query.viewer.before, LENGTHS[stage]))
+        found: Array = self._known[key][rows]
+        return found
+
+    def _all(self, viewer: Viewer, history: Iterable[Rating]) -> Array:
+        others = self._others
+        scale = 1 / np.sqrt(np.maximum(others.counts(viewer), 1))  # (n_movies,)
+        columns = [others.row[rating.movie_id] for rating in history if rating.movie_id in others.row]
+        together = others.rated[:, columns] @ scale[columns]  # (n_users,)
+        together[others.place(viewer)] = 0
+        return ((together @ others.rated) * scale).astype(np.float32)

@@ -1,0 +1,192 @@
+"""The systems that are compared on a conversational collection, and the stages at which each of them is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bespeak.engines import Engine, IndexInfo
+from bespeak.errors import IndexMissing, InputError, UsageError
+from bespeak.evaluation.kept import Report, silent
+from bespeak.evaluation.signals import best
+from bespeak.evaluation.topics import Collection, Topic
+from bespeak.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
+from bespeak.pipeline import Parts, Plan, contextualise, document_text, finish, plan
+from bespeak.records import Document, Matrix, Request, Vector
+from bespeak.rewrite import LastTurn, Unchanged
+from bespeak.settings import Settings
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
+
+SYSTEMS = ("raw", "last-turn", "rewrite", "rewrite-alone", "human")
+STAGES = ("lexical", "dense", "hybrid")
+BASELINE = "raw"
+DEPTH = 100
+LAST_TURN_SHARE = 0.5  # of the last turn's vector in the baseline `last-turn`
+UNHURRIED_MS = 600_000.0  # a measure must not depend on how busy the machine is
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one system reached at one stage, and what it gains there over the baseline (None for the baseline)."""
+
+    system: str
+    stage: str
+    scores: dict[str, Estimate]  # by MEASURES
+    gain: Gain | None
+    n_queries: int
+
+
+def unhurried(settings: Settings) -> Settings:
+    return replace(settings, rewrite_ms=UNHURRIED_MS)
+
+
+def measure(
+    collection: Collection,
+    systems: Sequence[str],
+    stages: Sequence[str],
+    engine: Engine,
+    index: str,
+    parts: Parts,
+    report: Report = silent,
+) -> list[Cell]:
+    """Every system at every stage, in the order asked; `parts` hold the model behind `rewrite`."""
+    check_names("system", systems, SYSTEMS)
+    check_names("stage", stages, STAGES)
+    asked = list(dict.fromkeys([BASELINE, *systems]))
+    runs = run_all(collection, asked, stages, engine, index, parts, report)
+    cells = tabulate(runs, collection.judged, collection.groups, BASELINE)
+    return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
+
+
+def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"there is no {what} {unknown[0]!r} for these data: choose from {', '.join(known)}")
+
+
+def run_all(
+    collection: Collection,
+    systems: Sequence[str],
+    stages: Sequence[str],
+    engine: Engine,
+    index: str,
+    parts: Parts,
+    report: Report = silent,
+) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """`(system, stage) → run`."""
+    info = engine.describe(index)
+    vectors = embed(collection, parts.encoder) if "dense" in stages and parts.encoder else None
+    runs: dict[tuple[str, str], dict[str, list[str]]] = {(s, stage): {} for s in systems for stage in stages}
+    for done, topic in enumerate(collection.topics, 1):
+        for system in systems:
+            asked = plan_topic(system, topic, info, parts)
+            for stage in stages:
+                runs[system, stage][topic.query_id] = rank_topic(stage, asked, engine, parts, collection, vectors)
+        report(done, len(collection.topics))
+    return runs
+
+
+def plan_topic(system: str, topic: Topic, info: IndexInfo, parts: Parts) -> Plan:
+    """What the system would ask the engine at this turn. Raises `InputError` where it lacks what it needs."""
+    if system == "rewrite":
+        return plan(_request(topic.text, info), topic.profile, info, parts)
+    if system == "last-turn":
+        return _last_turn(topic, info, parts)
+    if system == "human" and topic.human_rewrite is None:
+        raise InputError(f"query {topic.query_id} has no human_rewrite: leave the system human out for these data")
+    text = {"raw": topic.text, "human": topic.human_rewrite}.get(system)
+    if text is None:
+        text = parts.rewriter.rewrite(topic.text, topic.profile).text
+    return plan(_request(text, info), topic.profile, info, bare(parts))
+
+
+def _request(text: str, info: IndexInfo) -> Request:
+    return Request(text, info.index, size=DEPTH)
+
+
+def bare(parts: Parts) -> Parts:
+    """The same parts with nothing of the history in them."""
+    return replace(
+        parts, rewriter=Unchanged(), settings=replace(parts.settings, last_turn_weight=0.0, last_turn_share=0.0)
+    )
+
+
+def _last_turn(topic: Topic, info: IndexInfo, parts: Parts) -> Plan:
+    """The query and the last turn's salient words; as vectors, the query and half of the last turn."""
+    settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
+    parts = replace(parts, rewriter=LastTurn(), settings=settings)
+    asked = plan(_request(topic.text, info), topic.profile, info, parts)
+    if asked.declined or asked.context is None:
+        return asked
+    context, _ = contextualise(replace(asked.rewrite, text=topic.text), topic.profile, parts)
+    vector = context.vector if context and asked.query.vector is not None else None
+    return replace(asked, context=context, query=replace(asked.query, vector=vector))
+
+
+def rank_topic(
+    stage: str, asked: Plan, engine: Engine, parts: Parts, collection: Collection, vectors: Matrix | None
+) -> list[str]:
+    """At most `DEPTH` doc_ids, best first."""
+    if stage == "lexical":
+        hits = engine.search(replace(asked.query, vector=None)).hits
+        return [hit.doc_id for hit in hits if hit.score > 0][:DEPTH]
+    if stage == "dense":
+        if vectors is None or parts.encoder is None:
+            raise UsageError("the stage dense needs an encoder: name one with --encoder")
+        rows = best(vectors @ _query_vector(asked, parts.encoder), DEPTH)
+        return [collection.documents[row].doc_id for row in rows]
+    return [ranked.hit.doc_id for ranked in finish(asked, engine.search(asked.query), [], parts).page]
+
+
+def _query_vector(asked: Plan, encoder: Encoder) -> Vector:
+    """The plan's own, or the query's where the gate left it alone."""
+    if asked.context:
+        return asked.context.vector
+    vector: Vector = encoder.encode([asked.request.query], kind="query")[0]
+    return vector
+
+
+def embed(collection: Collection, encoder: Encoder) -> Matrix:
+    """`(n_docs, dim)`, in the collection's order."""
+    return encoder.encode([document_text(d.source, collection.fields) for d in collection.documents], kind="document")
+
+
+def load_collection(collection: Collection, engine: Engine, encoder: Encoder | None, index: str) -> None:
+    """The collection as an index; one of this name that is complete is used as it is."""
+    name = encoder.name if encoder else None
+    try:
+        info = engine.describe(index)
+        if (info.n_docs, info.encoder) == (len(collection.documents), name):
+            return
+        engine.drop(index)
+    except IndexMissing:
+        pass
+    engine.create(index, collection.fields, encoder.dim if encoder else None, name)
+    vectors = embed(collection, encoder) if encoder else [None] * len(collection.documents)
+    documents = [Document(d.doc_id, d.source, vector) for d, vector in zip(collection.documents, vectors, strict=True)]
+    if rejected := engine.load(index, documents):
+        raise InputError(
+            f"the engine refused {len(rejected)} of {len(documents)} documents, first {rejected[0].doc_id}: "
+            f"{rejected[0].reason}"
+        )
+    engine.refresh(index)
+
+
+def tabulate(
+    runs: dict[tuple[str, str], dict[str, list[str]]] | dict[tuple[str, str], Run],
+    qrels: Qrels,
+    groups: dict[str, str],
+    baseline: str,
+) -> list[Cell]:
+    """A cell for each run; its gain is over the baseline's run at the same stage, or at its only one."""
+    values = {key: judge(qrels, run) for key, run in runs.items()}
+    of_baseline = {stage: found["nDCG@10"] for (system, stage), found in values.items() if system == baseline}
+    cells = []
+    for (system, stage), found in values.items():
+        against = of_baseline.get(stage) or next(iter(of_baseline.values()), None)
+        gain = compare(found["nDCG@10"], against, groups) if against and system != baseline else None
+        scores = {name: estimate(found[name], groups) for name in MEASURES}
+        cells.append(Cell(system, stage, scores, gain, len(qrels)))
+    return cells

@@ -1,0 +1,104 @@
+"""How well runs answer judged queries: nDCG@10, MRR and recall@100 by query, their means with intervals, and gains.
+
+A run is `query_id → doc_ids, best first`. Every judged query counts: one without hits scores 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.errors import UsageError
+
+Run: TypeAlias = Mapping[str, Sequence[str]]
+Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
+"""`query_id → doc_id → grade`, 0 for not relevant."""
+Values: TypeAlias = Mapping[str, float]
+"""`query_id → value in [0, 1]`."""
+
+MEASURES = ("nDCG@10", "MRR", "recall@100")
+NOTICEABLE = 0.1
+"""A query is worse or better where its nDCG@10 differs by more than this."""
+RESAMPLES = 2_000
+SEED = 20_231
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over queries with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """One run against another over the same queries: the mean difference, and the share of queries that noticed."""
+
+    difference: Estimate
+    worse: float
+    better: float
+
+
+def judge(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
+    """`measure → query_id → value` for every query of the qrels, by ir-measures. Raises `UsageError` without it."""
+    measures, calculate = _ir_measures()
+    scored = {
+        query_id: {doc_id: -float(rank) for rank, doc_id in enumerate(run.get(query_id, ()))} for query_id in qrels
+    }
+    values = {name: dict.fromkeys(qrels, 0.0) for name in MEASURES}
+    names = {measure: name for name, measure in measures.items()}
+    for found in calculate(list(measures.values()), qrels, scored):
+        values[names[found.measure]][found.query_id] = float(found.value)
+    return values
+
+
+def _ir_measures() -> tuple[dict[str, Any], Any]:
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise UsageError(
+            "measuring needs the package ir-measures, which is not installed: pip install 'bespeak[evaluate]'"
+        ) from error
+    measures = (ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 100)
+    return dict(zip(MEASURES, measures, strict=True)), ir_measures.iter_calc
+
+
+def estimate(values: Values, groups: Mapping[str, str] | None = None) -> Estimate:
+    """The mean with its bootstrap interval (percentiles 2.5 and 97.5; Efron 1979); the same on every run.
+
+    `groups` names each query's conversation or user: whole groups are drawn, as queries of one group are not
+    independent of each other.
+    """
+    if not values:
+        return Estimate(0.0, 0.0, 0.0)
+    sums, counts = _group_sums(values, groups or {})
+    drawn = np.random.default_rng(SEED).integers(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)  # (RESAMPLES,)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
+
+
+def _group_sums(values: Values, groups: Mapping[str, str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sum and number of the values of each group, `(n_groups,)` each, groups in order of their names."""
+    gathered: dict[str, list[float]] = {}
+    for query_id, value in values.items():
+        gathered.setdefault(groups.get(query_id, query_id), []).append(value)
+    members = [gathered[name] for name in sorted(gathered)]
+    return np.array([sum(m) for m in members]), np.array([float(len(m)) for m in members])
+
+
+def compare(values: Values, baseline: Values, groups: Mapping[str, str] | None = None) -> Gain:
+    """What a run gains over a baseline; both hold the nDCG@10 of the same queries."""
+    if values.keys() != baseline.keys():
+        raise UsageError(f"only runs over the same queries compare, but these have {len(values)} and {len(baseline)}")
+    differences = {query_id: value - baseline[query_id] for query_id, value in values.items()}
+    n = max(len(differences), 1)
+    worse = sum(d < -NOTICEABLE - 1e-9 for d in differences.values()) / n
+    better = sum(d > NOTICEABLE + 1e-9 for d in differences.values()) / n
+    return Gain(estimate(differences, groups), worse, better)

@@ -1,0 +1,93 @@
+"""Prints nDCG@10 of a grid of settings over the conversational sets, from vectors and rewrites that are kept on disk.
+
+python scripts/tune_defaults.py --data ../shared/data --cache DIR [--rewriter model|last-turn|none]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+from bespeak.encode import load_encoder
+from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
+from bespeak.evaluation.signals import Signals, gather, score_settings
+from bespeak.evaluation.topics import read_collection
+from bespeak.rewrite import choose_rewriter
+from bespeak.settings import Settings, Weights
+
+SETS = ("ikat", "dialogue", "mtragun")
+REWRITE_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+LAST_TURN_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3)
+LAST_TURN_SHARES = (0.0, 0.2, 0.35, 0.5, 0.7)
+LEXICAL_WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--rewriter", default="model", choices=["model", "last-turn", "none"])
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--every", type=int, default=1, help="every so manieth topic")
+    options = parser.parse_args()
+    signals = {name: signals_of(options, name) for name in options.sets.split(",")}
+    show("lexical: rewrite_weight, last_turn_weight", signals, "lexical", lexical_grid())
+    show("dense: last_turn_share", signals, "dense", dense_grid())
+    show("hybrid: lexical : embedding, last_turn_weight, last_turn_share", signals, "hybrid", hybrid_grid())
+
+
+def signals_of(options: argparse.Namespace, name: str) -> Signals:
+    """The set's signals; what had to be computed is kept for the next time, also when interrupted."""
+    collection = read_collection(options.data / name).cut(every=options.every)
+    folder = options.cache / "evaluation"
+    encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
+    rewriter = KeptRewriter(choose_rewriter(options.rewriter, options.cache), folder, collection.digest)
+    try:
+        return gather(collection, encoder, rewriter, progress(f"{name}: rewrites"))
+    finally:
+        encoder.save()
+        rewriter.save()
+
+
+def progress(label: str):
+    def report(done: int, total: int) -> None:
+        print(f"\r{label} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return report
+
+
+def lexical_grid() -> dict[str, Settings]:
+    return {
+        f"{r:4} {t:4}": Settings(rewrite_weight=r, last_turn_weight=t)
+        for r, t in itertools.product(REWRITE_WEIGHTS, LAST_TURN_WEIGHTS)
+    }
+
+
+def dense_grid() -> dict[str, Settings]:
+    return {f"{share:4}": Settings(last_turn_share=share) for share in LAST_TURN_SHARES}
+
+
+def hybrid_grid() -> dict[str, Settings]:
+    return {
+        f"{w:4}:{1 - w:.2f} {t:4} {share:4}": Settings(
+            weights=Weights(w, 1 - w, 0.0), last_turn_weight=t, last_turn_share=share
+        )
+        for w, t, share in itertools.product(LEXICAL_WEIGHTS, LAST_TURN_WEIGHTS, LAST_TURN_SHARES)
+    }
+
+
+def show(title: str, signals: dict[str, Signals], stage: str, grid: dict[str, Settings]) -> None:
+    """A line a setting: nDCG@10 of each set, their mean; best mean first."""
+    rows = []
+    for label, settings in grid.items():
+        scores = [float(score_settings(s, settings)[stage].mean()) for s in signals.values()]
+        rows.append((sum(scores) / len(scores), label, scores))
+    print(f"\n{title}\n{'':24} {' '.join(f'{name:>9}' for name in signals)}      mean")
+    for mean, label, scores in sorted(rows, reverse=True):
+        print(f"{label:24} {' '.join(f'{score:9.4f}' for score in scores)} {mean:9.4f}")
+
+
+if __name__ == "__main__":
+    main()
