@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Protocol
 
-from bespeak.records import Document, EngineQuery, Hits
+from bespeak.analysis import tokens
+from bespeak.errors import IndexMissing, UsageError
+from bespeak.records import Clause, Document, EngineQuery, Hits
 
 VECTOR_FIELD = "bespeak_vector"
 """Name of the `dense_vector` field that `bespeak index` adds; never shown as part of a document's source."""
@@ -59,3 +62,71 @@ class Engine(Protocol):
     def drop(self, index: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+MAX_WORDS = 1024
+"""Words times fields that a query may hold, the least that any Elasticsearch allows; the words beyond are left out."""
+
+MAX_ID_BYTES = 512
+KEYWORD_CHARS = 1024
+"""Longer values cannot be filtered by."""
+
+
+def check_index_name(index: str) -> None:
+    """Raises UsageError for a name that Elasticsearch would not take; hidden ones (.name) are not for documents."""
+    wrong = ""
+    if not index or len(index.encode("utf-8", "replace")) > 255:
+        wrong = "it must have 1 to 255 bytes"
+    elif index[0] in ".-_+":
+        wrong = f"it must not begin with {index[0]}"
+    elif index != index.lower():
+        wrong = "it must be lower case"
+    elif bad := sorted(set(index) & set('\\/*?"<>| ,#:') or {c for c in index if not c.isprintable()}):
+        wrong = f"it must not hold {' '.join(map(repr, bad))}"
+    if wrong:
+        raise UsageError(f"{index[:80]!r} cannot be the name of an index: {wrong}")
+
+
+def shorten(query: EngineQuery, n_fields: int) -> EngineQuery:
+    """The query with at most `MAX_WORDS / n_fields` words, the required clauses' first."""
+    left = max(MAX_WORDS // max(n_fields, 1), 1)
+
+    def cut(clauses: Sequence[Clause]) -> Iterator[Clause]:
+        nonlocal left
+        for clause in clauses:
+            words = tokens(clause.text)
+            if len(words) <= left:
+                yield clause
+            elif left:
+                yield replace(clause, text=clause.text[: words[left - 1].end])
+            left -= min(left, len(words))
+
+    return replace(query, required=tuple(cut(query.required)), optional=tuple(cut(query.optional)))
+
+
+def value_at(source: Mapping[str, Any], path: str) -> Any:
+    """What a document holds under a name, `a.b` being b inside a; None if nothing."""
+    if path in source:
+        return source[path]
+    head, dot, rest = path.partition(".")
+    inner = source.get(head)
+    return value_at(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+def index_missing(index: str, names: Sequence[str]) -> IndexMissing:
+    """The error for an index that is not there, naming the likely ones that are."""
+    near = get_close_matches(index, names, 3, 0.5) or sorted(names)[:5]
+    there = f"there {'is' if len(near) == 1 else 'are'} {', '.join(near)}" if near else "there is none yet"
+    return IndexMissing(f"no index {index!r}: {there}; load one with `bespeak index FILE --to {index}`")
+
+
+def different(index: str, there: tuple[Any, ...], asked: tuple[Any, ...]) -> UsageError:
+    """The error for an index that is there with other fields or vectors than asked."""
+
+    def said(fields: Sequence[str], dim: int | None, encoder: str | None) -> str:
+        return f"the fields {', '.join(fields)} and {f'{dim} dimensions by {encoder}' if dim else 'no vectors'}"
+
+    return UsageError(
+        f"the index {index!r} has {said(*there)}, but was asked for with {said(*asked)}: choose another name, or the"
+        " same fields and encoder"
+    )

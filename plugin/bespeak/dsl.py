@@ -1,0 +1,158 @@
+"""What Elasticsearch is sent, and what its answers mean: pure functions from records to bodies and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bespeak.engines import KEYWORD_CHARS, VECTOR_FIELD, IndexInfo
+from bespeak.records import Clause, Document, EngineQuery, Hit
+
+MAX_WINDOW = 10_000
+"""Hits that Elasticsearch gives at most (`index.max_result_window`)."""
+
+TEXT_TYPES = ("text", "match_only_text")
+KEYWORD_TYPES = ("keyword", "constant_keyword", "wildcard")
+
+
+def index_body(fields: Sequence[str], dim: int | None, encoder: str | None) -> dict[str, Any]:
+    """Settings and mapping of a new index: text fields by the analyzer `english`, all other strings as keywords."""
+    keyword = {"type": "keyword", "ignore_above": KEYWORD_CHARS}
+    text = {"type": "text", "analyzer": "english", "fields": {"keyword": keyword}}
+    properties: dict[str, Any] = dict.fromkeys(fields, text)
+    if dim:
+        properties[VECTOR_FIELD] = {
+            "type": "dense_vector",
+            "dims": dim,
+            "index": True,
+            "similarity": "cosine",
+            "index_options": {"type": "hnsw"},  # not quantised: both engines find the same neighbours
+        }
+    return {
+        "settings": {"index": {"auto_expand_replicas": "0-1", "mapping": {"ignore_malformed": True}}},
+        "mappings": {
+            "_meta": {"bespeak": {"fields": list(fields), "encoder": encoder}},
+            "date_detection": False,
+            "dynamic_templates": [{"strings": {"match_mapping_type": "string", "mapping": keyword}}],
+            "properties": properties,
+        },
+    }
+
+
+def lexical_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str]) -> dict[str, Any]:
+    """The first `size` documents by BM25, and one more that tells whether scores tie across the border."""
+    required = [clause_query(clause, info.fields) for clause in query.required]
+    optional = [clause_query(clause, info.fields) for clause in query.optional]
+    asked: dict[str, Any] = {"filter": filters(query.filters, keywords)}
+    if query.recall or not required:
+        asked |= {"should": required + optional, "minimum_should_match": 1}
+    else:
+        asked |= {"must": required, "should": optional}
+    if not required and not optional:
+        asked = {"must_not": [{"match_all": {}}]}
+    size = min(query.size + 1, MAX_WINDOW)
+    return {"query": {"bool": asked}, "size": size, "track_total_hits": True, **shown(info)}
+
+
+def border_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same query, for nothing but the ids and scores of as many hits as can be had."""
+    left = {name: value for name, value in body.items() if name not in ("fields", "_source")}
+    return left | {"size": MAX_WINDOW, "_source": False, "track_total_hits": False}
+
+
+def clause_query(clause: Clause, fields: Sequence[str]) -> dict[str, Any]:
+    """The sum over the fields of the clause's BM25 score there, times its weight."""
+    asked = {"query": clause.text, "type": "most_fields", "fields": list(fields), "boost": clause.weight}
+    return {"multi_match": asked} if clause.text.strip() and fields else {"match_none": {}}
+
+
+def nearest_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str]) -> dict[str, Any]:
+    """The `size` nearest documents by the query's vector."""
+    assert query.vector is not None
+    size = min(query.size, MAX_WINDOW)
+    knn = {
+        "field": VECTOR_FIELD,
+        "query_vector": query.vector.tolist(),
+        "k": size,
+        "num_candidates": min(max(3 * size, 500), MAX_WINDOW),
+        "filter": filters(query.filters, keywords),
+    }
+    return {"knn": knn, "size": size, **shown(info)}
+
+
+def ids_body(doc_ids: Sequence[str], info: IndexInfo) -> dict[str, Any]:
+    return {"query": {"ids": {"values": list(doc_ids)}}, "size": len(doc_ids), **shown(info)}
+
+
+def filters(wanted: Mapping[str, str], keywords: Mapping[str, str]) -> list[dict[str, Any]]:
+    """`keywords` names, for a text field, the keyword field that holds its exact value."""
+    return [{"term": {keywords.get(path, path): {"value": value}}} for path, value in wanted.items()]
+
+
+def shown(info: IndexInfo) -> dict[str, Any]:
+    """Which parts of a hit to send: the source without the vector, and the vector on its own."""
+    if info.dim is None:
+        return {}
+    return {"_source": {"excludes": [VECTOR_FIELD]}, "fields": [VECTOR_FIELD]}
+
+
+def index_action(document: Document) -> dict[str, Any]:
+    """One action of a bulk request: add or replace."""
+    source = dict(document.source)
+    if document.vector is not None:
+        source[VECTOR_FIELD] = document.vector.tolist()
+    return {"_op_type": "index", "_id": document.doc_id, "_source": source}
+
+
+def read_document(hit: Mapping[str, Any]) -> Document:
+    vector = hit.get("fields", {}).get(VECTOR_FIELD)
+    return Document(hit["_id"], hit.get("_source") or {}, None if vector is None else np.array(vector, np.float32))
+
+
+def read_hit(hit: Mapping[str, Any], rank: int, score: float) -> Hit:
+    document = read_document(hit)
+    return Hit(document.doc_id, score, rank, document.source, document.vector)
+
+
+def in_order(hits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """By score, then doc_id."""
+    return sorted(hits, key=lambda hit: (-hit["_score"], hit["_id"]))
+
+
+def read_mapping(index: str, answer: Mapping[str, Any], n_docs: int) -> tuple[IndexInfo, dict[str, str]]:
+    """What an index, or all behind an alias, can be searched by; for each text field its keyword, where it has one.
+
+    Fields are those that `bespeak index` was given, else every text field of the mapping; sub-fields, nested objects
+    and fields that are not indexed are left out.
+    """
+    mappings = [part["mappings"] for part in answer.values()]
+    described: Mapping[str, Any] = next(
+        (m["_meta"]["bespeak"] for m in mappings if "bespeak" in m.get("_meta", {})), {}
+    )
+    found = dict(field for mapping in mappings for field in leaves(mapping.get("properties", {})))
+    text = {path: kind for path, kind in found.items() if kind["type"] in TEXT_TYPES and kind.get("index", True)}
+    fields = tuple(field for field in described.get("fields", text) if field in text)
+    dims = {vector_dim(mapping.get("properties", {}).get(VECTOR_FIELD, {})) for mapping in mappings}
+    dim = dims.pop() if len(dims) == 1 else None
+    keywords = {path: f"{path}.{sub}" for path, kind in text.items() if (sub := _keyword(kind)) is not None}
+    return IndexInfo(index, fields, n_docs, dim, described.get("encoder")), keywords
+
+
+def vector_dim(kind: Mapping[str, Any]) -> int | None:
+    """How long the vectors of a field are, if it holds vectors that can be searched."""
+    return kind.get("dims") if kind.get("type") == "dense_vector" and kind.get("index", True) else None
+
+
+def leaves(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The fields of a mapping with their full names; objects are gone into, nested ones are not."""
+    for name, kind in properties.items():
+        if "properties" in kind and kind.get("type", "object") == "object":
+            yield from leaves(kind["properties"], f"{prefix}{name}.")
+        elif "type" in kind:
+            yield prefix + name, kind
+
+
+def _keyword(kind: Mapping[str, Any]) -> str | None:
+    return next((name for name, sub in kind.get("fields", {}).items() if sub.get("type") in KEYWORD_TYPES), None)
