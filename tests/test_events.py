@@ -2,6 +2,7 @@ import io
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from bespeak.errors import InputError, UsageError
@@ -216,6 +217,17 @@ def test_the_event_of_a_request():
 def test_a_user_that_cannot_be_is_wrong_usage(tenant, user):
     with pytest.raises(UsageError):
         user_key(tenant, user)
+
+
+def test_the_lines_of_the_guide_are_events():
+    guide = (Path(__file__).parent.parent / "docs" / "events.md").read_text("utf-8")
+    block = "\n".join(row for row in guide.splitlines() if row.startswith("    ") and ("{" in row or '"' in row))
+    block, events = block[block.index('{"user_query') :], []
+    while block.startswith("{"):
+        read, end = json.JSONDecoder().raw_decode(block)
+        events.append(read_event(read, now=NOW))
+        block = block[end:].strip()
+    assert [e.action for e in events] == ["query", "click", "answer", "statement", "rating"]
 
 
 TEXT = st.text(max_size=40)

@@ -298,6 +298,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         SqliteStore(tmp_path / "file" / "bespeak.db").add([event()])
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path):
+    store = SqliteStore(tmp_path / ("x" * 300) / "bespeak.db")
+    for act in (lambda: store.add([event()]), lambda: store.profile(USER, "", NOW), lambda: store.forget(USER)):
+        with pytest.raises(StoreError, match="--data-dir"):
+            act()
+
+
 def test_a_read_only_store_is_named(store):
     store.add([event()])
     store._connection().execute("PRAGMA query_only = ON")

@@ -312,7 +312,7 @@ def _is_bulk_action(parsed: Mapping[str, Any]) -> bool:
 def _parse(line: bytes | str) -> dict[str, Any]:
     try:
         text = line if isinstance(line, str) else line.decode("utf-8-sig")
-        parsed = json.loads(text, parse_constant=_refuse_constant)
+        parsed = STRICT.decode(text)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
@@ -330,9 +330,13 @@ def _refuse_constant(name: str) -> float:
     raise InputError(f"broken JSON: {name} is not a JSON number")
 
 
+STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def _digest(content: tuple[Any, ...]) -> str:
     try:
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = CANONICAL.encode(content)
         digest = hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
     except UnicodeEncodeError as error:
         raise InputError("holds half of a surrogate pair, which is not a character") from error

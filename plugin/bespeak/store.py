@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bespeak.rewrite import RewriteKey
 
 # What a profile reads at most, newest first, so that its cost does not grow with the history.
-STATEMENTS_READ = 300  # more than a profile keeps: a statement may be there several times
-SESSION_EVENTS_READ = 300
+STATEMENTS_READ = 200  # more than a profile keeps: a statement may be there several times
+SESSION_EVENTS_READ = 200
 PREFERENCES_READ = 200  # of each action
 REWRITES_KEPT = 100_000
 ADD_BATCH = 1000
@@ -125,7 +125,7 @@ class SqliteStore:
 
     def forget(self, user: UserKey) -> Forgotten:
         """Raises `StoreError` also where all is deleted but another process keeps the old bytes open."""
-        if not self.path.exists():
+        if not self._is_there():
             return Forgotten(0, 0, 0)
         with self._writing() as connection:
             counts = [
@@ -141,7 +141,7 @@ class SqliteStore:
             if given
             else "INSERT OR IGNORE INTO paused VALUES (?, ?)"
         )
-        if given and not self.path.exists():
+        if given and not self._is_there():
             return
         with self._writing() as connection:
             connection.execute(change, user)
@@ -158,7 +158,7 @@ class SqliteStore:
         return None if row is None else _rewrite(row[0])
 
     def put_rewrite(self, key: RewriteKey, rewrite: Rewrite) -> None:
-        if not self.path.exists():
+        if not self._is_there():
             return
         values = (*key.user, key.profile_version, key.model_version, key.query, _json(asdict(rewrite)))
         with self._writing() as connection:
@@ -216,7 +216,7 @@ class SqliteStore:
             line_no = some[-1][0]
 
     def finish(self, load: Load) -> None:
-        if not self.path.exists():
+        if not self._is_there():
             return
         with self._writing() as connection:
             for table in ("loads", "rejections"):
@@ -234,7 +234,7 @@ class SqliteStore:
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         """One state of the store throughout; None where there is none yet."""
         with self._sentences():
-            if not self.path.exists():
+            if not self._is_there():
                 yield None
                 return
             with _transaction(self._connection(), "BEGIN") as connection:
@@ -244,6 +244,14 @@ class SqliteStore:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._sentences(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
             yield connection
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {self.path} ({error.strerror}): give another folder with --data-dir"
+            ) from error
 
     def _scrub(self) -> None:
         """Deleted rows are overwritten where they lay (`secure_delete`); their copies in the log go with it."""
@@ -400,4 +408,7 @@ def _rewrite(text: str) -> Rewrite:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return COMPACT.encode(value)
+
+
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
