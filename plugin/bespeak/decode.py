@@ -1,0 +1,288 @@
+"""The language model behind the rewriter: prompt, greedy decoding with a key-value cache, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.errors import ModelError
+from bespeak.grounding import Grounded, Lexicon, attribute, fold, sources, words
+from bespeak.records import Profile, Rewrite, Turn
+from bespeak.rewrite import MODEL, failed, model_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
+N_CONTROL = 4
+# The lengths that the adapter was trained with, in tokens.
+STATEMENT_TOKENS, HISTORY_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 220, 220, 80, 40
+ANSWER_CHARS = 400
+MAX_NEW_TOKENS = 64
+N_LAYERS, HEAD = 18, 256
+
+
+class Late(Exception):
+    """The time is over."""
+
+
+class Feed(Protocol):
+    """One text as it grows."""
+
+    def __call__(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Goes on by these tokens; `(n_tokens,)` scores of the one after. Raises Late."""
+        ...
+
+
+class Scorer(Protocol):
+    """A language model with its tokenizer."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def begin(self, budget_ms: float | None) -> AbstractContextManager[Feed]:
+        """A new text. What is not done `budget_ms` from now is ended, also in the middle of a run."""
+        ...
+
+
+class LanguageModel:
+    """Rewrites by a language model; grounded: with words of the query, the history and the statements alone.
+
+    The model is loaded at the first rewrite, outside of its budget.
+    """
+
+    name = MODEL
+
+    def __init__(self, scorer: Scorer, version: str, grounded: bool = True) -> None:
+        self._scorer, self._grounded = scorer, grounded
+        self.version = version if grounded else f"{version} free"
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
+        tokenizer = self._scorer.tokenizer
+        follow = Grounded(Lexicon(query, sources(query, profile))) if self._grounded else None
+        try:
+            with self._scorer.begin(budget_ms) as feed:
+                text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
+        except Late:
+            reason = f"not done in {budget_ms:.0f} ms"
+            return Rewrite(query, query, status="late", reason=reason, model=model_of(self))
+        if reason := refuse(text, profile):
+            return failed(query, self, reason)
+        if [fold(word) for word in words(text)] == [fold(word) for word in words(query)]:
+            text = query
+        return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+
+
+def prompt(query: str, profile: Profile, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the statements, the latest turns and the query, as the adapter was trained to read them.
+
+    Of statements and turns the newest that fit are taken, and stand oldest first.
+    """
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    line_end = encode("\n")
+
+    def question(text: str) -> list[int]:
+        return encode("Q: ") + encode(_one_line(text))[-QUERY_TOKENS:] + line_end
+
+    def turn(of: Turn) -> list[int]:
+        answer = _one_line(of.response)[:ANSWER_CHARS]
+        answered = encode("A: ") + encode(answer)[:ANSWER_TOKENS] + line_end if answer else []
+        return question(of.query) + answered
+
+    stated = (encode("- " + _one_line(statement.text)) + line_end for statement in reversed(profile.statements))
+    turns = (turn(of) for of in reversed(profile.turns))
+    statements, history = _newest(stated, STATEMENT_TOKENS - 1), _newest(turns, HISTORY_TOKENS)
+    return [START, *statements, *history, *question(query), *encode("R:")]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+
+
+def _newest(parts: Iterator[list[int]], limit: int) -> list[int]:
+    """The first parts that together fit, the last one first."""
+    taken: list[int] = []
+    for part in parts:
+        if len(taken) + len(part) > limit:
+            break
+        taken = part + taken
+    return taken
+
+
+class Pieces:
+    """The bytes that each token stands for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
+
+    def __getitem__(self, token_id: int) -> bytes:
+        if token_id not in self._known:
+            token: str = self._tokenizer.id_to_token(token_id) or ""
+            byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+            self._known[token_id] = bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
+        return self._known[token_id]
+
+
+def decode(feed: Feed, token_ids: Sequence[int], pieces: Pieces, follow: Grounded | None) -> str:
+    """The text that the model goes on with: always the best token, of those that may come where `follow` is given.
+
+    A text that has no end within 64 tokens comes back with a line end, which no rewrite has. Raises Late.
+    """
+    made = b""
+    for _ in range(MAX_NEW_TOKENS):
+        token_id = choose(feed(token_ids), pieces, follow)
+        if token_id == END:
+            return made.decode("utf-8", "replace").strip()
+        made += pieces[token_id]
+        token_ids = [token_id]
+    return made.decode("utf-8", "replace").strip() + "\n"
+
+
+def choose(scores: npt.NDArray[np.float32], pieces: Pieces, follow: Grounded | None) -> int:
+    """The best token that may come next; `follow` goes on by it."""
+    if follow is None:
+        scores[[0, *range(END + 1, N_CONTROL)]] = -np.inf
+        return int(scores.argmax())
+    for token_id in _best_first(scores):
+        if token_id == END:
+            if follow.may_end():
+                return token_id
+        elif token_id >= N_CONTROL and follow.take(pieces[token_id]):
+            return token_id
+    raise ModelError("no token may come next: the tokenizer lacks single bytes, so run 'bespeak models build'")
+
+
+def _best_first(scores: npt.NDArray[np.float32]) -> Iterator[int]:
+    """All ids by falling score. The first few are found without sorting the rest, and mostly suffice."""
+    n_first = min(64, len(scores) - 1)
+    first = np.argpartition(scores, -n_first)[-n_first:]
+    first = first[np.lexsort((first, -scores[first]))]
+    yield from first.tolist()
+    seen = set(first.tolist())
+    yield from (i for i in np.argsort(-scores, kind="stable").tolist() if i not in seen)
+
+
+def refuse(text: str, profile: Profile) -> str:
+    """Why a model's text is no rewrite; "" where it may be one."""
+    if text.endswith("\n"):
+        return "the model found no end"
+    if not words(text):
+        return "the model said nothing"
+    if re.search(r"(?:^|\s)[QAR]:(?:\s|$)|\n", text):
+        return "the model repeated its prompt"
+    folded = [fold(word) for word in words(text)]
+    if _loops(folded):
+        return "the model repeated itself"
+    if any(_contains(folded, [fold(w) for w in words(turn.response)]) for turn in profile.turns):
+        return "the model repeated an answer"
+    return ""
+
+
+def _loops(folded: list[str]) -> bool:
+    """A word three times in a row, three words three times, or five words twice."""
+    if any(a == b == c for a, b, c in zip(folded, folded[1:], folded[2:], strict=False)):
+        return True
+    return any(
+        max(Counter(zip(*(folded[i:] for i in range(size)), strict=False)).values(), default=0) >= times
+        for size, times in ((3, 3), (5, 2))
+    )
+
+
+def _contains(folded: list[str], answer: list[str], at_least: int = 10) -> bool:
+    """Does the whole of a long answer stand in the text?"""
+    size = len(answer)
+    return size >= at_least and any(folded[i : i + size] == answer for i in range(len(folded) - size + 1))
+
+
+class OnnxScorer:
+    """The built model's folder, run by onnxruntime; opened when first asked."""
+
+    def __init__(self, folder: Path, threads: int = 2) -> None:
+        self._folder, self._threads = folder, threads
+        self._opening = threading.Lock()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        path = self._folder / "tokenizer.json"
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ModelError(f"{path} cannot be read ({error}): run 'bespeak models build'") from error
+
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+        options.log_severity_level = 4  # a run that is ended in time is no error to print
+        # The graph is written with fused operators; looking for more costs time and finds none.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self._folder / "model.onnx"
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions have no common class below this
+            raise ModelError(f"{path} cannot be loaded ({error}): run 'bespeak models build'") from error
+
+    @contextmanager
+    def begin(self, budget_ms: float | None) -> Iterator[Feed]:
+        import onnxruntime
+
+        with self._opening:
+            session = self._session
+        run = onnxruntime.RunOptions()
+        deadline = None if budget_ms is None else time.monotonic() + budget_ms / 1000
+        # A long run has to be ended from beside it: onnxruntime looks at the flag before every operator.
+        timer = threading.Timer((budget_ms or 0) / 1000, setattr, (run, "terminate", True))
+        timer.daemon = True
+        if budget_ms is not None:
+            timer.start()
+        try:
+            yield _OnnxFeed(session, run, deadline)
+        finally:
+            timer.cancel()
+
+
+class _OnnxFeed:
+    """Keys and values of what was fed stay, so that each token is computed once."""
+
+    def __init__(self, session: Any, run: Any, deadline: float | None) -> None:
+        self._session, self._run, self._deadline = session, run, deadline
+        names = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
+        self._names = [f"past.{name}" for name in names]
+        self._outputs = ["logits", *(f"present.{name}" for name in names)]
+        self._past = dict.fromkeys(self._names, np.zeros((1, 1, 0, HEAD), np.float32))
+
+    def __call__(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        if self._over():
+            raise Late
+        try:
+            feeds = {"input_ids": np.array([token_ids], np.int64), **self._past}
+            scores, *present = self._session.run(self._outputs, feeds, self._run)
+        except Exception as error:  # onnxruntime's own exceptions have no common class below this
+            if self._over() or self._run.terminate:
+                raise Late from error
+            raise ModelError(f"the language model failed ({error}): run 'bespeak models verify'") from error
+        self._past = dict(zip(self._names, present, strict=True))
+        return scores[0, -1]  # type: ignore[no-any-return]
+
+    def _over(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline

@@ -1,0 +1,179 @@
+"""The seam to the rewriter: from a query and what is known of the user to a query that stands alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, assert_never
+
+from bespeak.assets import Digests, asset_folder, verify
+from bespeak.errors import BespeakError, ModelError, StoreError
+from bespeak.gate import decline
+from bespeak.grounding import FUNCTION_WORDS, attribute, fold, words
+from bespeak.records import Profile, Rewrite, Turn, UserKey
+
+MODEL = "gemma3-270m-rewriter"
+"""Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
+
+RECIPE = 1
+"""Raised when the same parts are built into another file."""
+
+
+class Rewriter(Protocol):
+    """Two rewriters with equal name and version rewrite alike. `rewrite` reports its faults as a status."""
+
+    name: str
+    version: str
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
+        """What is not done within `budget_ms` comes back as the query itself, with the status `late`."""
+        ...
+
+
+class RewriteKey(NamedTuple):
+    """All that a rewrite depends on, and whose it is."""
+
+    user: UserKey
+    profile_version: str
+    model_version: str
+    query: str
+
+
+class RewriteCache(Protocol):
+    """Rewrites that were made before. Raises StoreError where it cannot be read or written."""
+
+    def get_rewrite(self, key: RewriteKey) -> Rewrite | None: ...
+
+    def put_rewrite(self, key: RewriteKey, rewrite: Rewrite) -> None: ...
+
+
+def rewrite_query(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
+    """The gate, then the rewriter. Never raises: a fault leaves the query as typed, with the status `failed`."""
+    if reason := decline(query, profile):
+        return Rewrite(query, query, status="gated", reason=reason, model=model_of(rewriter))
+    try:
+        return rewriter.rewrite(query, profile, budget_ms)
+    except BespeakError as error:
+        return failed(query, rewriter, str(error))
+    except Exception as error:  # whatever a rewriter does, the query goes on as typed; the reason is reported
+        return failed(query, rewriter, f"{type(error).__name__}: {error}")
+
+
+def model_of(rewriter: Rewriter) -> str:
+    return f"{rewriter.name} {rewriter.version}".strip()
+
+
+def failed(query: str, rewriter: Rewriter, reason: str) -> Rewrite:
+    return Rewrite(query, query, status="failed", reason=reason, model=model_of(rewriter))
+
+
+class Unchanged:
+    """Leaves every query as it is."""
+
+    name = "none"
+    version = "1"
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:  # noqa: ARG002
+        return Rewrite(query, query, status="off", model=model_of(self))
+
+
+class LastTurn:
+    """Adds the words of the last turn that say most: the baseline that a language model has to beat."""
+
+    name = "last-turn"
+    version = "1"
+
+    def __init__(self, n_words: int = 8) -> None:
+        self._n_words = n_words
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:  # noqa: ARG002
+        added = salient(profile.turns[-1], query, self._n_words) if profile.turns else []
+        text = " ".join([query, *added])
+        return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+
+
+def salient(turn: Turn, query: str, n_words: int) -> list[str]:
+    """The words of a turn that the query lacks, in their order: names, words of its query and repeated ones first."""
+    asked, answered = words(turn.query), words(turn.response)
+    known = FUNCTION_WORDS | {fold(word) for word in words(query)}
+    counts = Counter(map(fold, asked + answered))
+    scores: dict[str, float] = {}
+    for i, word in enumerate(asked + answered):
+        folded = fold(word)
+        if folded in known or not any(c.isalnum() for c in word):
+            continue
+        named = word[0].isupper() and i not in (0, len(asked))
+        known = known | {folded}
+        scores[word] = counts[folded] + 2 * (i < len(asked)) + named - i / 1000
+    best = set(sorted(scores, key=lambda word: -scores[word])[:n_words])
+    return [word for word in scores if word in best]
+
+
+class CachedRewriter:
+    """Asks the cache first, and keeps what another rewriter makes; only whole rewrites of known users are kept."""
+
+    def __init__(self, rewriter: Rewriter, cache: RewriteCache) -> None:
+        self._rewriter, self._cache = rewriter, cache
+        self.name, self.version = rewriter.name, rewriter.version
+
+    def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
+        if profile.user is None:
+            return self._rewriter.rewrite(query, profile, budget_ms)
+        key = RewriteKey(profile.user, profile.version, model_of(self), query)
+        try:
+            if found := self._cache.get_rewrite(key):
+                return replace(found, status="cached")
+        except StoreError as error:
+            return _with_note(self._rewriter.rewrite(query, profile, budget_ms), error)
+        made = self._rewriter.rewrite(query, profile, budget_ms)
+        if made.status != "full":
+            return made
+        try:
+            self._cache.put_rewrite(key, made)
+        except StoreError as error:
+            return _with_note(made, error)
+        return made
+
+
+def _with_note(rewrite: Rewrite, error: StoreError) -> Rewrite:
+    """The rewrite as it is; that it was not kept is said where it has no other reason to give."""
+    return replace(rewrite, reason=rewrite.reason or f"not kept: {error}")
+
+
+def choose_rewriter(
+    name: Literal["model", "last-turn", "none"], cache_dir: Path, grounded: bool = True, threads: int = 2
+) -> Rewriter:
+    """The named rewriter. Raises ModelError where the language model is not built, damaged, or built of old parts."""
+    match name:
+        case "none":
+            return Unchanged()
+        case "last-turn":
+            return LastTurn()
+        case "model":
+            from bespeak.decode import LanguageModel, OnnxScorer
+
+            folder, version = find_model(cache_dir)
+            return LanguageModel(OnnxScorer(folder, threads), version, grounded)
+    assert_never(name)
+
+
+def find_model(cache_dir: Path) -> tuple[Path, str]:
+    """Folder and version of the built language model. Raises ModelError."""
+    folder = cache_dir / "models" / MODEL
+    if not folder.is_dir():
+        raise ModelError(f"the language model is not built in {folder}: run 'bespeak models build'")
+    record = verify(folder, cache_dir)
+    if record.made != made_from(cache_dir):
+        raise ModelError(f"the language model in {folder} was built of older parts: run 'bespeak models build'")
+    return folder, record.version
+
+
+def made_from(cache_dir: Path | None) -> str:
+    """How the language model is built now: the digests of its shipped parts, in a sentence."""
+    folder, digests = asset_folder("onnx_models") / MODEL, Digests(cache_dir)
+    parts = ", ".join(
+        f"{name} {digests.sha256(folder / name)[:8]}" for name in ("adapter.npz", "vocabulary.npz", "tokenizer.json")
+    )
+    digests.save()
+    return f"bespeak models build, recipe {RECIPE}, of {parts}"
