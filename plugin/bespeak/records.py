@@ -202,6 +202,7 @@ class Evidence:
     text: str
     event_id: str
     share: float
+    action: str = ""  # of the event: turn, statement, or what was done to a document; dislike where it spoke against it
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +226,4 @@ class Result:
     hits: Hits
     rerank: RerankStatus
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
+    weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours

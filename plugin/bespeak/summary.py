@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from bespeak.analysis import terms, tokens
@@ -30,6 +30,7 @@ BODY_FIELDS = (
     "overview",
 )
 MAX_TEXT_CHARS = 20_000
+MAX_SENTENCES = 500
 """How much of a hit's text is read for its summary."""
 IDF_CHARS = 4_000
 IDF_HITS = 100
@@ -111,7 +112,7 @@ def weigh_terms(query: set[str], hits: Sequence[Hit]) -> dict[str, float]:
 
 def extract(text: str, weights: Mapping[str, float], max_chars: int) -> Summary:
     """The best sentences of a text in their order, an ellipsis where something between them is left out."""
-    sentences = list(read_sentences(text, weights))
+    sentences = list(islice(read_sentences(text, weights), MAX_SENTENCES))
     if not sentences:
         return Summary("")
     chosen = choose(sentences, weights, max_chars)
@@ -176,16 +177,30 @@ def mark(text: str, weights: Mapping[str, float]) -> Summary:
 def cut_around(text: str, weights: Mapping[str, float], max_chars: int) -> str:
     """At most `max_chars` of a long text, where the words of the query are worth most, cut between words."""
     room = max_chars - 2  # for the ellipses
-    spots = [(start, weights[term], term) for term, start, _ in tokens(text) if term in weights]
-    starts = [max(0, start - room // 4) for start, _, _ in spots] or [0]
-    begin = max(starts, key=lambda at: (sum({t: w for s, w, t in spots if at <= s < at + room}.values()), -at))
-    begin = max(0, min(begin, len(text) - room))
+    begin = max(0, min(densest(text, weights, room), len(text) - room))
     end = begin + room
     if begin and (space := text.find(" ", begin, begin + room // 4)) >= 0:
         begin = space + 1
     if end < len(text) and (space := text.rfind(" ", end - room // 4, end + 1)) >= 0:
         end = space
     return f"{'…' if begin else ''}{text[begin:end].strip()}{'…' if end < len(text) else ''}"
+
+
+def densest(text: str, weights: Mapping[str, float], room: int) -> int:
+    """Where to begin, a little before a match, so that the next `room` characters hold the most, each term once."""
+    spots = [(start, term) for term, start, _ in tokens(text) if term in weights]
+    inside: Counter[str] = Counter()
+    best, best_begin, right = 0.0, 0, 0
+    for start, term in spots:
+        begin = max(0, start - room // 4)
+        while right < len(spots) and spots[right][0] < begin + room:
+            inside[spots[right][1]] += 1
+            right += 1
+        total = sum(weights[t] for t, n in inside.items() if n)
+        if total > best:
+            best, best_begin = total, begin
+        inside[term] -= 1
+    return best_begin
 
 
 def title_of(source: Mapping[str, Any]) -> str:
@@ -237,7 +252,7 @@ def read_sentences(text: str, query: Mapping[str, float]) -> Iterator[Sentence]:
 _DIRECTIVE = re.compile(r"\s*\.\. +(?:[\w:-]+::.*|_[^:]+:.*|\[.+)?$")
 _UNDERLINE = re.compile(r"\s*([=\-~^\"'*+#_`.:])\1{2,}\s*$")
 _CODE = re.compile(r"\s*(?:>>>|\.\.\.(?=\s|$)|\$ |In \[\d+\]:)")
-_ITEM = re.compile(r"\s*(?:[-*+•‣◦·–]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|#\.)\s+(?=\S)|\s*[:@](?=\w+[^:\n]*: )|\s*#{1,6} ")
+_ITEM = re.compile(r"\s*(?:[-*+•‣◦·–]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|#\.)\s+(?=\S)|\s*[:@](?=\w[^:\n]*: )|\s*#{1,6} ")
 
 
 def read_blocks(text: str) -> Iterator[tuple[str, bool]]:
@@ -267,7 +282,7 @@ def read_blocks(text: str) -> Iterator[tuple[str, bool]]:
         was_code = is_code
 
 
-_ROLE = re.compile(r":(?:[\w+-]+:)+`~?([^`<]+?)(?:\s*<[^`>]*>)?`")
+_ROLE = re.compile(r"(?<![\w:]):(?:[\w+-]+:)+`~?([^`<]+?)(?:\s*<[^`>]*>)?`")
 _LITERAL = re.compile(r"``([^`]+)``|`([^`]+)`_{0,2}")
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}(\w(?:[^*\n]*[\w.!?])?)\*{1,2}(?![\w*])")
 
@@ -288,9 +303,9 @@ _ABBREVIATIONS = re.compile(
 )
 _BEFORE_NUMBER = re.compile(r"figs?|nos?|vol|sec|ch|pp?|eqs?|art")
 _END = re.compile(
-    r"[.!?…]+[\"'”’»)\]*]*\s+(?=[^\sa-z])"  # ends before a capital, a digit, a quote, or a script without capitals
-    r"|[。！？｡]+[”’」』）]*\s*"
-    r"|\s+[|·»•¦]\s+|\s+(?:--|[–—])\s+(?=[A-Z])"  # titles and menus that were run together
+    r"(?<![.!?…])[.!?…]+[\"'”’»)\]*]*\s+(?=[^\sa-z])"  # before a capital, a digit, a quote, other scripts
+    r"|(?<![。！？｡])[。！？｡]+[”’」』）]*\s*"
+    r"|(?<!\s)\s+(?:[|·»•¦]\s+|(?:--|[–—])\s+(?=[A-Z]))"  # titles and menus that were run together
 )
 
 

@@ -10,7 +10,7 @@ import regex
 
 _ESCAPES = regex.compile(  # whole sequences, so that no "[31m" is left of them
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
 _INVISIBLE = regex.compile(  # control, bidirectional control, tag characters, and what else shows nothing
