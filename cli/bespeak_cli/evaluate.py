@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bespeak.evaluation.systems import Cell
     from bespeak.measures import Estimate
     from bespeak.pipeline import Parts
+    from bespeak.rewrite import Rewriter
 
 
 def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     stages = options.get("stage") or STAGES
     kept = ctx.obj.cache / "evaluation"
     encoder = open_encoder(ctx, options, collection.digest)
-    rewriter = Unchanged()
+    rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
     parts = Parts(unhurried(read_settings(options)), rewriter, encoder)
@@ -191,13 +193,13 @@ def facts_of(name: str, n_queries: int, n_groups: int, groups: str, encoder: str
 
 def progress(label: str) -> Callable[[int, int], None]:
     """A counter on stderr: one line on a terminal, one at the end elsewhere."""
-    stream = click.get_text_stream("stderr")
+    live = sys.stderr.isatty()
 
     def report(done: int, total: int) -> None:
-        if stream.isatty() or done == total:
-            click.echo(
-                f"\r{label} {done}/{total}" if stream.isatty() else f"{label} {done}", err=True, nl=done == total
-            )
+        if live:
+            click.echo(f"\r{label} {done}/{total}", err=True, nl=done == total)
+        elif done == total:
+            click.echo(f"{label} {total}", err=True)
 
     return report
 

@@ -72,7 +72,7 @@ class KeptEncoder:
 def _read_vectors(path: Path, dim: int) -> dict[str, Vector]:
     """Empty where there is no file or a damaged one: the vectors are made again."""
     try:
-        with np.load(path) as kept:
+        with path.open("rb") as file, np.load(file) as kept:
             keys, rows = kept["keys"].tolist(), kept["rows"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}

@@ -65,7 +65,7 @@ class Bm25:
         for term, found in gathered.items():
             rows, tf = np.array([row for row, _ in found]), np.array([float(count) for _, count in found])
             idf = np.log(1 + (n_docs - len(rows) + 0.5) / (len(rows) + 0.5))
-            impacts = idf * tf / (tf + K1 * (1 - B + B * norms[rows] / mean))
+            impacts = idf * tf * (K1 + 1) / (tf + K1 * (1 - B + B * norms[rows] / mean))
             postings[term] = (rows, impacts.astype(np.float32))
         return postings
 
@@ -141,6 +141,8 @@ def rank_all(signals: Signals, settings: Settings, depth: int = 100) -> dict[str
         + settings.rewrite_weight * signals.lexical["rewrite"]
         + settings.last_turn_weight * signals.lexical["turn"]
     )  # (n_topics, n_docs)
+    if settings.mode == "boost":  # only what the query as typed matches
+        lexical = np.where(signals.lexical["query"] > 0, lexical, 0)
     context = (
         signals.vectors["query"] + signals.vectors["rewrite"] + settings.last_turn_share * signals.vectors["turn"]
     )  # (n_topics, dim)
@@ -169,21 +171,17 @@ def best(values: Array, n: int) -> Rows:
     return found
 
 
-def mix_window(
-    words: Array,
-    near: Array,
-    by_words: Rows,
-    by_vector: Rows,
-    settings: Settings,
-) -> Rows:
-    """The window's rows in the order of the weighted columns, as `pipeline.finish` ranks them."""
-    inside = by_words[: settings.window]
-    rows = np.union1d(inside, by_vector[: settings.window]) if settings.mode == "recall" else np.sort(inside)
-    found = np.where(np.isin(rows, inside), words[rows], 0).astype(np.float32)
+def mix_window(words: Array, near: Array, by_words: Rows, by_vector: Rows, settings: Settings) -> Rows:
+    """The window's rows by the weighted columns, then the other lexical ones, as `pipeline.finish` ranks."""
+    window = by_words[: settings.window]
+    if settings.mode == "recall":
+        window = np.union1d(window, by_vector[: settings.window])
+    window = np.sort(window)
+    found = np.where(np.isin(window, by_words), words[window], 0).astype(np.float32)
     weights = settings.weights
-    total = (weights.lexical * min_max(found) + weights.embedding * min_max(near[rows])) / sum(weights.as_tuple())
-    order: Rows = rows[np.argsort(-np.round(total, 6), kind="stable")]
-    return order
+    total = (weights.lexical * min_max(found) + weights.embedding * min_max(near[window])) / sum(weights.as_tuple())
+    order = window[np.argsort(-np.round(total, 6), kind="stable")]
+    return np.concatenate([order, by_words[~np.isin(by_words, window)]])
 
 
 def score_settings(signals: Signals, settings: Settings) -> dict[str, npt.NDArray[np.float64]]:
