@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -38,6 +39,7 @@ class Engine(Protocol):
     """Raises `IndexMissing`, `EngineUnreachable` or `EngineRefused`, each a sentence; nothing else on purpose."""
 
     name: str
+    location: str  # where its indices lie, without credentials
 
     def search(self, query: EngineQuery) -> Hits: ...
 
@@ -111,6 +113,20 @@ def value_at(source: Mapping[str, Any], path: str) -> Any:
     head, dot, rest = path.partition(".")
     inner = source.get(head)
     return value_at(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+def text_of(value: Any) -> str | None:
+    """The text of a field's value; "" where there is none, None where it is not text (an object)."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        texts = [text_of(item) for item in value]
+        return None if None in texts else "\n".join(text for text in texts if text)
+    return None
 
 
 def index_missing(index: str, names: Sequence[str]) -> IndexMissing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class ElasticsearchEngine:
         from elasticsearch import Elasticsearch
 
         self.url, in_url = read_url(url)
+        self.location = self.url
         basic = basic or in_url
         if api_key and basic:
             raise UsageError("give Elasticsearch an API key or a user with a password, not both")
@@ -259,7 +261,7 @@ def _cause(error: Any) -> str:
     while getattr(error, "errors", ()):
         error = error.errors[0]
     told = str(getattr(error, "reason", None) or error)
-    return told.rpartition("Failed to establish a new connection: ")[2].rpartition(">: ")[2][:200]
+    return re.sub(r"^(<.*>|HTTPS?Connection(Pool)?\(.*?\)): |Failed to establish a new connection: ", "", told)[:200]
 
 
 def _reason(error: Any) -> str:

@@ -1,9 +1,9 @@
 """The embedded engine: tantivy on disk, one folder per index, ranked as Elasticsearch ranks.
 
 Documents are analysed here (`analysis.terms`) and indexed as words between spaces. tantivy's BM25 (k1 1.2, b 0.75) is
-Lucene's times k1 + 1, and it counts documents without a field into the field's average length, which Lucene does not.
-The first is divided out; for the second, a document without a field gets as many padding words there as the field has
-on average, and the number of padded documents is taken out of each term's idf.
+Elasticsearch's up to one thing: it counts documents without a field into the field's average length and idf, which
+Lucene does not. So a document without a field gets as many padding words there as the field has on average, and the
+number of padded documents is taken out of each term's idf.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from bespeak.engines import (
     different,
     index_missing,
     shorten,
+    text_of,
     value_at,
 )
 from bespeak.engines.nearest import Vectors, open_vectors
 from bespeak.errors import EngineRefused, UsageError
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Vector
 
-K1 = 1.2
 PADDING = "-"
 """A word that the analyzer never makes."""
 
@@ -53,7 +53,7 @@ class EmbeddedEngine:
     name = "embedded"
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.location = folder, str(folder)
         self._opened: dict[str, _Index] = {}
 
     def search(self, query: EngineQuery) -> Hits:
@@ -332,7 +332,7 @@ class _Index:
             n_docs = self._n_ever - self._searcher.doc_freq(f"t{i}", PADDING)
             for term, count in counts.items():
                 if n_with := self._searcher.doc_freq(f"t{i}", term):
-                    weight = clause.weight * count * _idf(n_docs, n_with) / _idf(self._n_ever, n_with) / (K1 + 1)
+                    weight = clause.weight * count * _idf(n_docs, n_with) / _idf(self._n_ever, n_with)
                     query = Query.term_query(self._schema, f"t{i}", term, index_option="freq")
                     parts.append((Occur.Should, Query.boost_query(query, weight)))
         return Query.boolean_query(parts) if parts else None
@@ -418,20 +418,6 @@ def _content(row: Any) -> tuple[dict[str, Any], Vector | None]:
 
 def _key(path: str, value: str) -> str:
     return f"{path}\x1f{value}"
-
-
-def text_of(value: Any) -> str | None:
-    """The text of a field's value; "" where there is none, None where it is not text (an object)."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if isinstance(value, list | tuple):
-        texts = [text_of(item) for item in value]
-        return None if None in texts else "\n".join(text for text in texts if text)
-    return None
 
 
 def keys_of(source: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
