@@ -42,13 +42,14 @@ def search(ctx: click.Context, query: str, **options: Any) -> None:
 
     Queries of one --session are the turns that the next one is rewritten from.
     """
+    from bespeak.events import user_key
     from bespeak.pipeline import search as run
-    from bespeak.records import Request, UserKey
+    from bespeak.records import Request
     from bespeak.store import SqliteStore
 
     from bespeak_cli.parts import build_parts, open_rewriter
 
-    user = UserKey(options["tenant"], options["user"]) if options["user"] else None
+    user = user_key(options["tenant"], options["user"]) if options["user"] else None
     request = Request(query, options["index"], user, options["session"], options["offset"], options["size"])
     store = SqliteStore(ctx.obj.data / "bespeak.db")
     engine = open_engine(ctx, options)
@@ -60,6 +61,7 @@ def search(ctx: click.Context, query: str, **options: Any) -> None:
     click.echo(show(result, options))
     if user and options["record"]:
         record(store, request)
+    store.close()
 
 
 def read_settings(options: dict[str, Any]) -> Any:
@@ -93,17 +95,10 @@ def show(result: Any, options: dict[str, Any]) -> str:
 
 def record(store: Any, request: Any) -> None:
     """Keeps the query as a turn of the session; a store that cannot take it costs a sentence, not the answer."""
-    import uuid
-    from datetime import UTC, datetime
+    from bespeak.errors import BespeakError
+    from bespeak.events import query_event
 
-    from bespeak.errors import StoreError
-    from bespeak.events import new_event
-
-    query_id = str(uuid.uuid4())
-    asked = new_event(
-        request.user, "query", datetime.now(UTC), session_id=request.session_id, query_id=query_id, text=request.query
-    )
     try:
-        store.add([asked])
-    except StoreError as error:
+        store.add([query_event(request)])
+    except BespeakError as error:
         click.echo(f"The query was not kept: {error}", err=True)
