@@ -129,6 +129,18 @@ def test_text_shows_query_rewrite_sources_and_each_hit():
     ]
 
 
+def test_words_from_one_place_are_told_together():
+    terms = (TURN, SAID, replace(TURN, text="concurrently"))
+    lines = render(result(*PAGE, terms=terms), "text", width=80).splitlines()
+    assert "  + tasks, concurrently  earlier in this session: “how do I run several tasks”" in lines
+    narrow = render(result(*PAGE, terms=terms), "text", width=40).splitlines()
+    assert narrow[2:5] == [
+        "  + tasks, concurrently – earlier in",
+        "    this session: “how do I run several",
+        "    tasks”",
+    ]
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "expected"),
     [
@@ -190,7 +202,7 @@ def test_a_title_without_end_is_cut():
 WIDE = (
     ranked(1, 2, "漢字のとても長いタイトルがここにあります " * 3, [CLICKED], text="語" * 400, doc_id="x" * 90),
     ranked(2, 1, "a.very.long.dotted." * 9, text="word " * 90),
-    ranked(100, 99, "👩\u200d👩\u200d👧 e\u0301" * 40),
+    ranked(100, 9999, "👩\u200d👩\u200d👧 e\u0301" * 40),
 )
 
 

@@ -105,22 +105,18 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def rewrite_dict(rewrite: Rewrite) -> dict[str, Any]:
+    """`sources` are the terms by where they come from, in their order."""
+    sources: dict[str, list[str]] = {}
+    for term in rewrite.terms:
+        sources.setdefault(describe_term(term), []).append(term.text)
     return {
         "text": rewrite.text,
         "changed": rewrite.changed,
         "status": rewrite.status,
         "reason": rewrite.reason,
         "model": rewrite.model,
-        "terms": [
-            {
-                "text": t.text,
-                "source": t.source,
-                "event_id": t.event_id,
-                "evidence": t.evidence,
-                "why": describe_term(t),
-            }
-            for t in rewrite.terms
-        ],
+        "terms": [plain(asdict(term)) for term in rewrite.terms],
+        "sources": [{"terms": terms, "why": origin} for origin, terms in sources.items()],
     }
 
 
@@ -236,8 +232,10 @@ REASONS = {
     "refused": "this user paused personalisation",
     "no_history": "nothing known concerns the query",
     "quoted": "the query is quoted",
-    "identifier": "the query is an identifier",
-    "code": "the query is code",
+    "identifier": "the query is an identifier or code",
+    "operators": "the query uses operators",
+    "too_long": "the query is too long to be rewritten",
+    "other_language": "the query is in a language the rewriter does not know",
     "certain": "the engine's answer is certain already",
 }
 """Why a query was left alone, by the gate's names."""
@@ -483,8 +481,9 @@ def style(context: Context, text: str, name: str) -> str:
 @pass_context
 def block(context: Context, text: str, indent: int = 0, first: str = "", width: int | None = None) -> str:
     """The text wrapped to the width, each line indented; `first` stands in the indent of the first line."""
+    indent = max(indent, cells(first) + 1) if first else indent
     room = max((width or context["width"]) - indent, 8)
-    head = first + " " * max(indent - cells(first), 0)
+    head = first + " " * (indent - cells(first))
     return "\n".join((head if i == 0 else " " * indent) + line for i, line in enumerate(wrap(str(text), room) or [""]))
 
 

@@ -45,8 +45,9 @@ SHORT_TOKENS = 4
 _QUESTION_TERMS = frozenset(
     terms(
         "how what when where which who whom whose why do does did done can could should would may might must shall i me"
-        " my mine myself you your yours we us our he him his she her has have had am were been being from about after"
-        " before than so some any all more most much many just also only very please want need get tell"
+        " my mine myself you your yours we us our he him his she her them"
+        " theirs its itself has have had am were been being from about"
+        " after before than so some any all more most much many just also only very please want need get tell"
     )
 )
 """What a query is asked with rather than about: neither sought nor marked where the query says anything else."""
