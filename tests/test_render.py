@@ -25,7 +25,7 @@ def ranked(rank, engine_rank, title="Title", evidence=(), score=3.0, scores=(0.9
 
 
 def result(*page, query="and after a timeout?", text="cancel tasks after a timeout", terms=(TURN, SAID), **fields):
-    hits = Hits(tuple(sorted((r.hit for r in page), key=lambda hit: hit.rank)), len(page), 1.5)
+    hits = fields.pop("hits", None) or Hits(tuple(sorted((r.hit for r in page), key=lambda hit: hit.rank)), len(page))
     rewrite = Rewrite(query, text, tuple(terms), "full", model="m 1")
     request = Request(query, "python", UserKey("acme", "ada"), "s")
     return Result(request, rewrite, page, hits, **{"rerank": "full", "weights": (0.5, 0.25, 0.25), **fields})
@@ -58,7 +58,8 @@ PAGE = (
         (ranked(1, 1, "asyncio.timeout", [CLICKED]), "Still 1: you clicked “asyncio.timeout” before."),
         (ranked(1, 4, scores=(0.2, 0.9, 0)), "Up from 4 of 20: it is closer to the query in meaning than in words."),
         (ranked(1, 4, scores=(0.9, 0.2, 0.9)), "Up from 4 of 20."),
-        (ranked(1, 4, score=0.0), "Found by meaning, not by its words."),
+        (ranked(1, 0, score=0.0), "Found by meaning, not by its words."),
+        (ranked(1, 0, evidence=[WORD]), "Not among the engine's own 20: “tasks” comes from earlier in this session."),
         (
             ranked(1, 2, evidence=[replace(CLICKED, action="")]),
             "Up from 2 of 20: it is like “asyncio.timeout”, from your history.",
@@ -86,19 +87,11 @@ def test_why(hit, expected):
 
 
 @pytest.mark.parametrize(
-    ("hit", "ranks", "expected"),
-    [
-        (ranked(1, 4), None, "↑3"),
-        (ranked(4, 3), None, "↓1"),
-        (ranked(2, 2), None, "="),
-        (ranked(2, 2, score=0.0), None, "="),
-        (ranked(2, 9, score=0.0), None, "new"),
-        (ranked(1, 4), {"d1": 1}, "="),
-        (ranked(1, 1), {"d2": 1}, "new"),
-    ],
+    ("hit", "expected"),
+    [(ranked(1, 4), "↑3"), (ranked(4, 3), "↓1"), (ranked(2, 2), "="), (ranked(2, 0), "new")],
 )
-def test_moves(hit, ranks, expected):
-    assert moved(hit, ranks) == expected
+def test_moves(hit, expected):
+    assert moved(hit) == expected
 
 
 # What is shown
@@ -242,9 +235,10 @@ def test_comparison_stacked_where_it_is_narrow():
     assert " 1 ↑8   asyncio.timeout" in lines
 
 
-def test_comparison_with_the_answer_to_the_query_as_typed():
-    before = Hits((Hit("d3", 2.0, 1, {"title": "threading.Timer"}), Hit("d2", 1.0, 2, {"title": "Task.cancel"})), 2)
-    lines = render_comparison(result(*PAGE), n=3, width=60, before=before).splitlines()
+def test_comparison_with_an_answer_that_lacks_a_hit():
+    own = Hits((Hit("d3", 2.0, 1, {"title": "threading.Timer"}), Hit("d2", 1.0, 2, {"title": "Task.cancel"})), 2)
+    page = (ranked(1, 0, "asyncio.timeout"), ranked(2, 2, "Task.cancel"), ranked(3, 1, "threading.Timer"))
+    lines = render_comparison(result(*page, hits=own), n=3, width=60).splitlines()
     assert lines[1:3] == [" 1  threading.Timer", " 2  Task.cancel"]
     assert lines[-3:] == [" 1 new  asyncio.timeout", " 2 =    Task.cancel", " 3 ↓2   threading.Timer"]
 

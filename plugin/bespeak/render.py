@@ -27,7 +27,7 @@ from markupsafe import Markup, escape
 from bespeak.assets import asset_folder
 from bespeak.engines import VECTOR_FIELD
 from bespeak.errors import BespeakError, InputError, UsageError
-from bespeak.records import Evidence, Hit, Hits, Ranked, Result, Rewrite, Term
+from bespeak.records import Evidence, Hit, Ranked, Result, Rewrite, Term
 from bespeak.summary import Summary, summarise_all, title_of
 from bespeak.terminal import beside, cells, clean, emphasise, fit, wrap
 
@@ -63,24 +63,14 @@ def render(result: Result, template: str, templates: Path | None = None, width: 
 
 
 def render_comparison(
-    result: Result,
-    n: int = 5,
-    width: int = 80,
-    colour: bool = False,
-    before: Hits | None = None,
-    templates: Path | None = None,
+    result: Result, n: int = 5, width: int = 80, colour: bool = False, templates: Path | None = None
 ) -> str:
-    """The engine's own first `n` hits beside the first `n` of the page, with their moves; stacked where it is narrow.
-
-    The engine's order is that of `before`, its answer to the query as typed, where given; else that of `result`.
-    """
-    own = sorted((before or result.hits).hits, key=lambda hit: hit.rank)
-    ranks = {hit.doc_id: hit.rank for hit in before.hits} if before else None
+    """The engine's own first `n` hits beside the first `n` of the page, with their moves; stacked where narrow."""
+    own = sorted(result.hits.hits, key=lambda hit: hit.rank)[:n]
     rows = {
-        "engine": [{"rank": hit.rank, "title": title(hit), "doc_id": hit.doc_id} for hit in own[:n]],
+        "engine": [{"rank": hit.rank, "title": title(hit), "doc_id": hit.doc_id} for hit in own],
         "personal": [
-            {"rank": r.rank, "title": title(r.hit), "doc_id": r.hit.doc_id, "moved": moved(r, ranks)}
-            for r in result.page[:n]
+            {"rank": r.rank, "title": title(r.hit), "doc_id": r.hit.doc_id, "moved": moved(r)} for r in result.page[:n]
         ],
     }
     return fill("comparison.txt.j2", rows, templates, width, colour)
@@ -133,7 +123,7 @@ def hit_dict(ranked: Ranked, summary: Summary, result: Result) -> dict[str, Any]
         "summary": {"text": summary.text, "marks": [list(span) for span in summary.marks]},
         "why": why(ranked, len(result.hits.hits), result.rewrite.terms),
         "moved": moved(ranked),
-        "engine": {"rank": ranked.hit.rank, "score": plain(ranked.hit.score)},
+        "engine": {"rank": ranked.hit.rank or None, "score": plain(ranked.hit.score)},
         "score": plain(ranked.score),
         "scores": dict(zip(columns, plain(ranked.scores), strict=True)),
         "weighted": dict(zip(columns, plain(weighted), strict=True)) if weighted else None,
@@ -148,33 +138,31 @@ def title(hit: Hit) -> str:
     return found if len(found) <= TITLE_CHARS else found[: TITLE_CHARS - 1] + "…"
 
 
-def moved(ranked: Ranked, ranks: Mapping[str, int] | None = None) -> str:
-    """From the engine's place to this one: ↑3, ↓1, =, or new for what the engine's words had not found.
-
-    `ranks`, doc_id -> rank, stands for the engine's places where given; a document that is not in it is new.
-    """
-    before = ranked.hit.rank if ranks is None else ranks.get(ranked.hit.doc_id)
+def moved(ranked: Ranked) -> str:
+    """From the engine's place to this one: ↑3, ↓1, =, or new for what the engine had not for the query as typed."""
+    before = ranked.hit.rank
+    if not before:
+        return "new"
     if before == ranked.rank:
         return "="
-    if before is None or (ranks is None and ranked.hit.score <= 0):
-        return "new"
     return f"↑{before - ranked.rank}" if before > ranked.rank else f"↓{ranked.rank - before}"
 
 
 def why(ranked: Ranked, n_hits: int, terms: Sequence[Term] = ()) -> str:
     """One sentence: from where the hit came to its place, and by what; "" where the engine's place needs no reason.
 
-    At most the two strongest pieces of evidence are told, the second only if it gave a quarter of the first or more.
+    `n_hits` is how many the engine gave for the query as typed. At most the two strongest pieces of evidence are told,
+    the second only if it gave a quarter of the first or more.
     """
     place, before = ranked.rank, ranked.hit.rank
-    phrases = [] if place > before else list(dict.fromkeys(tell_evidence(ranked, terms)))
-    reason = ", and ".join(phrases)
+    if before and place > before:
+        return f"Down from {before}: other hits gained more."
+    reason = ", and ".join(dict.fromkeys(tell_evidence(ranked, terms)))
     if place == before:
         return f"Still {place}: {reason}." if reason else ""
-    if place > before:
-        return f"Down from {before}: other hits gained more."
-    if ranked.hit.score <= 0:
-        return f"Found by meaning, not by its words{': ' + reason if reason else ''}."
+    if not before:
+        found = f"Not among the engine's own {n_hits}" if ranked.hit.score > 0 else "Found by meaning, not by its words"
+        return f"{found}{': ' + reason if reason else ''}."
     if not reason and ranked.scores[1] > ranked.scores[0]:
         reason = "it is closer to the query in meaning than in words"
     return f"Up from {before} of {n_hits}{': ' + reason if reason else ''}."
