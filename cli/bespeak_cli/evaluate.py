@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[
 
 def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
     from bespeak.evaluation.kept import KeptRewriter
-    from bespeak.evaluation.systems import STAGES, load_collection, unhurried
+    from bespeak.evaluation.systems import STAGES, SYSTEMS, check_names, load_collection, unhurried
     from bespeak.evaluation.systems import measure as run
     from bespeak.evaluation.topics import read_collection
     from bespeak.pipeline import Parts
@@ -94,12 +95,15 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
     systems = options.get("system") or ("raw", "last-turn", "rewrite") + (("human",) if has_human(collection) else ())
     stages = options.get("stage") or STAGES
+    check_names("system", systems, SYSTEMS)
+    check_names("stage", stages, STAGES)
+    settings = unhurried(read_settings(options))
     kept = ctx.obj.cache / "evaluation"
     encoder = open_encoder(ctx, options, collection.digest)
     rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
-    parts = Parts(unhurried(read_settings(options)), rewriter, encoder)
+    parts = Parts(settings, rewriter, encoder)
     engine, index = open_index(ctx, options), index_name(collection.digest, encoder.name)
     try:
         load_collection(collection, engine, encoder, index)
@@ -180,15 +184,12 @@ def index_name(digest: str, encoder_name: str) -> str:
 
 def facts_of(name: str, n_queries: int, n_groups: int, groups: str, encoder: str, parts: Parts) -> dict[str, Any]:
     """What stands over the table."""
+    from bespeak.rewrite import model_of
+
     weights = parts.settings.weights.as_tuple()
-    return {
-        "data": name,
-        "queries": n_queries,
-        groups: n_groups,
-        "encoder": encoder,
-        "rewriter": f"{parts.rewriter.name} {parts.rewriter.version}".strip(),
-        "weights": list(weights),
-    }
+    rewriter = {} if parts.rewriter.name == "none" else {"rewriter": model_of(parts.rewriter)}
+    facts = {"data": name, "queries": n_queries, groups: n_groups, "encoder": encoder}
+    return facts | rewriter | {"weights": list(weights)}
 
 
 def progress(label: str) -> Callable[[int, int], None]:
@@ -214,7 +215,8 @@ def as_table(cells: Sequence[Cell], facts: dict[str, Any]) -> str:
     """Scores with their intervals, then what each system gains; at most 80 columns."""
     from bespeak.measures import MEASURES
 
-    lines = [", ".join(f"{name} {_brief(value)}" for name, value in facts.items()), ""]
+    told = ", ".join(f"{name} {_brief(value)}" for name, value in facts.items())
+    lines = [*textwrap.wrap(told, 80, break_on_hyphens=False), ""]
     lines.append(f"{'system':14}{'stage':9}" + "".join(f"{name:19}" for name in MEASURES).rstrip())
     for cell in cells:
         scores = "".join(f"{_interval(cell.scores[name]):19}" for name in MEASURES)

@@ -51,7 +51,8 @@ class KeptEncoder:
             batch = names[start : start + BATCH]
             rows = self._encoder.encode([missing[key] for key in batch], kind=kind)
             self._vectors.update(zip(batch, rows, strict=True))
-            self._report(start + len(batch), len(names))
+            if len(names) > BATCH:
+                self._report(start + len(batch), len(names))
         if not keys:
             return np.zeros((0, self.dim), np.float32)
         return np.stack([self._vectors[key] for key in keys])

@@ -1,0 +1,154 @@
+"""`bespeak evaluate` over a small collection, a small MovieLens, and the development data where they are."""
+
+import json
+import re
+
+import pytest
+from bespeak_cli import cli
+from click.testing import CliRunner
+
+CORPUS = [
+    {"_id": "d1", "text": "Quiet hotels for light sleepers"},
+    {"_id": "d2", "text": "Trains from Brussels to Ghent", "title": "Ghent"},
+    {"_id": "d3", "text": "Loud hotels near the trains"},
+]
+QUERIES = [
+    {
+        "_id": "1-1_2",
+        "text": "any quiet ones?",
+        "statements": ["I sleep badly."],
+        "history": [{"query": "hotels for light sleepers", "response": ""}],
+        "human_rewrite": "quiet hotels",
+    },
+    {"_id": "1-1_3", "text": "and to Ghent?", "statements": [], "history": [], "human_rewrite": "trains to Ghent"},
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def invoke(*arguments):
+        return CliRunner().invoke(cli, ["--cache-dir", str(tmp_path / "cache"), "evaluate", *map(str, arguments)])
+
+    return invoke
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "data" / "small"
+    folder.mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, CORPUS)))
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, QUERIES)))
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n1-1_2\td1\t1\n1-1_3\td2\t1\n")
+    return folder
+
+
+@pytest.fixture
+def cinema(tmp_path):
+    folder = tmp_path / "data" / "cinema"
+    folder.mkdir(parents=True)
+    movies = "".join(f"{n},{'Train' if n % 2 else 'Boat'} {n} (2001),Comedy\n" for n in range(1, 31))
+    ratings = "".join(f"{user},{n},5,{n},,\n" for user in (1, 2, 3) for n in (1, 3, 5, 7, 9, 11, 13, 21, 23, 25))
+    (folder / "movies.csv").write_text("movieId,title,genres\n" + movies)
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp,,\n" + ratings)
+    return folder
+
+
+def test_a_table_fits_80_columns_and_stdout_holds_nothing_else(run, folder):
+    result = run("--data", folder, "--system", "raw,last-turn,human")
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert re.search(r"^human +lexical +1\.000 \[1\.000 1\.000\]", result.stdout, re.MULTILINE)
+    assert re.search(r"^last-turn +hybrid .*\d%$", result.stdout, re.MULTILINE)
+    assert result.stdout.startswith("data small, queries 2, conversations 1, encoder ")
+    assert "queries 2" in result.stderr
+
+
+def test_json_holds_the_same(run, folder):
+    result = run("--data", folder, "--system", "raw,human", "--stage", "lexical,hybrid", "--format", "json")
+    found = json.loads(result.stdout)
+    assert (found["data"], found["queries"], found["conversations"]) == ("small", 2, 1)
+    assert [(cell["system"], cell["stage"]) for cell in found["results"]] == [
+        ("raw", "lexical"),
+        ("raw", "hybrid"),
+        ("human", "lexical"),
+        ("human", "hybrid"),
+    ]
+    raw, *_, human = found["results"]
+    assert raw["gain"] is None
+    assert human["scores"]["nDCG@10"]["mean"] == 1.0
+    assert set(human["gain"]) == {"difference", "worse", "better"}
+
+
+def test_what_was_made_is_kept_for_the_next_run(run, folder, tmp_path):
+    first = run("--data", folder, "--system", "raw,human")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("meta.json")}
+    assert kept
+    assert run("--data", folder, "--system", "raw,human").stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("meta.json")} == kept
+
+
+def test_a_part_of_the_queries(run, folder):
+    found = json.loads(run("--data", folder, "--system", "raw", "--limit", 1, "--format", "json").stdout)
+    assert found["queries"] == 1
+
+
+def test_movielens_shows_each_length_of_history(run, cinema):
+    result = run("--data", cinema, "--system", "engine,user,popularity", "--every", 2)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("data cinema, queries 2, users 2, encoder ")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for row in ("engine +any", "user +0", "user +1-2", "user +3-5", "user +6-10", "user +more", "popularity +any"):
+        assert re.search(f"^{row} ", result.stdout, re.MULTILINE), row
+    assert "nDCG@10 against engine" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--system", "row"], 2, "there is no system 'row' for these data: choose from raw, last-turn"),
+        (["--stage", "deep"], 2, "there is no stage 'deep'"),
+        (["--weights", "1,2"], 2, "--weights takes three numbers"),
+        (["--every", "0"], 2, "x>=1"),
+        (["--encoder", "nowhere", "--system", "raw"], 1, "Error: "),
+    ],
+)
+def test_a_wrong_option_is_a_sentence(run, folder, arguments, code, said):
+    result = run("--data", folder, *arguments)
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):
+    assert "MovieLens has no stages" in run("--data", cinema, "--stage", "lexical").stderr
+    result = run("--data", cinema, "--system", "raw")
+    assert (result.exit_code, "choose from engine, user" in result.stderr) == (2, True)
+
+
+def test_a_folder_without_data_is_a_sentence(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("--data", tmp_path / "empty")
+    assert result.exit_code == 1
+    assert "--data names a folder of judged data" in result.stderr
+
+
+EXPECTED = """
+data: small
+options: {system: [human], stage: [lexical]}
+tolerance: 0.001
+scores:
+  human:
+    lexical: {nDCG@10: VALUE, MRR: 1.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "verdict"), [("1.0", 0, "[OK]"), ("0.9991", 0, "[OKish]"), ("0.9", 1, "[FAIL]")]
+)
+def test_expected_scores_are_held_against_what_is_found(run, folder, tmp_path, value, code, verdict):
+    (tmp_path / "small.yaml").write_text(EXPECTED.replace("VALUE", value))
+    result = run("--data", folder.parent, "--check", tmp_path / "small.yaml")
+    assert result.exit_code == code, result.output
+    assert re.search(rf"^{re.escape(verdict)} +human +lexical +nDCG@10 ", result.stdout, re.MULTILINE)
+    assert re.search(r"^\[OK\] +human +lexical +MRR ", result.stdout, re.MULTILINE)
+    assert ("1 of the scores" in result.stderr) == (code == 1)
