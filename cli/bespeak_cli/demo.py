@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from bespeak.records import Result, UserKey
     from bespeak.store import SqliteStore
 
+    from bespeak_cli.parts import RewriterName
+
 INDEX = f"python-{platform.python_version()}"
 STATEMENTS = ("I write network services with asyncio.", "I am allergic to peanuts.")
+OPENED = ("asyncio.taskgroups.TaskGroup", "asyncio.streams.open_connection")
 SHOWN = 5
 """Rows of the comparison."""
 READ = 3
@@ -38,9 +41,9 @@ class Step:
 
 
 SESSION = (
-    Step("how do I run several tasks concurrently", "asyncio.taskgroups.TaskGroup"),
-    Step("how do I cancel them", "asyncio.tasks.Task.cancel"),
-    Step("and after a timeout?", "asyncio.timeouts.timeout"),
+    Step("How do I run a subprocess?", "asyncio.subprocess.create_subprocess_exec"),
+    Step("Can I read its output line by line?", "asyncio.streams.StreamReader.readline"),
+    Step("How can I set a timeout for it?", "asyncio.tasks.wait_for"),
 )
 
 
@@ -48,7 +51,7 @@ SESSION = (
 @click.option("--width", type=click.IntRange(40), help="Columns; the terminal's if not given.")
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
 @click.pass_context
-def demo(ctx: click.Context, width: int | None, rewriter: str) -> None:
+def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
     """Three turns of one user over Python's own documentation.
 
     The first run builds the language model, and an index of the standard library's docstrings, in the cache folder.
@@ -86,8 +89,7 @@ def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
     except IndexMissing:
         pass
     engine.create(INDEX, ("title", "text"), encoder.dim, encoder.name)
-    stderr = click.get_text_stream("stderr")
-    with click.progressbar(length=len(rows), label="Reading Python's documentation, once", file=stderr) as bar:
+    with click.progressbar(length=len(rows), label="Reading Python's documentation, once", file=sys.stderr) as bar:
         documents = []
         for start in range(0, len(rows), 128):
             some = rows[start : start + 128]
@@ -118,6 +120,10 @@ class Story:
         for said in STATEMENTS:
             self.store.add([new_event(user, "statement", now - timedelta(days=30), text=said)])
             self.say(f"“{said}”", indent="  ")
+        self.say(f"Last week she opened {' and '.join(OPENED)}.")
+        for doc_id in OPENED:
+            opened = now - timedelta(days=7)
+            self.store.add([new_event(user, "click", opened, session_id="past", doc_id=doc_id, title=doc_id)])
         for number, step in enumerate(SESSION, start=1):
             self.turn(number, step, user, now + timedelta(minutes=number))
 
@@ -141,8 +147,11 @@ class Story:
     def show(self, result: Result) -> None:
         from bespeak.render import render, render_comparison
 
-        click.echo(render_comparison(result, SHOWN, width=self.width, colour=self.colour))
-        click.echo(render(result, "text", width=self.width, colour=self.colour))
+        click.echo(render(replace(result, page=()), "_head.txt.j2", width=self.width, colour=self.colour))
+        click.echo("\n" + render_comparison(result, SHOWN, width=self.width, colour=self.colour) + "\n")
+        click.echo(
+            render(replace(result, page=result.page[:READ]), "demo.txt.j2", width=self.width, colour=self.colour)
+        )
 
     def heading(self, text: str) -> None:
         line = f"── {text} " + "─" * max(0, self.width - len(text) - 4)

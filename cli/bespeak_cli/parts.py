@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -17,10 +18,16 @@ RewriterName = Literal["model", "last-turn", "none"]
 
 
 def build_parts(settings: Settings, rewriter: Rewriter, encoder_name: str | None, cache_dir: Path) -> Parts:
+    """An encoder that cannot be loaded costs the embeddings, not the search."""
     from bespeak.encode import load_encoder
+    from bespeak.errors import ModelError
     from bespeak.pipeline import Parts
 
-    return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir))
+    try:
+        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir))
+    except ModelError as error:
+        click.echo(f"Without embeddings: {error}", err=True)
+        return Parts(settings, rewriter, None)
 
 
 def open_rewriter(name: RewriterName, cache_dir: Path, cache: RewriteCache | None = None) -> Rewriter:
@@ -44,9 +51,7 @@ def build_with_progress(cache_dir: Path) -> Path:
     """Builds the rewriter's model with a bar on stderr."""
     from bespeak.build import build_rewriter
 
-    with click.progressbar(
-        length=100, label="Building the rewriter, once", file=click.get_text_stream("stderr"), show_eta=False
-    ) as bar:
+    with click.progressbar(length=100, label="Building the rewriter, once", file=sys.stderr, show_eta=False) as bar:
         shown = 0
 
         def progress(_step: str, done: float) -> None:

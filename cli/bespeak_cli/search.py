@@ -37,7 +37,7 @@ from bespeak_cli.identity import identity_options
 @click.option("--record/--no-record", default=True, show_default=True, help="Keep the query in the user's session.")
 @engine_options
 @click.pass_context
-def search(ctx: click.Context, query: str, **options: Any) -> None:
+def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     """Search as somebody: rewritten from what is known of them, reranked, explained.
 
     Queries of one --session are the turns that the next one is rewritten from.

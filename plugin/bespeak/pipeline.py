@@ -97,14 +97,16 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
     """One personalised search, start to end; a profile that cannot be read leaves the engine's own answer."""
     check(request)
     info = engine.describe(request.index)
+    notes: tuple[str, ...] = ()
     try:
-        profile, notes = profiles.profile(request.user, request.session_id, now or datetime.now(UTC)), ()
+        profile = profiles.profile(request.user, request.session_id, now or datetime.now(UTC))
     except StoreError as error:
         profile, notes = Profile(request.user, request.session_id), (f"not personalised: {error}",)
     asked = plan(request, profile, info, parts)
     hits = engine.search(asked.query)
+    own = hits if asked.declined else engine.search(plain(request, parts.settings))
     liked = engine.fetch(request.index, asked.liked_ids) if asked.liked_ids else []
-    result = finish(asked, hits, liked, parts)
+    result = finish(asked, hits, own, liked, parts)
     return replace(result, notes=notes + result.notes)
 
 
@@ -159,19 +161,20 @@ def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts) -> tuple[Mix
     found = [Part(vector) for vector in vectors[: len(texts)]]
     if rewrite.changed:
         found[1] = Part(vectors[1], *rewrite_source(rewrite))
-    last = Part(vectors[-1], turn.event_id, turn.query) if turn else None
+    last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
     if last:
         found.append(replace(last, vector=last.vector * parts.settings.last_turn_share))
     return mix(found), last
 
 
-def rewrite_source(rewrite: Rewrite) -> tuple[str, str]:
-    """The event that gave most of a rewrite's words, and those words."""
+def rewrite_source(rewrite: Rewrite) -> tuple[str, str, str]:
+    """The event that gave most of a rewrite's words, those words, and whether it was a turn or a statement."""
     events = [term.event_id for term in rewrite.terms if term.event_id]
     if not events:
-        return "", ""
+        return "", "", ""
     event_id = max(events, key=events.count)
-    return event_id, " ".join(term.text for term in rewrite.terms if term.event_id == event_id)
+    found = [term for term in rewrite.terms if term.event_id == event_id]
+    return event_id, " ".join(term.text for term in found), found[0].source
 
 
 def turn_text(turn: Turn) -> str:
@@ -196,15 +199,19 @@ def expand(
     )
 
 
-def finish(asked: Plan, hits: Hits, liked: Sequence[Document], parts: Parts) -> Result:
-    """The engine's hits reranked for this person, cut to the asked page. No network."""
+def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts: Parts) -> Result:
+    """The engine's hits reranked for this person, cut to the asked page. No network.
+
+    `own` is the engine's answer to the query as typed: what every hit is said to have moved from, and what is shown
+    where nothing could be reranked.
+    """
     if asked.declined:
-        return cut(asked, hits, unranked(hits.hits), "off", asked.declined)
+        return cut(asked, own, unranked(own.hits), "off", asked.declined)
     try:
         embedded = embed_hits(hits.hits, asked, parts)
         vectors = embed_liked(liked, asked, parts)
     except ModelError as error:
-        return cut(asked, hits, unranked(hits.hits), "failed", f"not reranked: {error}")
+        return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
     query = asked.context.vector if asked.context else None
     window, rest = choose_window(embedded, query, parts.settings.window)
     last = (asked.profile.turns[-1], asked.last_turn.vector) if asked.last_turn else None
@@ -213,8 +220,8 @@ def finish(asked: Plan, hits: Hits, liked: Sequence[Document], parts: Parts) -> 
     ranking = follow(rank(window, scores, parts.settings.weights), rest)
     judge = Judge.over(window, parts.settings.weights, asked.context, user, asked.rewrite)
     complete = asked.context is not None and all(hit.vector is not None for hit in window)
-    result = cut(asked, hits, ranking, "full" if complete else "partial")
-    return replace(result, page=explain(result.page, judge, asked))
+    result = cut(asked, own, ranking, "full" if complete else "partial")
+    return replace(result, page=explain(result.page, judge, asked), weights=parts.settings.weights.as_tuple())
 
 
 def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:
@@ -248,12 +255,16 @@ def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
     return " ".join(str(source[name]) for name in fields if source.get(name))
 
 
-def cut(asked: Plan, hits: Hits, ranking: Sequence[Ranked], status: RerankStatus, note: str = "") -> Result:
-    """The asked page of a ranking, with what was done to it."""
+def cut(asked: Plan, own: Hits, ranking: Sequence[Ranked], status: RerankStatus, note: str = "") -> Result:
+    """The asked page of a ranking, each hit with its rank in the engine's own answer, 0 where it was not in it."""
     request = asked.request
-    page = tuple(ranking[request.offset : request.offset + request.size])
+    ranks = {hit.doc_id: hit.rank for hit in own.hits}
+    page = tuple(
+        replace(ranked, hit=replace(ranked.hit, rank=ranks.get(ranked.hit.doc_id, 0)))
+        for ranked in ranking[request.offset : request.offset + request.size]
+    )
     notes = (*asked.notes, note) if note else asked.notes
-    return Result(request, asked.rewrite, page, hits, status, notes)
+    return Result(request, asked.rewrite, page, own, status, notes)
 
 
 def explain(page: Sequence[Ranked], judge: Judge, asked: Plan) -> tuple[Ranked, ...]:

@@ -160,7 +160,10 @@ class EngineQuery:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document with the engine's lexical score (0 where only the vector found it) and its rank there, from 1."""
+    """A document with the engine's lexical score (0 where only the vector found it) and its rank there, from 1.
+
+    On a result's page `rank` is that in the engine's answer to the query as typed; 0: it was not among those fetched.
+    """
 
     doc_id: str
     score: float

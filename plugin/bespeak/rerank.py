@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ class Part:
     vector: npt.NDArray[np.float32]  # (dim,)
     event_id: str = ""
     text: str = ""
+    action: str = ""  # as in Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,19 @@ def user_parts(
     known = [p for p in preferences if p.doc_id in vectors]
     total = sum(abs(p.weight) for p in known)
     parts = [
-        Part((vectors[p.doc_id] * (p.weight / total)).astype(np.float32), p.event_id, p.title or p.doc_id)
+        Part((vectors[p.doc_id] * (p.weight / total)).astype(np.float32), p.event_id, p.title or p.doc_id, done(p))
         for p in known
         if total > 0
     ]
     if last_turn and parts:
         turn, vector = last_turn
-        parts.append(Part((vector * last_turn_share).astype(np.float32), turn.event_id, turn.query))
+        parts.append(Part((vector * last_turn_share).astype(np.float32), turn.event_id, turn.query, "turn"))
     return parts
+
+
+def done(preference: Preference) -> str:
+    """What the user did; `dislike` where it speaks against the document."""
+    return preference.action if preference.weight > 0 else "dislike"
 
 
 def min_max(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -159,34 +166,31 @@ class Judge:
         found = self._terms(ranked, words, stems, n_matched)
         if ranked.hit.vector is not None and self.mean is not None:
             away = ranked.hit.vector - self.mean
-            for column, mixed, span, weight in (
-                ("embedding", self.query, self.ranges[0], self.weights.embedding),
-                ("user", self.user, self.ranges[1], self.weights.user),
-            ):
-                found += self._parts(column, mixed, span, weight, away)
+            found += self._parts("embedding", self.query, self.ranges[0], self.weights.embedding, away)
+            found += self._parts("user", self.user, self.ranges[1], self.weights.user, away)
         return sorted((e for e in found if e.share > 0.005), key=lambda e: -e.share)
 
     def _terms(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
         each = self.weights.lexical * ranked.scores[0] / max(n_matched, 1)
         return [
-            Evidence("lexical", term.text, term.event_id, each / sum(self.weights.as_tuple()))
+            Evidence("lexical", term.text, term.event_id, each / sum(self.weights.as_tuple()), term.source)
             for term in self.rewrite.terms
             if term.event_id and stems.get(term.text) in words
         ]
 
     def _parts(
-        self, column: str, mixed: Mixed | None, span: float, weight: float, away: npt.NDArray[np.float32]
+        self,
+        column: Literal["embedding", "user"],
+        mixed: Mixed | None,
+        span: float,
+        weight: float,
+        away: npt.NDArray[np.float32],
     ) -> list[Evidence]:
         if mixed is None or span < 1e-9:
             return []
         scale = weight / (sum(self.weights.as_tuple()) * mixed.norm * span)
         return [
-            Evidence(
-                "embedding" if column == "embedding" else "user",
-                p.text,
-                p.event_id,
-                scale * float(p.vector @ away),
-            )
+            Evidence(column, p.text, p.event_id, scale * float(p.vector @ away), p.action)
             for p in mixed.parts
             if p.event_id
         ]

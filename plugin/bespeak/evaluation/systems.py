@@ -137,7 +137,8 @@ def rank_topic(
             raise UsageError("the stage dense needs an encoder: name one with --encoder")
         rows = best(vectors @ _query_vector(asked, parts.encoder), DEPTH)
         return [collection.documents[row].doc_id for row in rows]
-    return [ranked.hit.doc_id for ranked in finish(asked, engine.search(asked.query), [], parts).page]
+    found = engine.search(asked.query)
+    return [ranked.hit.doc_id for ranked in finish(asked, found, found, [], parts).page]
 
 
 def _query_vector(asked: Plan, encoder: Encoder) -> Vector:
