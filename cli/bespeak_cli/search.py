@@ -56,8 +56,6 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store)
     parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache)
     result = run(engine, store, request, parts)
-    for note in result.notes:
-        click.echo(note, err=True)
     click.echo(show(result, options))
     if user and options["record"]:
         record(store, request)

@@ -77,7 +77,7 @@ def test_a_stranger_is_not_an_error_and_sees_the_engines_order(run):
     nobody = run("carrots", "--format", "json")
     stranger = run("carrots", "--user", "never seen", "--no-record", "--format", "json")
     assert page(nobody) == page(stranger)
-    assert json.loads(stranger.stdout)["rerank"]["status"] == "off"
+    assert json.loads(stranger.stdout)["rerank"] == "off"
 
 
 def test_a_statement_moves_what_it_concerns(run, data):
@@ -85,7 +85,7 @@ def test_a_statement_moves_what_it_concerns(run, data):
     remembered = ["--data-dir", str(data), "remember", "--user", "ada", "I am vegetarian"]
     assert CliRunner().invoke(cli, remembered).exit_code == 0
     after = run("dish with carrots", "--user", "ada", "--format", "json")
-    assert json.loads(after.stdout)["rerank"]["status"] == "full"
+    assert json.loads(after.stdout)["rerank"] == "full"
     assert before
     assert page(after)
 
@@ -144,7 +144,7 @@ def test_explain_shows_the_matrix(run):
     ("arguments", "index", "code", "sentence"),
     [
         (["carrots"], "dish", 1, "no index 'dish': there is dishes"),
-        (["carrots"], "../dishes", 2, "cannot be the name of an index"),
+        (["carrots"], "../dishes", 1, "no index '../dishes'"),
         ([""], "dishes", 2, "the query is empty"),
         (["   "], "dishes", 2, "the query is empty"),
         (["x" * 100_000], "dishes", 2, "100000 characters long, the limit is 10000"),
@@ -185,7 +185,7 @@ def test_a_damaged_database_costs_the_personal_part_not_the_answer(run, data):
     result = run("beans", "--user", "ada")
     assert result.exit_code == 0
     assert "salad" in result.stdout
-    assert "not personalised" in result.stderr
+    assert "not personalised" in result.stdout
 
 
 def test_a_data_folder_that_cannot_be_made(tmp_path):
@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_built_is_replaced_by_the_last_turn(run, monkeypa
 @pytest.mark.parametrize(
     ("status", "body", "headers", "sentence"),
     [
-        (401, b'{"error":{"type":"security_exception","reason":"no"},"status":401}', (), "401"),
+        (401, b'{"error":{"type":"security_exception","reason":"no"},"status":401}', (), "refused the credentials"),
         (200, b"<html><body>Welcome to nginx</body></html>", (("Content-Type", "text/html"),), "not Elasticsearch"),
         (503, b"", (), "503"),
     ],
