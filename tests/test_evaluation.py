@@ -520,7 +520,7 @@ def test_the_user_score_ranks_as_the_pipeline_does(cinema, weights):
     asked = plan(Request("Comedy", "movies", ADA, size=40), profile, means.engine.describe("movies"), parts)
     hits = means.engine.search(asked.query)
     fresh = replace(hits, hits=tuple(hit for hit in hits.hits if hit.doc_id not in query.viewer.rated))
-    result = finish(asked, fresh, means.engine.fetch("movies", asked.liked_ids), parts)
+    result = finish(asked, fresh, fresh, means.engine.fetch("movies", asked.liked_ids), parts)
     assert found == [ranked.hit.doc_id for ranked in result.page]
     assert len(found) == 33
 

@@ -13,6 +13,7 @@ import click
 from bespeak_cli.engine import engine_options, open_engine
 
 if TYPE_CHECKING:
+    from bespeak.encode import Encoder
     from bespeak.engines import Engine
     from bespeak.evaluation.regressions import Check, Expected
     from bespeak.evaluation.systems import Cell
@@ -83,7 +84,7 @@ def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[
 
 
 def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
-    from bespeak.evaluation.kept import KeptRewriter
+    from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
     from bespeak.evaluation.systems import STAGES, SYSTEMS, check_names, load_collection, unhurried
     from bespeak.evaluation.systems import measure as run
     from bespeak.evaluation.topics import read_collection
@@ -99,22 +100,22 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     check_names("stage", stages, STAGES)
     settings = unhurried(read_settings(options))
     kept = ctx.obj.cache / "evaluation"
-    encoder = open_encoder(ctx, options, collection.digest)
+    encoder = open_encoder(ctx, options, collection.digest) if set(stages) != {"lexical"} else None
     rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
     parts = Parts(settings, rewriter, encoder)
-    engine, index = open_index(ctx, options), index_name(collection.digest, encoder.name)
+    engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
     try:
         load_collection(collection, engine, encoder, index)
         cells = run(collection, systems, stages, engine, index, parts, progress("queries"))
     finally:
-        encoder.save()
-        if isinstance(rewriter, KeptRewriter):
-            rewriter.save()
+        for kept_part in (encoder, rewriter):
+            if isinstance(kept_part, KeptEncoder | KeptRewriter):
+                kept_part.save()
         engine.close()
     n_groups = len(set(collection.groups.values()))
-    return cells, facts_of(collection.name, len(collection.topics), n_groups, "conversations", encoder.name, parts)
+    return cells, facts_of(collection.name, len(collection.topics), n_groups, "conversations", parts)
 
 
 def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
@@ -129,7 +130,7 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
     data = read_movielens(folder, options.get("every") or 1, options.get("limit"))
     encoder = open_encoder(ctx, options, data.movies.digest)
     parts = Parts(read_settings(options), Unchanged(), encoder)
-    engine, index = open_index(ctx, options), index_name(data.movies.digest, encoder.name)
+    engine, index = open_index(ctx, options), index_name(data.movies.digest, encoder)
     try:
         load_collection(data.movies, engine, encoder, index)
         means = Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
@@ -138,7 +139,7 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
         encoder.save()
         engine.close()
     n_users = len(set(data.groups.values()))
-    return cells, facts_of(data.movies.name, len(data.queries), n_users, "users", encoder.name, parts)
+    return cells, facts_of(data.movies.name, len(data.queries), n_users, "users", parts)
 
 
 def has_human(collection: Any) -> bool:
@@ -176,20 +177,21 @@ def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
     return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
 
 
-def index_name(digest: str, encoder_name: str) -> str:
+def index_name(digest: str, encoder: Encoder | None) -> str:
     import hashlib
 
-    return f"bespeak-evaluation-{digest}-{hashlib.sha256(encoder_name.encode()).hexdigest()[:8]}"
+    made_by = hashlib.sha256(encoder.name.encode()).hexdigest()[:8] if encoder else "lexical"
+    return f"bespeak-evaluation-{digest}-{made_by}"
 
 
-def facts_of(name: str, n_queries: int, n_groups: int, groups: str, encoder: str, parts: Parts) -> dict[str, Any]:
+def facts_of(name: str, n_queries: int, n_groups: int, groups: str, parts: Parts) -> dict[str, Any]:
     """What stands over the table."""
     from bespeak.rewrite import model_of
 
-    weights = parts.settings.weights.as_tuple()
-    rewriter = {} if parts.rewriter.name == "none" else {"rewriter": model_of(parts.rewriter)}
-    facts = {"data": name, "queries": n_queries, groups: n_groups, "encoder": encoder}
-    return facts | rewriter | {"weights": list(weights)}
+    facts: dict[str, Any] = {"data": name, "queries": n_queries, groups: n_groups}
+    if parts.encoder:
+        facts |= {"encoder": parts.encoder.name, "weights": list(parts.settings.weights.as_tuple())}
+    return facts | ({} if parts.rewriter.name == "none" else {"rewriter": model_of(parts.rewriter)})
 
 
 def progress(label: str) -> Callable[[int, int], None]:

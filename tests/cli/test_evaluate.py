@@ -2,8 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+from bespeak.evaluation import movielens, systems
+from bespeak.evaluation.regressions import read_expected
 from bespeak_cli import cli
 from click.testing import CliRunner
 
@@ -87,6 +90,13 @@ def test_what_was_made_is_kept_for_the_next_run(run, folder, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("meta.json")} == kept
 
 
+def test_words_alone_need_no_encoder(run, folder, tmp_path):
+    result = run("--data", folder, "--system", "raw,last-turn,human", "--stage", "lexical")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("data small, queries 2, conversations 1\n")
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
 def test_a_part_of_the_queries(run, folder):
     found = json.loads(run("--data", folder, "--system", "raw", "--limit", 1, "--format", "json").stdout)
     assert found["queries"] == 1
@@ -152,3 +162,22 @@ def test_expected_scores_are_held_against_what_is_found(run, folder, tmp_path, v
     assert re.search(rf"^{re.escape(verdict)} +human +lexical +nDCG@10 ", result.stdout, re.MULTILINE)
     assert re.search(r"^\[OK\] +human +lexical +MRR ", result.stdout, re.MULTILINE)
     assert ("1 of the scores" in result.stderr) == (code == 1)
+
+
+REGRESSIONS = Path(__file__).parents[1] / "regressions"
+
+
+@pytest.mark.data
+def test_the_lexical_scores_on_ikat_are_as_expected(shared_data, tmp_path):
+    arguments = ["--data", shared_data, "--check", REGRESSIONS / "ikat-lexical.yaml"]
+    result = CliRunner().invoke(cli, ["--cache-dir", str(tmp_path / "cache"), "evaluate", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert len(re.findall(r"^\[(?:OK|OKish)\]", result.stdout, re.MULTILINE)) == 6
+
+
+@pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_of_expected_scores_can_be_read_and_names_what_there_is(path):
+    expected = read_expected(path)
+    known = movielens.SYSTEMS if expected.data == "movielens" else systems.SYSTEMS
+    assert set(expected.scores) <= set(expected.options["system"]) <= set(known)
+    assert expected.needs == ("model" if {"rewrite", "rewrite-alone"} & set(expected.scores) else "")
