@@ -1,4 +1,6 @@
-"""Prints nDCG@10 of a grid of settings over the conversational sets, from vectors and rewrites that are kept on disk.
+"""Prints nDCG@10 of grids of settings: of the conversational sets, and of the user's weight on MovieLens.
+
+Vectors and rewrites are kept in the cache folder, so that only the first run is slow.
 
 python scripts/tune_defaults.py --data ../shared/data --cache DIR [--rewriter model|last-turn|none]
 """
@@ -11,8 +13,11 @@ import sys
 from pathlib import Path
 
 from bespeak.encode import load_encoder
-from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
+from bespeak.engines.embedded import EmbeddedEngine
+from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
+from bespeak.evaluation.movielens import LENGTHS, Means, measure, read_movielens
 from bespeak.evaluation.signals import Signals, gather, score_settings
+from bespeak.evaluation.systems import embed, load_collection
 from bespeak.evaluation.topics import read_collection
 from bespeak.rewrite import choose_rewriter
 from bespeak.settings import Settings, Weights
@@ -21,7 +26,8 @@ SETS = ("ikat", "dialogue", "mtragun")
 REWRITE_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 LAST_TURN_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3)
 LAST_TURN_SHARES = (0.0, 0.2, 0.35, 0.5, 0.7)
-LEXICAL_WEIGHTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+LEXICAL_WEIGHTS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
+USER_WEIGHTS = (0.0, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0)
 
 
 def main() -> None:
@@ -31,7 +37,11 @@ def main() -> None:
     parser.add_argument("--rewriter", default="model", choices=["model", "last-turn", "none"])
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--every", type=int, default=1, help="every so manieth topic")
+    parser.add_argument("--personal", action="store_true", help="the user's weight on MovieLens, nothing else")
     options = parser.parse_args()
+    if options.personal:
+        show_personal(options)
+        return
     signals = {name: signals_of(options, name) for name in options.sets.split(",")}
     show("lexical: rewrite_weight, last_turn_weight", signals, "lexical", lexical_grid())
     show("dense: last_turn_share", signals, "dense", dense_grid())
@@ -51,7 +61,25 @@ def signals_of(options: argparse.Namespace, name: str) -> Signals:
         rewriter.save()
 
 
-def progress(label: str):
+def show_personal(options: argparse.Namespace) -> None:
+    """A line a setting: nDCG@10 by length of history, over every fifth user."""
+    data = read_movielens(options.data / "movielens", every=5)
+    encoder = KeptEncoder(
+        load_encoder(None, options.cache), options.cache / "evaluation", data.movies.digest, progress("movies: vectors")
+    )
+    vectors = embed(data.movies, encoder)
+    engine = EmbeddedEngine(options.cache / "evaluation" / "indices")
+    load_collection(data.movies, engine, encoder, "tune-movielens")
+    encoder.save()
+    print(f"{'lexical embedding user':24}", *(f"{length:>6}" for length in LENGTHS))
+    for (lexical, embedding), user in itertools.product([(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)], USER_WEIGHTS):
+        means = Means(engine, "tune-movielens", encoder, vectors, Weights(lexical, embedding, user))
+        cells = measure(data, ["user"], means)
+        scores = (f"{cell.scores['nDCG@10'].mean:6.3f}" for cell in cells)
+        print(f"{f'{lexical:7} {embedding:9} {user:4}':24}", *scores, flush=True)
+
+
+def progress(label: str) -> Report:
     def report(done: int, total: int) -> None:
         print(f"\r{label} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
