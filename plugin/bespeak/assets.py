@@ -91,7 +91,7 @@ def model_folder(name: str, cache: Path | None = None) -> Path:
     """Folder of a shipped model, of one made in the cache (`<cache>/models/<name>`), or of a path given as such."""
     if name in manifest():
         return asset_folder("onnx_models") / name
-    if cache and name and Path(name).name == name and (cache / "models" / name).is_dir():
+    if cache and name and Path(name).name == name and (cache / "models" / name / RECORD).is_file():
         return cache / "models" / name
     if (Path(name) / "model.onnx").is_file() or (Path(name) / RECORD).is_file():
         return Path(name)
@@ -252,6 +252,7 @@ def write_json(path: Path, content: Any) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
+        Path(name).chmod(0o644)  # as the model's other files; a temporary file starts private
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
