@@ -2,8 +2,8 @@
 merged into them, the vocabulary pruned. Needs no torch, and takes about half a minute.
 
 The graph is Gemma 3's (Gemma 3 Technical Report, 2025): 18 layers of width 640, four heads over one key-value head of
-256, every sixth layer with the global rotary base. Weights of the body are int8 per output channel with inputs scaled
-as they come (`DynamicQuantizeMatMul`); the embedding, which is also the head, is int8 in blocks of 32 (`MatMulNBits`).
+256, every sixth layer with the global rotary base. Weights of the body have 8 bits, scaled per output channel, and
+inputs are scaled as they come (`DynamicQuantizeMatMul`); the embedding, which is also the head, has 8 bits in blocks of 32 (`MatMulNBits`).
 """
 
 from __future__ import annotations
@@ -219,14 +219,18 @@ class Graph:
         return self.micro("SkipSimplifiedLayerNormalization", inputs, outputs, epsilon=EPSILON)
 
     def matmul(self, x: str, weights: Floats, out: str) -> str:
-        """x W', W int8 with one scale per output channel, x scaled to int8 as it comes."""
+        """x W', W in 255 levels with one scale per output channel, x scaled to 8 bits as it comes.
+
+        The levels are unsigned, with 128 for zero: processors without VNNI add pairs of products of a signed and an
+        unsigned byte in 16 bits, and lose what does not fit.
+        """
         scales = np.maximum(np.abs(weights).max(axis=1), 1e-12) / np.float32(127)  # (n_out,)
-        levels = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
+        levels = (np.clip(np.rint(weights / scales[:, None]), -127, 127) + 128).astype(np.uint8)
         inputs = [
             x,
             self.weight(f"{out}.levels", levels.T),
             self.weight(f"{out}.scales", scales.astype(np.float32)),
-            self.weight(f"{out}.zeros", np.zeros(len(scales), np.int8)),
+            self.weight(f"{out}.zeros", np.full(len(scales), 128, np.uint8)),
         ]
         return self.micro("DynamicQuantizeMatMul", inputs, [out])
 

@@ -16,7 +16,7 @@ from bespeak.records import Profile, Rewrite, Turn, UserKey
 MODEL = "gemma3-270m-rewriter"
 """Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
 
-RECIPE = 1
+RECIPE = 2
 """Raised when the same parts are built into another file."""
 
 
