@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["elasticsearch_node"]
+
 CHECKOUT = Path(__file__).parent.parent
 
 

@@ -217,14 +217,14 @@ def _word_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cut(pattern: re.Pattern[str], text: str, classes: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The pieces of one long token: what the pattern finds within the next 255 UTF-16 units, and so on."""
-    while start < end:
-        stop, units = start, 0
+    """The pieces of one long token: the word within 255 UTF-16 units of its start, then the next from there on."""
+    while (found := pattern.search(classes, start, end)) is not None:
+        stop, units = found.start(), 0
         while stop < end and (units := units + 1 + (text[stop] > "\uffff")) <= MAX_TOKEN_UNITS:
             stop += 1
-        match = pattern.search(classes, start, stop)
+        match = pattern.match(classes, found.start(), stop)
         if match is None:
-            start = stop
+            start = found.start() + 1
         else:
             yield match.span()
             start = match.end()

@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from bespeak.engines import MAX_ID_BYTES, VECTOR_FIELD, Engine, text_of, value_at
+from bespeak.engines import VECTOR_FIELD, Engine, refuse_id, text_of, value_at
 from bespeak.errors import IndexMissing, InputError
 from bespeak.records import Document
 
@@ -174,8 +174,8 @@ def _document(source: dict[str, Any], id_field: str | None) -> Document:
     if isinstance(given, bool) or not isinstance(given, str | int | None):
         raise ValueError("its id is neither text nor a whole number")
     doc_id = hashlib.sha256(content).hexdigest()[:32] if given is None else str(given)
-    if not 1 <= len(doc_id.encode()) <= MAX_ID_BYTES:
-        raise ValueError(f"its id must have 1 to {MAX_ID_BYTES} bytes")
+    if reason := refuse_id(doc_id):
+        raise ValueError(reason)
     return Document(doc_id, {name: value for name, value in source.items() if name not in ("_id", VECTOR_FIELD)})
 
 

@@ -1,6 +1,6 @@
 """The word-break class of every character, as the tokenizer of Elasticsearch 9 (Lucene 10, Unicode 12.1) has it.
 
-Found by asking a node to analyse each code point between others; `tests/elasticsearch/test_analysis_live.py` asks
+Found by asking a node to analyse each code point between others; `tests/live/test_english_analyzer.py` asks
 again. What the letters stand for is said in `analysis.py`. Ranges of code points in hexadecimal, ends included; what
 is not named breaks words.
 """

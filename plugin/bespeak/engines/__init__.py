@@ -89,6 +89,11 @@ def check_index_name(index: str) -> None:
         raise UsageError(f"{index[:80]!r} cannot be the name of an index: {wrong}")
 
 
+def refuse_id(doc_id: str) -> str:
+    """Why no engine takes a document of this id; "" if it can be taken."""
+    return "" if 1 <= len(doc_id.encode()) <= MAX_ID_BYTES else f"its id must have 1 to {MAX_ID_BYTES} bytes"
+
+
 def shorten(query: EngineQuery, n_fields: int) -> EngineQuery:
     """The query with at most `MAX_WORDS / n_fields` words, the required clauses' first."""
     left = max(MAX_WORDS // max(n_fields, 1), 1)

@@ -17,6 +17,7 @@ from bespeak.engines import (
     check_index_name,
     different,
     index_missing,
+    refuse_id,
     shorten,
 )
 from bespeak.errors import EngineError, EngineRefused, EngineUnreachable, IndexMissing, UsageError
@@ -116,7 +117,8 @@ class ElasticsearchEngine:
     def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
         from elasticsearch.helpers import streaming_bulk
 
-        rejected = []
+        rejected = [Rejected(d.doc_id, reason) for d in documents if (reason := refuse_id(d.doc_id))]
+        documents = [document for document in documents if not refuse_id(document.doc_id)]  # one refuses all
         with self._told(index):
             answers = streaming_bulk(
                 self._client.options(request_timeout=max(self._timeout_s, 60.0)),

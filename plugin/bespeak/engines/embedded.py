@@ -26,12 +26,12 @@ import numpy as np
 from bespeak.analysis import terms
 from bespeak.engines import (
     KEYWORD_CHARS,
-    MAX_ID_BYTES,
     IndexInfo,
     Rejected,
     check_index_name,
     different,
     index_missing,
+    refuse_id,
     shorten,
     text_of,
     value_at,
@@ -213,8 +213,8 @@ class _Index:
 
     def _refuse(self, document: Document, texts: Sequence[str | None]) -> str:
         """Why a document cannot be taken; "" if it can. Elasticsearch's reasons."""
-        if not 1 <= len(document.doc_id.encode()) <= MAX_ID_BYTES:
-            return f"its id must have 1 to {MAX_ID_BYTES} bytes"
+        if reason := refuse_id(document.doc_id):
+            return reason
         for field, text in zip(self.fields, texts, strict=True):
             if text is None:
                 return f"its field {field!r} is not text"
