@@ -42,7 +42,9 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
 )
 @click.option("--stage", callback=split_names, metavar="NAMES", help="lexical, dense, hybrid; all if not given.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many queries, or users.")
-@click.option("--every", type=click.IntRange(min=1), help="Every so manieth query, or user; the first included.")
+@click.option(
+    "--every", type=click.IntRange(min=1), help="Every so manieth query, or the users whose number it divides."
+)
 @click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
 @click.option("--weights", metavar="L,E,U", help="How lexical, embedding and user scores count.")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)

@@ -105,7 +105,7 @@ def test_a_part_of_the_queries(run, folder):
 def test_movielens_shows_each_length_of_history(run, cinema):
     result = run("--data", cinema, "--system", "engine,user,popularity", "--every", 2)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("data cinema, queries 2, users 2, encoder ")
+    assert result.stdout.startswith("data cinema, queries 1, users 1, encoder ")
     assert max(map(len, result.stdout.splitlines())) <= 80
     for row in ("engine +any", "user +0", "user +1-2", "user +3-5", "user +6-10", "user +more", "popularity +any"):
         assert re.search(f"^{row} ", result.stdout, re.MULTILINE), row

@@ -118,14 +118,15 @@ def is_movielens(folder: Path) -> bool:
 
 
 def read_movielens(folder: Path, every: int = 1, limit: int | None = None) -> MovieLens:
-    """Users are taken by number: the first and every so manieth after it, at most `limit`. Raises `InputError`."""
+    """Measured are the users whose number `every` divides, in order, at most `limit`. Raises `InputError`."""
     documents, genres = read_movies(folder / "movies.csv")
     viewers = tuple(
         cut_ratings(user_id, found) for user_id, found in sorted(read_ratings(folder / "ratings.csv").items())
     )
-    queries = tuple(query for viewer in viewers[::every][:limit] for query in genre_queries(viewer, genres))
+    chosen = [viewer for viewer in viewers if viewer.user_id % every == 0]
+    queries = tuple(query for viewer in chosen[:limit] for query in genre_queries(viewer, genres))
     if not queries:
-        raise InputError(f"{folder} gives no query: no user liked a movie after 70 % of their time line")
+        raise InputError(f"{folder} gives no query: none of these users liked a movie after 70 % of their time line")
     movies = Collection(folder.resolve().name, documents, ("title", "genres"), (), {})
     return MovieLens(movies, genres, viewers, queries)
 
