@@ -33,14 +33,13 @@ def silent(_done: int, _total: int) -> None:
 
 
 class KeptEncoder:
-    """An encoder that encodes no text twice. The file's name holds a digest of a probe's vector, so that other
-    weights of the same name have another file."""
+    """An encoder that encodes no text twice. The file is named by a digest of a probe's vectors, not by the encoder:
+    other weights of one name have another file, the same weights of another name the same."""
 
     def __init__(self, encoder: Encoder, folder: Path, label: str, report: Report = silent) -> None:
         self.name, self.dim = encoder.name, encoder.dim
         self._encoder, self._report = encoder, report
-        probe = hashlib.sha256(encoder.encode([PROBE], kind="query").tobytes()).hexdigest()[:12]
-        self._path = folder / f"vectors-{label}-{file_name(encoder.name)}-{probe}.npz"
+        self._path = folder / f"vectors-{label}-{probe(encoder)}.npz"
         self._vectors: dict[str, Vector] = _read_vectors(self._path, self.dim)
 
     def encode(self, texts: Sequence[str], kind: Literal["query", "document"] = "document") -> Matrix:
@@ -68,6 +67,12 @@ class KeptEncoder:
             draft.replace(self._path)
         except OSError as error:
             raise StoreError(f"cannot write {self._path} ({error.strerror}): give a writable --cache-dir") from error
+
+
+def probe(encoder: Encoder) -> str:
+    """A digest of how the encoder sees one text, as a query and as a document."""
+    rows = (encoder.encode([PROBE], kind=kind) for kind in ("query", "document"))
+    return hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:16]
 
 
 def _read_vectors(path: Path, dim: int) -> dict[str, Vector]:
