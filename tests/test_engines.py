@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -56,6 +56,13 @@ def ids(hits):
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
     engine = EmbeddedEngine(tmp_path_factory.mktemp("engine") / "indices")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def own_embedded(tmp_path):
+    engine = EmbeddedEngine(tmp_path / "indices")
     yield engine
     engine.close()
 
@@ -458,6 +465,18 @@ def test_lost_segments_are_told_in_a_sentence(embedded, index_name):
         path.unlink()
     with pytest.raises(EngineRefused, match="cannot open the index"):
         ask(EmbeddedEngine(embedded.folder), index_name, "garden")
+
+
+@pytest.mark.parametrize("kind", ["store", "idx", "term", "fieldnorm", "fast"])
+def test_flipped_bits_are_told_or_do_no_harm(own_embedded, index_name, kind):
+    fill(own_embedded, index_name, [document(f"d{n}", f"garden {n} " * (n % 7)) for n in range(2000)])
+    own_embedded.close()
+    for path in (own_embedded.folder / index_name / "tantivy").glob(f"*.{kind}"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 4 : len(content) // 2] = b"\x5a" * (len(content) // 2 - len(content) // 4)
+        path.write_bytes(content)
+    with suppress(EngineRefused):
+        ask(EmbeddedEngine(own_embedded.folder), index_name, "garden 7", vector=DOCUMENTS[0].vector, recall=True)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -124,6 +124,10 @@ def _told(what: str) -> Iterator[None]:
         if "LockBusy" in str(error):
             raise EngineRefused(f"{what}: another process is writing to it; let it end, then try again") from error
         raise EngineRefused(f"{what}: {str(error)[:200]}; if it is damaged, drop it and load it again") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 has no name to import for it, and makes it no Exception
+            raise
+        raise EngineRefused(f"{what}: its files are damaged; drop it and load it again") from error
 
 
 def _make(folder: Path, fields: Sequence[str], dim: int | None, encoder: str | None) -> None:
