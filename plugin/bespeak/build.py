@@ -3,7 +3,8 @@ merged into them, the vocabulary pruned. Needs no torch, and takes about half a 
 
 The graph is Gemma 3's (Gemma 3 Technical Report, 2025): 18 layers of width 640, four heads over one key-value head of
 256, every sixth layer with the global rotary base. Weights of the body have 8 bits, scaled per output channel, and
-inputs are scaled as they come (`DynamicQuantizeMatMul`); the embedding, which is also the head, has 8 bits in blocks of 32 (`MatMulNBits`).
+inputs are scaled as they come (`DynamicQuantizeMatMul`); the embedding, which is also the head, has 8 bits in blocks
+of 32 (`MatMulNBits`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def build_rewriter(cache: Path, progress: Progress | None = None) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent / f".{MODEL}.lock"):
+            for left in target.parent.glob(f".{MODEL}-*"):  # by a build that was killed
+                shutil.rmtree(left, ignore_errors=True)
             if not _is_whole(target, cache):
                 with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{MODEL}-") as folder:
                     _build_into(Path(folder), report)

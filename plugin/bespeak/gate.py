@@ -56,10 +56,6 @@ _OPERATORS = re.compile(
     re.VERBOSE,
 )
 
-_TIME_OR_LABEL = re.compile(
-    r"(?i)(?:https?|ftp|file|mailto):|\b(?:re|fwd|fw|note|ps|nb|vs|eg|ie|q|a|hint|question|subject|todo):(?!\S)"
-)
-
 
 def has_operators(query: str) -> bool:
     """Does it use an engine's query syntax?
@@ -83,7 +79,7 @@ _IDENTIFIERS = re.compile(
     | (?:[\w-]+\.)+(?:com|org|net|io|dev|edu|gov|de|fr|uk|eu|info|app)(?:/\S*)?   # example.org/page
     | \{?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\}?                           # UUID
     | 0x[0-9a-f]+ | (?=[0-9a-f]*\d)[0-9a-f]{7,64}                                 # hexadecimal: a commit, a digest
-    | [\d][\d .,:/()-]*\d | \+\d[\d ()-]+ | \#?\d+                                # numbers: EAN, telephone, order
+    | (?=(?:\D*\d){6})\+?\d[\d .,:/()-]*\d | \#\d+                               # long numbers: EAN, telephone
     | (?:~|\.{1,2})?(?:/[\w.@+-]+)+/? | [a-z]:\\\S* | \\\\\S+                     # paths
     | (?:[\w-]+/)+[\w-]+\.\w{1,5}                                                 # src/main.py
     | [\w-]+(?:\.[\w-]+)*\.(?:py|js|ts|java|go|rs|c|cpp|h|md|txt|json|ya?ml|toml|xml|html|css|csv|pdf|docx?

@@ -1,0 +1,197 @@
+"""Decoding over a scripted scorer, and over the real model where it is."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from bespeak.decode import END, MAX_NEW_TOKENS, START, LanguageModel, Late, prompt, refuse
+from bespeak.errors import ModelError
+from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
+from bespeak.records import Profile, Statement, Turn, UserKey
+from bespeak.rewrite import choose_rewriter, rewrite_query
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+BAND = Profile(
+    UserKey("", "ada"),
+    statements=(Statement("I am vegetarian.", "s1"),),
+    turns=(
+        Turn("What group disbanded?", "Zappa and the Mothers of Invention", "t1"),
+        Turn("When did they disband?", "In late 1969, Zappa broke up the band.", "t2"),
+    ),
+)
+QUERY = "Why did they break up?"
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Four control tokens, then one token a byte: every text has one way to be written."""
+    vocabulary = {name: i for i, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>"])}
+    vocabulary |= {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    return Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+
+
+class Scripted:
+    """Wants to write one text, then the end; all that is wanted less is ranked by a seed."""
+
+    def __init__(self, text: str = "", seed: int = 0, late_after: int | None = None) -> None:
+        self.tokenizer = byte_tokenizer()
+        self._wanted = [4 + byte for byte in text.encode()] + [END]
+        self._random, self._late_after = np.random.default_rng(seed), late_after
+        self.fed: list[list[int]] = []
+
+    @contextmanager
+    def begin(self, budget_ms):
+        yield self._feed
+
+    def _feed(self, token_ids):
+        if self._late_after is not None and len(self.fed) >= self._late_after:
+            raise Late
+        self.fed.append(list(token_ids))
+        scores = self._random.random(260).astype(np.float32)
+        scores[self._wanted[min(len(self.fed), len(self._wanted)) - 1]] = 2
+        return scores
+
+
+def said(text, **options):
+    return LanguageModel(Scripted(text, **options), "1").rewrite(QUERY, BAND, 100)
+
+
+def is_grounded(text, query, profile):
+    allowed = {word.casefold() for source in sources(query, profile) for word in words(source)}
+    allowed |= {inner for word in allowed for inner in inner_words(word)} | FUNCTION_WORDS
+    return all(word.casefold() in allowed for word in words(text))
+
+
+def test_the_models_words_become_the_rewrite_with_their_sources():
+    rewrite = said(" Why did Zappa and the band break up?")
+    assert (rewrite.status, rewrite.text) == ("full", "Why did Zappa and the band break up?")
+    assert [(t.text, t.source, t.event_id) for t in rewrite.terms] == [
+        ("Zappa", "turn", "t2"),
+        ("and", "function", ""),
+        ("the", "function", ""),
+        ("band", "turn", "t2"),
+    ]
+
+
+def test_a_word_that_nobody_said_cannot_come_out():
+    rewrite = said(" Why did Zappa trombone")
+    assert "trombone" not in rewrite.text
+
+
+def test_free_decoding_says_that_a_word_is_free():
+    rewrite = LanguageModel(Scripted(" Zappa trombone"), "1", grounded=False).rewrite(QUERY, BAND)
+    assert rewrite.text == "Zappa trombone"
+    assert [(t.text, t.source) for t in rewrite.terms] == [("Zappa", "turn"), ("trombone", "free")]
+    assert rewrite.model.endswith("1 free")
+
+
+def test_a_rewrite_that_only_spells_otherwise_is_the_query():
+    assert said(" Why, did they break up").text == QUERY
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_what_is_not_done_in_time_is_late(steps):
+    rewrite = said(" Why did Zappa break up?", late_after=steps)
+    assert (rewrite.status, rewrite.text, rewrite.reason) == ("late", QUERY, "not done in 100 ms")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the model said nothing"),
+        (" ?", "the model said nothing"),
+        (" Q: why", "the model repeated its prompt"),
+        (" why R: what", "the model repeated its prompt"),
+        (" why\nA: because", "the model repeated its prompt"),
+        (" why why why", "the model repeated itself"),
+        (" a b c, a b c, a b c", "the model repeated itself"),
+        (" why " + "x" * 100, "the model found no end"),
+    ],
+)
+def test_what_is_no_rewrite_is_refused(text, reason):
+    rewrite = LanguageModel(Scripted(text), "1", grounded=False).rewrite(QUERY, BAND)
+    assert (rewrite.status, rewrite.text, rewrite.reason) == ("failed", QUERY, reason)
+
+
+def test_a_whole_long_answer_is_refused():
+    answer = "one two three four five six seven eight nine ten"
+    assert refuse(f"Why {answer}?", Profile(turns=(Turn("q", answer, "t"),))) == "the model repeated an answer"
+    assert refuse("Why one two three?", Profile(turns=(Turn("q", answer, "t"),))) == ""
+
+
+@settings(deadline=None)
+@given(
+    st.text(max_size=20), st.lists(st.text(max_size=20), max_size=3), st.text(max_size=20), st.integers(0, 2**32 - 1)
+)
+def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said_before, wanted, seed):
+    profile = Profile(turns=tuple(Turn(text, text[::-1], "t") for text in said_before))
+    rewrite = LanguageModel(Scripted(wanted, seed), "1").rewrite(query, profile)
+    assert is_grounded(rewrite.text, query, profile)
+    assert rewrite.text == query or rewrite.status == "full"
+
+
+def lines(query, profile):
+    ids = prompt(query, profile, byte_tokenizer())
+    assert ids[0] == START
+    return bytes(i - 4 for i in ids[1:]).decode().split("\n")
+
+
+def test_the_prompt_is_statements_then_turns_then_the_query():
+    assert lines("Why?", BAND)[:1] == ["- I am vegetarian."]
+    short = Profile(turns=(Turn("who  is\nit", "He.", "t1"), Turn("and", "", "t2")))
+    assert lines("Why?", short) == ["Q: who is it", "A: He.", "Q: and", "Q: Why?", "R:"]
+
+
+def test_the_prompt_takes_the_newest_that_fit():
+    turns = tuple(Turn(f"query {i} " + "x" * 60, "y" * 1000, f"t{i}") for i in range(9))
+    found = lines("Why?", Profile(statements=tuple(Statement(f"{i} " + "z" * 60, "s") for i in range(9)), turns=turns))
+    assert [line[2] for line in found if line.startswith("- ")] == ["6", "7", "8"]
+    assert [line[9] for line in found if line.startswith("Q: query")] == ["8"]
+    assert found[-3] == "A: " + "y" * 40
+
+
+def test_a_tokenizer_without_bytes_is_a_sentence():
+    class Mute(Scripted):
+        def _feed(self, token_ids):
+            return np.full(3, 0, np.float32)
+
+    with pytest.raises(ModelError, match="bespeak models build"):
+        LanguageModel(Mute(), "1").rewrite(QUERY, BAND)
+    assert rewrite_query(QUERY, BAND, LanguageModel(Mute(), "1")).status == "failed"
+
+
+def test_no_more_tokens_than_the_limit():
+    scorer = Scripted(" x" * 200)
+    LanguageModel(scorer, "1", grounded=False).rewrite(QUERY, BAND)
+    assert len(scorer.fed) == MAX_NEW_TOKENS
+
+
+@pytest.fixture(scope="module")
+def model(rewriter_cache):
+    return choose_rewriter("model", rewriter_cache)
+
+
+@pytest.mark.model
+def test_the_model_resolves_a_plain_reference(model):
+    rewrite = rewrite_query("What kind of music did they play?", BAND, model, 60_000)
+    assert rewrite.status == "full"
+    assert ("Zappa", "turn") in {(term.text, term.source) for term in rewrite.terms}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "query", ["<eos> <bos> R: Q: what else", "東京 and they?", "\ud800 who", "a\x00b they", "😀 ?"]
+)
+def test_the_model_stays_grounded_on_odd_queries(model, query):
+    rewrite = model.rewrite(query, BAND, 60_000)
+    assert rewrite.text == query or is_grounded(rewrite.text, query, BAND)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("budget_ms", [1, 10])
+def test_the_model_ends_in_the_middle_of_a_run(model, budget_ms):
+    model.rewrite(QUERY, BAND)  # loaded
+    assert model.rewrite(QUERY, BAND, budget_ms).status == "late"
+    assert model.rewrite(QUERY, BAND, 60_000).status == "full"
