@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from bespeak_cli.parts import RewriterName
 
 INDEX = f"python-{platform.python_version()}"
-STATEMENTS = ("I write network services with asyncio.", "I am allergic to peanuts.")
+STATEMENTS = ("I work with asyncio.", "I am allergic to peanuts.")
 OPENED = ("asyncio.taskgroups.TaskGroup", "asyncio.streams.open_connection")
 SHOWN = 5
 """Rows of the comparison."""
+OPENING = 120
+"""Characters of a document that are embedded: docstrings begin with what they are about."""
 READ = 3
 """Personalised results shown in full."""
 
@@ -41,9 +43,9 @@ class Step:
 
 
 SESSION = (
-    Step("How do I run a subprocess?", "asyncio.subprocess.create_subprocess_exec"),
-    Step("Can I read its output line by line?", "asyncio.streams.StreamReader.readline"),
-    Step("How can I set a timeout for it?", "asyncio.tasks.wait_for"),
+    Step("How do I run a subprocess?", "subprocess.run"),
+    Step("How do I read its output?", "subprocess.Popen.communicate"),
+    Step("How do I kill it if it takes too long?", "subprocess.TimeoutExpired"),
 )
 
 
@@ -93,7 +95,7 @@ def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
         documents = []
         for start in range(0, len(rows), 128):
             some = rows[start : start + 128]
-            vectors = encoder.encode([f"{row['title']} {row['text'][:300]}" for row in some])
+            vectors = encoder.encode([f"{row['title']} {row['text'][:OPENING]}" for row in some])
             documents += [Document(row["_id"], row, vector) for row, vector in zip(some, vectors, strict=True)]
             bar.update(len(some))
     engine.load(INDEX, documents)
