@@ -13,13 +13,12 @@ from types import ModuleType
 from typing import Any
 
 # Modules that few readers ask for, among them all that PEP 594 removed: they would only make the first run longer.
-LEFT_OUT = frozenset(
-    """antigravity this idlelib lib2to3 turtledemo tkinter turtle test ensurepip pydoc_data distutils encodings ctypes
+UNASKED = """antigravity this idlelib lib2to3 turtledemo tkinter turtle test ensurepip pydoc_data distutils encodings ctypes
     venv msilib nturl2path ntpath aifc asynchat asyncore audioop cgi cgitb chunk crypt imghdr imp mailcap nis nntplib
     ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib imaplib poplib pickletools bdb xml xmlrpc wsgiref
     lib2to3 opcode dis symtable tabnanny pyclbr sre_compile sre_parse sre_constants netrc curses dbm binhex formatter
-    parser symbol macpath modulefinder""".split()
-)
+    parser symbol macpath modulefinder"""
+LEFT_OUT = frozenset(UNASKED.split())
 TESTS = ("test", "tests", "testmock")
 SHORTEST = 60
 """Characters below which a docstring tells too little to be a document."""
@@ -46,7 +45,9 @@ def read_sources() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted([*root.glob("*.py"), *root.glob("*/*.py"), *root.glob("*/*/*.py")]):
         parts = path.relative_to(root).with_suffix("").parts
-        if parts[0] not in sys.stdlib_module_names or parts[0] in LEFT_OUT or any(is_private(p) or p in TESTS for p in parts):
+        if parts[0] not in sys.stdlib_module_names or parts[0] in LEFT_OUT:
+            continue
+        if any(is_private(part) or part in TESTS for part in parts):
             continue
         try:
             tree = ast.parse(path.read_text("utf-8"))
