@@ -35,6 +35,8 @@ def byte_tokenizer() -> Tokenizer:
 class Scripted:
     """Wants to write one text, then the end; all that is wanted less is ranked by a seed."""
 
+    wants = 2.0  # score of what is wanted; the rest has 0 to 1
+
     def __init__(self, text: str = "", seed: int = 0, late_after: int | None = None) -> None:
         self.tokenizer = byte_tokenizer()
         self._wanted = [4 + byte for byte in text.encode()] + [END]
@@ -45,13 +47,14 @@ class Scripted:
     def begin(self, budget_ms):
         yield self._feed
 
-    def _feed(self, token_ids):
+    def _feed(self, token_ids, past):
         if self._late_after is not None and len(self.fed) >= self._late_after:
             raise Late
         self.fed.append(list(token_ids))
         scores = self._random.random(260).astype(np.float32)
-        scores[self._wanted[min(len(self.fed), len(self._wanted)) - 1]] = 2
-        return scores
+        place = 0 if past is None else past + len(token_ids)
+        scores[self._wanted[min(place, len(self._wanted) - 1)]] = self.wants
+        return scores, place
 
 
 def said(text, **options):
@@ -78,6 +81,15 @@ def test_the_models_words_become_the_rewrite_with_their_sources():
 def test_a_word_that_nobody_said_cannot_come_out():
     rewrite = said(" Why did Zappa trombone")
     assert "trombone" not in rewrite.text
+
+
+def test_a_word_that_was_begun_for_another_one_is_taken_back():
+    class Sure(Scripted):
+        wants = 50.0
+
+    profile = Profile(turns=(Turn("a trophy", "Zappa", "t"),))
+    rewrite = LanguageModel(Sure(" Zappa trombone"), "1").rewrite("why", profile)
+    assert "trophy" not in rewrite.text
 
 
 def test_free_decoding_says_that_a_word_is_free():
@@ -154,8 +166,8 @@ def test_the_prompt_takes_the_newest_that_fit():
 
 def test_a_tokenizer_without_bytes_is_a_sentence():
     class Mute(Scripted):
-        def _feed(self, token_ids):
-            return np.full(3, 0, np.float32)
+        def _feed(self, token_ids, past):
+            return np.full(3, 0, np.float32), None
 
     with pytest.raises(ModelError, match="bespeak models build"):
         LanguageModel(Mute(), "1").rewrite(QUERY, BAND)
@@ -165,7 +177,7 @@ def test_a_tokenizer_without_bytes_is_a_sentence():
 def test_no_more_tokens_than_the_limit():
     scorer = Scripted(" x" * 200)
     LanguageModel(scorer, "1", grounded=False).rewrite(QUERY, BAND)
-    assert len(scorer.fed) == MAX_NEW_TOKENS
+    assert len(scorer.fed) == 1 + MAX_NEW_TOKENS  # the prompt, then each token
 
 
 @pytest.fixture(scope="module")

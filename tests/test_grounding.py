@@ -16,8 +16,8 @@ BAND = Profile(
 
 
 def accepts(text, query="", sources=()):
-    follow = Grounded(Lexicon(query, [query, *sources]))
-    return follow.take(text.encode()) and follow.may_end()
+    after = Grounded(Lexicon(query, [query, *sources])).after(text.encode())
+    return after is not None and after.may_end()
 
 
 @pytest.mark.parametrize(
@@ -63,18 +63,20 @@ def test_nothing_else_may_come(text):
     assert not accepts(text, "disband", ["Zappa's break-up in 1,969.5 C++ tofu"])
 
 
-def test_a_refused_piece_changes_nothing():
-    follow = Grounded(Lexicon("", ["Zappa disband"]))
-    assert follow.take(b" Za")
-    assert not follow.take(b"x")
-    assert follow.take(b"ppa")
-    assert follow.may_end()
+def test_a_word_may_come_piece_by_piece():
+    begun = Grounded(Lexicon("", ["Zappa disband"])).after(b" Za")
+    assert begun is not None
+    assert begun.after(b"x") is None
+    assert not begun.may_end()
+    whole = begun.after(b"ppa")
+    assert whole is not None
+    assert whole.may_end()
 
 
 def test_a_character_may_come_byte_by_byte():
     follow = Grounded(Lexicon("", ["東京"]))
     for byte in "東京".encode():
-        assert follow.take(bytes([byte]))
+        follow = follow.after(bytes([byte]))
     assert follow.may_end()
 
 

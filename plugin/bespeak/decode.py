@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ STATEMENT_TOKENS, HISTORY_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 220, 220, 80, 40
 ANSWER_CHARS = 400
 MAX_NEW_TOKENS = 64
 N_LAYERS, HEAD = 18, 256
+DERAILED = 8.0
+"""A token inside a word is e^8 times less likely than another: the word was begun for the sake of that other one."""
+
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 class Late(Exception):
@@ -37,10 +41,13 @@ class Late(Exception):
 
 
 class Feed(Protocol):
-    """One text as it grows."""
+    """Reads on from any place of one text."""
 
-    def __call__(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Goes on by these tokens; `(n_tokens,)` scores of the one after. Raises Late."""
+    def __call__(self, token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
+        """Reads these tokens after `past` (None: from the start).
+
+        Gives `(n_tokens,)` scores of the token after them, and what is now past. Raises Late.
+        """
         ...
 
 
@@ -138,36 +145,61 @@ class Pieces:
         return self._known[token_id]
 
 
+class Step(NamedTuple):
+    """A place in the text: what was written, what may follow, and how the model scores the next token."""
+
+    made: bytes
+    follow: Grounded | None
+    scores: Floats
+    past: Any
+
+
 def decode(feed: Feed, token_ids: Sequence[int], pieces: Pieces, follow: Grounded | None) -> str:
     """The text that the model goes on with: always the best token, of those that may come where `follow` is given.
 
+    A word that the model would have ended far otherwise than `follow` lets it is taken back, and begun differently.
     A text that has no end within 64 tokens comes back with a line end, which no rewrite has. Raises Late.
     """
-    made = b""
+    step = word = Step(b"", follow, *feed(token_ids, None))
+    refused: set[int] = set()  # what the word must not begin with
+    first = -1  # what it begins with
     for _ in range(MAX_NEW_TOKENS):
-        token_id = choose(feed(token_ids), pieces, follow)
+        token_id, after = choose(step.scores, pieces, step.follow, refused if step is word else set())
+        if step is not word and _derailed(step, token_id, pieces):
+            refused.add(first)
+            step = word
+            continue
         if token_id == END:
-            return made.decode("utf-8", "replace").strip()
-        made += pieces[token_id]
-        token_ids = [token_id]
-    return made.decode("utf-8", "replace").strip() + "\n"
+            return step.made.decode("utf-8", "replace").strip()
+        if step is word or pieces[token_id].startswith(b" "):
+            if step is not word:
+                word, refused = step, set()
+            first = token_id
+        step = Step(step.made + pieces[token_id], after, *feed([token_id], step.past))
+    return step.made.decode("utf-8", "replace").strip() + "\n"
 
 
-def choose(scores: npt.NDArray[np.float32], pieces: Pieces, follow: Grounded | None) -> int:
-    """The best token that may come next; `follow` goes on by it."""
-    if follow is None:
-        scores[[0, *range(END + 1, N_CONTROL)]] = -np.inf
-        return int(scores.argmax())
+def _derailed(step: Step, token_id: int, pieces: Pieces) -> bool:
+    """Inside a word, was something else far likelier?"""
+    inside = token_id != END and not pieces[token_id].startswith(b" ")
+    return inside and bool(step.scores.max() - step.scores[token_id] > DERAILED)
+
+
+def choose(scores: Floats, pieces: Pieces, follow: Grounded | None, refused: set[int]) -> tuple[int, Grounded | None]:
+    """The best token that may come next, and what may follow it."""
     for token_id in _best_first(scores):
-        if token_id == END:
-            if follow.may_end():
-                return token_id
-        elif token_id >= N_CONTROL and follow.take(pieces[token_id]):
-            return token_id
+        if token_id == END and (follow is None or follow.may_end()):
+            return token_id, follow
+        if token_id < N_CONTROL or token_id in refused:
+            continue
+        if follow is None:
+            return token_id, None
+        if after := follow.after(pieces[token_id]):
+            return token_id, after
     raise ModelError("no token may come next: the tokenizer lacks single bytes, so run 'bespeak models build'")
 
 
-def _best_first(scores: npt.NDArray[np.float32]) -> Iterator[int]:
+def _best_first(scores: Floats) -> Iterator[int]:
     """All ids by falling score. The first few are found without sorting the rest, and mostly suffice."""
     n_first = min(64, len(scores) - 1)
     first = np.argpartition(scores, -n_first)[-n_first:]
@@ -262,27 +294,26 @@ class OnnxScorer:
 
 
 class _OnnxFeed:
-    """Keys and values of what was fed stay, so that each token is computed once."""
+    """What is past is held as its keys and values, so that each token is computed once."""
 
     def __init__(self, session: Any, run: Any, deadline: float | None) -> None:
         self._session, self._run, self._deadline = session, run, deadline
         names = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
         self._names = [f"past.{name}" for name in names]
         self._outputs = ["logits", *(f"present.{name}" for name in names)]
-        self._past = dict.fromkeys(self._names, np.zeros((1, 1, 0, HEAD), np.float32))
+        self._nothing = dict.fromkeys(self._names, np.zeros((1, 1, 0, HEAD), np.float32))
 
-    def __call__(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def __call__(self, token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
         if self._over():
             raise Late
         try:
-            feeds = {"input_ids": np.array([token_ids], np.int64), **self._past}
+            feeds = {"input_ids": np.array([token_ids], np.int64), **(past or self._nothing)}
             scores, *present = self._session.run(self._outputs, feeds, self._run)
         except Exception as error:  # onnxruntime's own exceptions have no common class below this
             if self._over() or self._run.terminate:
                 raise Late from error
             raise ModelError(f"the language model failed ({error}): run 'bespeak models verify'") from error
-        self._past = dict(zip(self._names, present, strict=True))
-        return scores[0, -1]  # type: ignore[no-any-return]
+        return scores[0, -1], dict(zip(self._names, present, strict=True))
 
     def _over(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from bespeak import analysis
 from bespeak.records import Profile, Source, Term
@@ -109,41 +110,35 @@ class Lexicon:
         return word in self._words or (first and word in self._first)
 
 
+@dataclass(frozen=True, slots=True)
 class Grounded:
-    """Follows a rewrite as it comes out, piece by piece, and says which pieces may come next."""
+    """A rewrite as far as it has come, and which pieces of text may come next."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
-        self._lexicon = lexicon
-        self._n_words, self._open = 0, b""  # whole words so far, and the one that is being written
+    lexicon: Lexicon
+    n_words: int = 0  # whole ones
+    open_word: bytes = b""  # the one that is being written
 
-    def take(self, piece: bytes) -> bool:
-        """Goes on by a piece, if it may come next; else nothing changes."""
-        after = self._after(piece)
-        if after is None:
-            return False
-        self._n_words, self._open = after
-        return True
-
-    def may_end(self) -> bool:
-        if not self._open:
-            return self._n_words > 0
-        return self._lexicon.holds(self._open, self._n_words == 0)
-
-    def _after(self, piece: bytes) -> tuple[int, bytes] | None:
-        n_words, token = self._n_words, self._open
+    def after(self, piece: bytes) -> Grounded | None:
+        """The rewrite with this piece; None where it must not come next."""
+        n_words, word = self.n_words, self.open_word
         *whole, rest = piece.split(b" ")
         for i, part in enumerate(whole):
-            token += part
-            if token:
-                if not self._lexicon.holds(token, n_words == 0):
+            word += part
+            if word:
+                if not self.lexicon.holds(word, n_words == 0):
                     return None
-                n_words, token = n_words + 1, b""
+                n_words, word = n_words + 1, b""
             elif n_words or i:  # two spaces in a row; one may come before the first word
                 return None
-        token += rest
-        if rest and not self._lexicon.begins(token, n_words == 0):
+        word += rest
+        if rest and not self.lexicon.begins(word, n_words == 0):
             return None
-        return n_words, token
+        return Grounded(self.lexicon, n_words, word)
+
+    def may_end(self) -> bool:
+        if not self.open_word:
+            return self.n_words > 0
+        return self.lexicon.holds(self.open_word, self.n_words == 0)
 
 
 def attribute(text: str, query: str, profile: Profile) -> tuple[Term, ...]:
