@@ -186,7 +186,7 @@ def original():
 
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore")  # torch and transformers warn of their own affairs
-@pytest.mark.parametrize(("precision", "lowest"), [("fp32", 0.9999), ("int8", 0.98)])
+@pytest.mark.parametrize(("precision", "lowest"), [("fp32", 0.9999), ("int8", 0.95)])
 def test_an_export_gives_the_vectors_of_sentence_transformers(tmp_path, original, precision, lowest):
     from bespeak.export import export_model
     from sentence_transformers import SentenceTransformer

@@ -19,6 +19,7 @@ ModelKind: TypeAlias = Literal["encoder", "rewriter"]
 MANIFEST = "manifest.json"
 RECORD = "model.json"
 VERIFIED = "verified.json"
+COMPUTED = (".onnx", ".data", ".json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class ModelRecord:
 
     @property
     def version(self) -> str:
-        """Eight hex digits that change with any of the files."""
-        content = sorted((name, file.sha256) for name, file in self.files.items())
+        """Eight hex digits that change with any file that is computed with; a card or a licence is not."""
+        content = sorted((name, file.sha256) for name, file in self.files.items() if Path(name).suffix in COMPUTED)
         return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()[:8]
 
 
