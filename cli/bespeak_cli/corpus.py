@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 # Modules that few readers ask for, among them all that PEP 594 removed: they would only make the first run longer.
-UNASKED = """antigravity this idlelib lib2to3 turtledemo tkinter turtle test ensurepip pydoc_data distutils encodings ctypes
+UNASKED = """
+    antigravity this idlelib lib2to3 turtledemo tkinter turtle test ensurepip pydoc_data distutils encodings ctypes
     venv msilib nturl2path ntpath aifc asynchat asyncore audioop cgi cgitb chunk crypt imghdr imp mailcap nis nntplib
     ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib imaplib poplib pickletools bdb xml xmlrpc wsgiref
     lib2to3 opcode dis symtable tabnanny pyclbr sre_compile sre_parse sre_constants netrc curses dbm binhex formatter
