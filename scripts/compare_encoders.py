@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
 from bespeak.assets import model_folder
 from bespeak.encode import OnnxEncoder
 from bespeak.evaluation.topics import Collection, read_collection

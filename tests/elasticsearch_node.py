@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.errors import IndexMissing
 

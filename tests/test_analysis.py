@@ -4,10 +4,11 @@ import doctest
 import itertools
 
 import pytest
-from bespeak import analysis
-from bespeak.analysis import stem, terms, tokens
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bespeak import analysis
+from bespeak.analysis import stem, terms, tokens
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 import zipfile
 
 import pytest
+
 from bespeak.assets import (
     ModelRecord,
     asset_folder,

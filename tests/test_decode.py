@@ -4,15 +4,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 from bespeak.decode import END, MAX_NEW_TOKENS, START, LanguageModel, Late, prompt, refuse
 from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
 from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.rewrite import choose_rewriter, rewrite_query
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 BAND = Profile(
     UserKey("", "ada"),

@@ -1,6 +1,7 @@
 """Bodies for Elasticsearch, and mappings read back."""
 
 import numpy as np
+
 from bespeak import dsl
 from bespeak.engines import VECTOR_FIELD, IndexInfo
 from bespeak.records import Clause, Document, EngineQuery

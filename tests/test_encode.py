@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bespeak.assets import asset_folder, default_model
 from bespeak.encode import OnnxEncoder, load_encoder, well_formed
 from bespeak.errors import ModelError
 from fakes import BagEncoder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SHIPPED = load_encoder()
 TEXTS = ["where to swim near the harbour", "a", "Grüße aus 東京 🗼", "steam engines " * 40]
@@ -188,8 +189,9 @@ def original():
 @pytest.mark.filterwarnings("ignore")  # torch and transformers warn of their own affairs
 @pytest.mark.parametrize(("precision", "lowest"), [("fp32", 0.9999), ("int8", 0.95)])
 def test_an_export_gives_the_vectors_of_sentence_transformers(tmp_path, original, precision, lowest):
-    from bespeak.export import export_model
     from sentence_transformers import SentenceTransformer
+
+    from bespeak.export import export_model
 
     record = export_model(str(original), tmp_path / "minilm", precision)
     assert record.kind == "encoder"

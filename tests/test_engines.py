@@ -16,6 +16,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from bespeak.engines import MAX_WORDS, IndexInfo, check_index_name, shorten
 from bespeak.engines.elastic import ElasticsearchEngine, read_url
 from bespeak.engines.embedded import EmbeddedEngine
@@ -23,8 +26,6 @@ from bespeak.errors import EngineRefused, EngineUnreachable, IndexMissing, Usage
 from bespeak.records import Clause, Document, EngineQuery
 from elasticsearch_node import PREFIX, new_index_name
 from fakes import BagEncoder
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 ENCODER = BagEncoder(16)
 FIELDS = ("title", "text")

@@ -8,6 +8,7 @@ from math import log
 
 import numpy as np
 import pytest
+
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, UsageError
 from bespeak.evaluation import movielens, systems

@@ -5,6 +5,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.errors import InputError, UsageError
 from bespeak.events import (
     MAX_LINE_BYTES,
@@ -17,8 +20,6 @@ from bespeak.events import (
     user_key,
 )
 from bespeak.records import Event, Request, UserKey
-from hypothesis import given
-from hypothesis import strategies as st
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 AT = "2025-05-31T10:00:00Z"

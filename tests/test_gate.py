@@ -1,4 +1,5 @@
 import pytest
+
 from bespeak.gate import decline
 from bespeak.records import Profile, Statement, Turn
 

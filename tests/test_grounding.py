@@ -1,10 +1,11 @@
 import re
 
 import pytest
-from bespeak.grounding import FUNCTION_WORDS, Grounded, Lexicon, attribute, inner_words, words
-from bespeak.records import Profile, Statement, Term, Turn
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bespeak.grounding import FUNCTION_WORDS, Grounded, Lexicon, attribute, inner_words, words
+from bespeak.records import Profile, Statement, Term, Turn
 
 BAND = Profile(
     statements=(Statement("I am vegetarian.", "s1"),),

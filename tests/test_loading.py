@@ -8,6 +8,9 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, UsageError
 from bespeak.loading import (
@@ -22,8 +25,6 @@ from bespeak.loading import (
 )
 from bespeak.records import Clause, EngineQuery
 from fakes import BagEncoder
-from hypothesis import given
-from hypothesis import strategies as st
 
 ENCODER = BagEncoder(8)
 

@@ -4,10 +4,11 @@ import sys
 from math import log2
 
 import pytest
-from bespeak.errors import UsageError
-from bespeak.measures import MEASURES, compare, estimate, judge
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bespeak.errors import UsageError
+from bespeak.measures import MEASURES, compare, estimate, judge
 
 QRELS = {"q1": {"a": 1, "b": 1, "c": 0}, "q2": {"d": 1}}
 

@@ -2,14 +2,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.errors import IndexMissing, ModelError, StoreError, UsageError
 from bespeak.pipeline import MAX_QUERY_CHARS, Parts, plan, search
 from bespeak.records import Preference, Profile, Request, Statement, Term, Turn
 from bespeak.rewrite import Unchanged
 from bespeak.settings import Settings, Weights
 from fakes import ADA, BagEncoder, MemoryEngine, ScriptedRewriter
-from hypothesis import given
-from hypothesis import strategies as st
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THINGS = {

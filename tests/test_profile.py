@@ -1,11 +1,12 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.events import new_event
 from bespeak.profile import PREFERENCES_KEPT, STATEMENTS_KEPT, TURNS_KEPT, derive
 from bespeak.records import Profile, UserKey
-from hypothesis import given
-from hypothesis import strategies as st
 
 USER = UserKey("", "u")
 NOW = datetime(2025, 6, 1, tzinfo=UTC)

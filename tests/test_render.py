@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.errors import InputError, UsageError
 from bespeak.records import Evidence, Hit, Hits, Ranked, Request, Result, Rewrite, Term, UserKey
 from bespeak.render import as_dict, escape_markdown, moved, render, render_comparison, why
 from bespeak.terminal import cells
-from hypothesis import given
-from hypothesis import strategies as st
 
 TURN = Term("tasks", "turn", "e1", "how do I run several tasks")
 SAID = Term("asyncio", "statement", "e2", "I write network services with asyncio.")

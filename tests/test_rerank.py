@@ -2,11 +2,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.records import Hit, Preference, Rewrite, Term, Turn
 from bespeak.rerank import Judge, Part, choose_window, follow, min_max, mix, rank, score, user_parts
 from bespeak.settings import Weights
-from hypothesis import given
-from hypothesis import strategies as st
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EAST = np.array([1, 0, 0, 0], np.float32)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+
 from bespeak.assets import ModelRecord, describe_files, write_record
 from bespeak.errors import ModelError, StoreError
 from bespeak.records import Profile, Rewrite, Statement, Term, Turn, UserKey

@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from bespeak.errors import StoreError
 from bespeak.events import Batch, Load, new_event, read_events
 from bespeak.profile import STATEMENTS_KEPT
 from bespeak.records import Profile, Rewrite, Term, UserKey
 from bespeak.store import MIGRATIONS, SqliteStore
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 USER = UserKey("", "u")
 NOW = datetime(2025, 6, 1, tzinfo=UTC)

@@ -1,4 +1,7 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bespeak.records import Hit
 from bespeak.summary import (
     Summary,
@@ -11,8 +14,6 @@ from bespeak.summary import (
     title_of,
     weigh_terms,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def hit(text, **fields):

@@ -2,9 +2,10 @@ import re
 import unicodedata
 
 import pytest
-from bespeak.terminal import STYLES, beside, cells, clean, emphasise, fit, wrap
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bespeak.terminal import STYLES, beside, cells, clean, emphasise, fit, wrap
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates too
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bespeak.pipeline import Parts
     from bespeak.records import Result, UserKey
     from bespeak.store import SqliteStore
-
     from bespeak_cli.parts import RewriterName
 
 INDEX = f"python-{platform.python_version()}"
@@ -61,7 +60,6 @@ def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.settings import Settings
     from bespeak.store import SqliteStore
-
     from bespeak_cli.parts import build_parts, open_rewriter
 
     parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache), None, ctx.obj.cache)
@@ -79,7 +77,6 @@ def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
     """Makes the index unless it is there whole; how many documents it holds."""
     from bespeak.errors import IndexMissing
     from bespeak.records import Document
-
     from bespeak_cli.corpus import read_python_documentation
 
     rows = list(read_python_documentation())

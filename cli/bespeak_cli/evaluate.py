@@ -92,7 +92,6 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     from bespeak.evaluation.topics import read_collection
     from bespeak.pipeline import Parts
     from bespeak.rewrite import Unchanged
-
     from bespeak_cli.search import read_settings
 
     collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
@@ -126,7 +125,6 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
     from bespeak.evaluation.systems import embed, load_collection
     from bespeak.pipeline import Parts
     from bespeak.rewrite import Unchanged
-
     from bespeak_cli.search import read_settings
 
     data = read_movielens(folder, options.get("every") or 1, options.get("limit"))
@@ -160,7 +158,6 @@ def open_model(ctx: click.Context) -> Any:
     """The language model, built where it is not; never something else in its place, which would be measured for it."""
     from bespeak.errors import ModelError
     from bespeak.rewrite import choose_rewriter
-
     from bespeak_cli.parts import build_with_progress
 
     try:

@@ -46,7 +46,6 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     from bespeak.pipeline import search as run
     from bespeak.records import Request
     from bespeak.store import SqliteStore
-
     from bespeak_cli.parts import build_parts, open_rewriter
 
     user = user_key(options["tenant"], options["user"]) if options["user"] else None

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
 from bespeak.evaluation import movielens, systems
 from bespeak.evaluation.regressions import read_expected
 from bespeak_cli import cli
-from click.testing import CliRunner
 
 CORPUS = [
     {"_id": "d1", "text": "Quiet hotels for light sleepers"},

@@ -8,8 +8,9 @@ import sys
 import time
 
 import pytest
-from bespeak_cli import cli
 from click.testing import CliRunner
+
+from bespeak_cli import cli
 
 AT = "2025-05-31T10:00:00Z"
 

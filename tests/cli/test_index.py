@@ -9,11 +9,12 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
+
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.records import Clause, EngineQuery
 from bespeak_cli import cli
-from click.testing import CliRunner
 
 GOOD = '{"_id": "a", "text": "a red hat"}\n{"_id": "b", "text": "a blue hat"}\n'
 

@@ -2,9 +2,10 @@ import importlib.util
 import json
 
 import pytest
+from click.testing import CliRunner
+
 from bespeak.assets import ModelRecord, default_model, describe_files, manifest, write_record
 from bespeak_cli import cli
-from click.testing import CliRunner
 
 HAS_TRAIN = importlib.util.find_spec("sentence_transformers") is not None
 

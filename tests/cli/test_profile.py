@@ -2,11 +2,12 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from click.testing import CliRunner
+
 from bespeak.events import new_event
 from bespeak.records import UserKey
 from bespeak.store import SqliteStore
 from bespeak_cli import cli
-from click.testing import CliRunner
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from bespeak_cli import cli
 from click.testing import CliRunner
+
+from bespeak_cli import cli
 
 DISHES = {
     "stew": "A vegetarian stew of beans and carrots for cold evenings.",

@@ -6,6 +6,7 @@ import re
 import urllib.request
 
 import pytest
+
 from bespeak.analysis import tokens
 
 pytestmark = pytest.mark.elasticsearch

@@ -184,6 +184,7 @@ class ElasticsearchEngine:
     def _told(self, index: str | None = None) -> Iterator[None]:
         """Turns every fault of the client's into an EngineError."""
         import elastic_transport
+
         from elasticsearch import ApiError, UnsupportedProductError
 
         try:
