@@ -127,6 +127,12 @@ def test_what_is_exact_is_left_alone(query):
     assert result.notes == (result.rewrite.reason,)
 
 
+def test_a_query_that_the_rewriter_cannot_read_is_still_reranked():
+    result = search(ENGINE, Known(turns=TURNS, preferences=LIKES), ask("自転車は何輪ですか wheels"), parts(SAIL), NOW)
+    assert (result.rewrite.status, result.rewrite.reason) == ("gated", "other_language")
+    assert result.rerank == "full"
+
+
 def test_a_locked_store_costs_the_personal_part_and_says_so():
     result = search(ENGINE, Locked(), ask("wheels"), parts(), NOW)
     assert [r.hit.doc_id for r in result.page] == [h.doc_id for h in result.hits.hits]

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from bespeak.assets import ModelRecord, describe_files, write_record
+from bespeak.decode import DECODING
 from bespeak.errors import ModelError, StoreError
 from bespeak.records import Profile, Rewrite, Statement, Term, Turn, UserKey
 from bespeak.rewrite import (
@@ -179,7 +180,7 @@ def built(tmp_path):
 def test_a_built_model_is_found_with_its_version(built):
     folder, version = find_model(built)
     assert folder == built / "models" / MODEL
-    assert choose_rewriter("model", built).version == version
+    assert choose_rewriter("model", built).version == f"{version}.{DECODING}"
     assert choose_rewriter("model", built, grounded=False).version != version
 
 

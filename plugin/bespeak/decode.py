@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
+DECODING = 1
+"""Raised when the same model decodes otherwise, so that rewrites kept from before are not served."""
+
 N_CONTROL = 4
 # The lengths that the adapter was trained with, in tokens.
 STATEMENT_TOKENS, HISTORY_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 220, 220, 80, 40

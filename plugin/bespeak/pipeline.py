@@ -55,6 +55,9 @@ LAST_TURN_CHARS = 400
 EMBEDDED_CHARS = 1_000
 """How much of a hit's text is embedded where the index holds no vector for it."""
 
+UNWRITTEN = ("no_history", "too_long", "other_language")
+"""Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -142,7 +145,7 @@ def leave_alone(query: str, profile: Profile) -> str:
     if not personal(profile):
         return "refused" if not profile.consent else "stranger"
     reason = gate.decline(query, profile)
-    return "" if reason == "no_history" else reason
+    return "" if reason in UNWRITTEN else reason
 
 
 def plain(request: Request, settings: Settings) -> EngineQuery:

@@ -151,10 +151,10 @@ def choose_rewriter(
         case "last-turn":
             return LastTurn()
         case "model":
-            from bespeak.decode import LanguageModel, OnnxScorer
+            from bespeak.decode import DECODING, LanguageModel, OnnxScorer
 
             folder, version = find_model(cache_dir)
-            return LanguageModel(OnnxScorer(folder, threads), version, grounded)
+            return LanguageModel(OnnxScorer(folder, threads), f"{version}.{DECODING}", grounded)
     assert_never(name)
 
 

@@ -12,8 +12,8 @@ from bespeak.errors import UsageError
 class Weights:
     """How much each column of the score matrix counts; at least one is above 0, none below."""
 
-    lexical: float = 0.5
-    embedding: float = 0.5
+    lexical: float = 0.2
+    embedding: float = 0.8
     user: float = 0.15
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Settings:
     rewrite_weight: float = 1.0
     # BM25 weight of the last turn's words (query and response), and its share in the query's vector.
     last_turn_weight: float = 0.1
-    last_turn_share: float = 0.35
+    last_turn_share: float = 0.5
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= 10_000:
