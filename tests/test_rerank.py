@@ -87,6 +87,15 @@ def test_the_window_is_the_same_whatever_was_fetched():
     assert [h.doc_id for h in rest_large] == ["w2", "w3", "w4", "w5"]
 
 
+def test_a_near_hit_scores_alike_whether_its_words_were_fetched_or_not():
+    words = [hit(f"w{i}", 10.0 - i, i + 1, UP) for i in range(4)]
+    found_by_vector = choose_window([*words[:2], hit("near", 0.0, 3, EAST)], EAST, 2)
+    found_by_words = choose_window([*words, hit("near", 1.0, 5, EAST)], EAST, 2)
+    assert [(h.doc_id, h.score) for h in found_by_words[0]] == [("w0", 10.0), ("w1", 9.0), ("near", 0.0)]
+    assert [(h.doc_id, h.score) for h in found_by_vector[0]] == [("w0", 10.0), ("w1", 9.0), ("near", 0.0)]
+    assert [h.doc_id for h in found_by_words[1]] == ["w2", "w3"]
+
+
 def test_beyond_the_window_the_engine_order_goes_on():
     ranking = follow(rank([hit("a", 2, 1)], score([hit("a", 2, 1)], None, None), Weights()), [hit("b", 1, 2)])
     assert [(r.hit.doc_id, r.rank) for r in ranking] == [("a", 1), ("b", 2)]

@@ -216,7 +216,7 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
     except ModelError as error:
         return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
     query = asked.context.vector if asked.context else None
-    window, rest = choose_window(embedded, query, parts.settings.window)
+    window, rest = choose_window(embedded, asked.query.vector, parts.settings.window)
     last = (asked.profile.turns[-1], asked.last_turn.vector) if asked.last_turn else None
     user = mix(user_parts(asked.profile.preferences, vectors, last, parts.settings.last_turn_share))
     scores = score(window, query, user.vector if user else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -103,14 +103,16 @@ def choose_window(hits: Sequence[Hit], vector: Vector | None, window: int) -> tu
     """The hits to rerank, and those that follow them in the engine's order.
 
     The window holds the first `window` lexical hits and the `window` nearest by vector, whatever was fetched, so
-    that a later page of the same query has the same window. Hits that only a larger fetch found by vector are left out.
+    that a later page of the same query has the same window and scores: one of the nearest beyond the first lexical
+    hits has no lexical score. Hits that only a larger fetch found by vector are left out. `vector` is that of the
+    engine's search, None where it searched by words alone.
     """
     lexical = [hit for hit in hits if hit.score > 0]
-    inside = {hit.doc_id for hit in lexical[:window]}
-    if len(lexical) < len(hits) and vector is not None:
-        near = sorted(zip(-cosines(hits, vector), (h.doc_id for h in hits), strict=True))
-        inside |= {doc_id for _, doc_id in near[:window]}
-    chosen = [hit for hit in hits if hit.doc_id in inside]
+    inside = {hit.doc_id: hit for hit in lexical[:window]}
+    if vector is not None:
+        near = sorted(zip(-cosines(hits, vector), (h.doc_id for h in hits), hits, strict=True), key=lambda n: n[:2])
+        inside = {doc_id: replace(hit, score=0.0) for _, doc_id, hit in near[:window]} | inside
+    chosen = [inside[hit.doc_id] for hit in hits if hit.doc_id in inside]
     return chosen, [hit for hit in lexical if hit.doc_id not in inside]
 
 

@@ -177,7 +177,7 @@ def mix_window(words: Array, near: Array, by_words: Rows, by_vector: Rows, setti
     if settings.mode == "recall":
         window = np.union1d(window, by_vector[: settings.window])
     window = np.sort(window)
-    found = np.where(np.isin(window, by_words), words[window], 0).astype(np.float32)
+    found = np.where(np.isin(window, by_words[: settings.window]), words[window], 0).astype(np.float32)
     weights = settings.weights
     total = (weights.lexical * min_max(found) + weights.embedding * min_max(near[window])) / sum(weights.as_tuple())
     order = window[np.argsort(-np.round(total, 6), kind="stable")]
