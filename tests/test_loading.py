@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bespeak.engines import document_text
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, UsageError
 from bespeak.loading import (
@@ -21,7 +22,6 @@ from bespeak.loading import (
     find_fields,
     load,
     read_documents,
-    text_to_embed,
 )
 from bespeak.records import Clause, EngineQuery
 from fakes import BagEncoder
@@ -159,9 +159,9 @@ def test_fields_that_hold_running_text():
     assert find_fields(rows) == ("title", "text", "body")
 
 
-def test_text_to_embed_follows_the_fields():
+def test_the_embedded_text_follows_the_fields():
     source = {"a": "one", "b": ["two", "three"], "c": {"d": 4}}
-    assert text_to_embed(source, ("c.d", "a", "none", "b")) == "4 one two\nthree"
+    assert document_text(source, ("c.d", "a", "none", "b")) == "4 one two\nthree"
 
 
 def test_load(engine, tmp_path):

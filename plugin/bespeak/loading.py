@@ -10,14 +10,14 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from bespeak.engines import VECTOR_FIELD, Engine, refuse_id, text_of, value_at
+from bespeak.engines import VECTOR_FIELD, Engine, document_text, refuse_id
 from bespeak.errors import IndexMissing, InputError
 from bespeak.records import Document
 
@@ -179,11 +179,6 @@ def _document(source: dict[str, Any], id_field: str | None) -> Document:
     return Document(doc_id, {name: value for name, value in source.items() if name not in ("_id", VECTOR_FIELD)})
 
 
-def text_to_embed(source: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """The searchable fields as one text, in the index's order."""
-    return " ".join(text for field in fields if (text := text_of(value_at(source, field))))
-
-
 def find_fields(rows: Iterable[Row]) -> tuple[str, ...]:
     """The fields that hold running text: title and text first, then others where some value has a space in it."""
     sources = [row.document.source for row in rows if row.document is not None]
@@ -276,7 +271,7 @@ def _load_batch(engine: Engine, index: str, batch: Sequence[Row], encoder: Encod
     for row in batch:
         if row.document is None:
             continue
-        if text := text_to_embed(row.document.source, done.fields):
+        if text := document_text(row.document.source, done.fields):
             taken[row.line_no] = row.document
             texts.append(text)
         else:

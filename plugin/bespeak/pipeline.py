@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bespeak import analysis, gate
-from bespeak.engines import Engine, IndexInfo
+from bespeak.engines import Engine, IndexInfo, document_text
 from bespeak.errors import ModelError, StoreError, UsageError
 from bespeak.records import (
     Clause,
@@ -251,11 +251,6 @@ def embed_liked(liked: Sequence[Document], asked: Plan, parts: Parts) -> dict[st
     bare = [doc_id for doc_id in texts if doc_id not in vectors]
     made = parts.encoder.encode([texts[doc_id] for doc_id in bare])
     return vectors | dict(zip(bare, made, strict=True))
-
-
-def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """The searchable fields of a document as one text, in the index's order."""
-    return " ".join(str(source[name]) for name in fields if source.get(name))
 
 
 def cut(asked: Plan, own: Hits, ranking: Sequence[Ranked], status: RerankStatus, note: str = "") -> Result:

@@ -134,6 +134,11 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """The searchable fields of a document as one text, in the index's order."""
+    return " ".join(text for field in fields if (text := text_of(value_at(source, field))))
+
+
 def index_missing(index: str, names: Sequence[str]) -> IndexMissing:
     """The error for an index that is not there, naming the likely ones that are."""
     near = get_close_matches(index, names, 3, 0.5) or sorted(names)[:5]

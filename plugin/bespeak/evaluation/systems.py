@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bespeak.engines import Engine, IndexInfo
+from bespeak.engines import Engine, IndexInfo, document_text
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.signals import best
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
-from bespeak.pipeline import Parts, Plan, contextualise, document_text, finish, plan
+from bespeak.pipeline import Parts, Plan, contextualise, finish, plan
 from bespeak.records import Document, Matrix, Request, Vector
 from bespeak.rewrite import LastTurn, Unchanged
 from bespeak.settings import Settings
