@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.pipeline import Parts
     from bespeak.records import Result, UserKey
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
     from bespeak_cli.parts import RewriterName
 
 INDEX = f"python-{platform.python_version()}"
@@ -59,7 +59,7 @@ def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
     """
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.settings import Settings
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
     from bespeak_cli.parts import build_parts, open_rewriter
 
     parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache), None, ctx.obj.cache)

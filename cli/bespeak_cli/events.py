@@ -38,7 +38,7 @@ def load(ctx: click.Context, file: Path, tenant: str, rejected: Path | None) -> 
     from bespeak.errors import InputError
     from bespeak.events import load as load_events
     from bespeak.events import user_key
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
 
     user_key(tenant, "anyone")  # a tenant that no event can have is wrong usage, not thousands of rejected lines
     with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:

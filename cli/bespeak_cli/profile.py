@@ -15,7 +15,7 @@ from bespeak_cli.identity import session_option, tenant_option
 
 if TYPE_CHECKING:
     from bespeak.records import Profile
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
 
 PREFERENCES_SHOWN = 20
 
@@ -89,7 +89,7 @@ def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
 
 @contextmanager
 def opened_store(ctx: click.Context) -> Iterator[SqliteStore]:
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
 
     with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
         yield store

@@ -20,7 +20,7 @@ def remember(ctx: click.Context, text: str, user: str, tenant: str) -> None:
 
     from bespeak.errors import UsageError
     from bespeak.events import new_event, user_key
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
 
     if not text.strip():
         raise UsageError("nothing to remember: the statement is empty")

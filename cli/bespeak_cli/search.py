@@ -45,7 +45,7 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     from bespeak.events import user_key
     from bespeak.pipeline import search as run
     from bespeak.records import Request
-    from bespeak.store import SqliteStore
+    from bespeak.stores.sqlite import SqliteStore
     from bespeak_cli.parts import build_parts, open_rewriter
 
     user = user_key(options["tenant"], options["user"]) if options["user"] else None

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from bespeak.events import new_event
 from bespeak.records import UserKey
-from bespeak.store import SqliteStore
+from bespeak.stores.sqlite import SqliteStore
 from bespeak_cli import cli
 
 

@@ -12,7 +12,7 @@ from bespeak.pipeline import Parts, search
 from bespeak.records import Document, Request
 from bespeak.rewrite import LastTurn
 from bespeak.settings import Settings
-from bespeak.store import SqliteStore
+from bespeak.stores.sqlite import SqliteStore
 from fakes import ADA, BagEncoder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ from bespeak.errors import StoreError
 from bespeak.events import Batch, Load, new_event, read_events
 from bespeak.profile import STATEMENTS_KEPT
 from bespeak.records import Profile, Rewrite, Term, UserKey
-from bespeak.store import MIGRATIONS, SqliteStore
+from bespeak.stores.sqlite import MIGRATIONS, SqliteStore
 
 USER = UserKey("", "u")
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
