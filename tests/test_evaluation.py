@@ -339,7 +339,7 @@ def test_the_vector_of_last_turn_is_the_query_and_half_of_the_turn(ghent):
     query, turn = parts.encoder.encode(["any quiet ones?", "hotels"])
     expected = (query + 0.5 * turn) / np.linalg.norm(query + 0.5 * turn)
     assert asked.query.vector == pytest.approx(expected, abs=1e-6)
-    assert asked.context.vector == pytest.approx(expected, abs=1e-6)
+    assert asked.context.query.vector == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_system_is_measured_at_every_stage(ghent):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -75,6 +75,14 @@ class Profiles(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """What is asked as vectors: query, rewrite and last turn mixed into one, and the last turn's part by itself."""
+
+    query: Mixed | None = None
+    last_turn: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to ask the engine for this person, and what is needed to judge its answer."""
 
@@ -83,8 +91,7 @@ class Plan:
     rewrite: Rewrite
     query: EngineQuery
     info: IndexInfo
-    context: Mixed | None = None  # the query's vector: query, rewrite and last turn
-    last_turn: Part | None = None
+    context: Context = Context()
     declined: str = ""  # why the engine's order stays as it is
     notes: tuple[str, ...] = ()
 
@@ -131,13 +138,13 @@ def plan(request: Request, profile: Profile, info: IndexInfo, parts: Parts) -> P
     rewrite = rewrite_query(request.query, profile, parts.rewriter, parts.settings.rewrite_ms)
     if declined:
         return Plan(request, profile, rewrite, plain(request, parts.settings), info, declined=declined)
+    notes: tuple[str, ...] = ()
     try:
-        context, last_turn = contextualise(rewrite, profile, parts)
-        notes: tuple[str, ...] = ()
+        context = contextualise(rewrite, profile, parts.encoder, parts.settings)
     except ModelError as error:
-        context, last_turn, notes = None, None, (f"no embeddings: {error}",)
+        context, notes = Context(), (f"no embeddings: {error}",)
     query = expand(request, rewrite, profile, info, context, parts)
-    return Plan(request, profile, rewrite, query, info, context, last_turn, notes=notes)
+    return Plan(request, profile, rewrite, query, info, context, notes=notes)
 
 
 def leave_alone(query: str, profile: Profile) -> str:
@@ -154,20 +161,20 @@ def plain(request: Request, settings: Settings) -> EngineQuery:
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
-def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts) -> tuple[Mixed | None, Part | None]:
-    """The query's vector, query + rewrite + a share of the last turn, and the last turn's part by itself."""
-    if parts.encoder is None:
-        return None, None
+def contextualise(rewrite: Rewrite, profile: Profile, encoder: Encoder | None, settings: Settings) -> Context:
+    """The query's vector, query + rewrite + a share of the last turn. Without encoder there is none."""
+    if encoder is None:
+        return Context()
     texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
     turn = profile.turns[-1] if profile.turns else None
-    vectors = parts.encoder.encode([*texts, *([turn_text(turn)] if turn else [])], kind="query")
+    vectors = encoder.encode([*texts, *([turn_text(turn)] if turn else [])], kind="query")
     found = [Part(vector) for vector in vectors[: len(texts)]]
     if rewrite.changed:
         found[1] = Part(vectors[1], *rewrite_source(rewrite))
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
     if last:
-        found.append(replace(last, vector=last.vector * parts.settings.last_turn_share))
-    return mix(found), last
+        found.append(replace(last, vector=last.vector * settings.last_turn_share))
+    return Context(mix(found), last)
 
 
 def rewrite_source(rewrite: Rewrite) -> tuple[str, str, str]:
@@ -185,21 +192,26 @@ def turn_text(turn: Turn) -> str:
 
 
 def expand(
-    request: Request, rewrite: Rewrite, profile: Profile, info: IndexInfo, context: Mixed | None, parts: Parts
+    request: Request, rewrite: Rewrite, profile: Profile, info: IndexInfo, context: Context, parts: Parts
 ) -> EngineQuery:
     """The query with its rewrite and last turn as optional clauses, so that in boost mode the matching set stays."""
     settings = parts.settings
-    optional = [Clause(rewrite.text, settings.rewrite_weight)] if rewrite.changed else []
-    if profile.turns and settings.last_turn_weight > 0:
-        optional.append(Clause(turn_text(profile.turns[-1]), settings.last_turn_weight))
     recall = settings.mode == "recall"
     comparable = parts.encoder is not None and info.encoder == parts.encoder.name
     return replace(
         plain(request, settings),
-        optional=tuple(optional),
-        vector=context.vector if context and recall and comparable else None,
+        optional=added_clauses(rewrite, profile, settings),
+        vector=context.query.vector if context.query and recall and comparable else None,
         recall=recall,
     )
+
+
+def added_clauses(rewrite: Rewrite, profile: Profile, settings: Settings) -> tuple[Clause, ...]:
+    """What is searched beside the query as typed: its rewrite, and the words of the last turn."""
+    added = [Clause(rewrite.text, settings.rewrite_weight)] if rewrite.changed else []
+    if profile.turns and settings.last_turn_weight > 0:
+        added.append(Clause(turn_text(profile.turns[-1]), settings.last_turn_weight))
+    return tuple(added)
 
 
 def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts: Parts) -> Result:
@@ -215,21 +227,27 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
         vectors = embed_liked(liked, asked, parts)
     except ModelError as error:
         return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
-    query = asked.context.vector if asked.context else None
     window, rest = choose_window(embedded, asked.query.vector, parts.settings.window)
-    last = (asked.profile.turns[-1], asked.last_turn.vector) if asked.last_turn else None
-    user = mix(user_parts(asked.profile.preferences, vectors, last, parts.settings.last_turn_share))
-    scores = score(window, query, user.vector if user else None)
-    ranking = follow(rank(window, scores, parts.settings.weights), rest)
-    judge = Judge.over(window, parts.settings.weights, asked.context, user, asked.rewrite)
-    complete = asked.context is not None and all(hit.vector is not None for hit in window)
-    result = cut(asked, own, ranking, "full" if complete else "partial")
+    ranking, user = rank_window(window, asked.profile, asked.context, vectors, parts.settings)
+    judge = Judge.over(window, parts.settings.weights, asked.context.query, user, asked.rewrite)
+    complete = asked.context.query is not None and all(hit.vector is not None for hit in window)
+    result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial")
     return replace(result, page=explain(result.page, judge, asked), weights=parts.settings.weights.as_tuple())
+
+
+def rank_window(
+    window: Sequence[Hit], profile: Profile, context: Context, liked: Mapping[str, Vector], settings: Settings
+) -> tuple[list[Ranked], Mixed | None]:
+    """The window's hits in this person's order, and the user's vector. `liked`: vectors of what the user likes."""
+    last = (profile.turns[-1], context.last_turn.vector) if context.last_turn else None
+    user = mix(user_parts(profile.preferences, liked, last, settings.last_turn_share))
+    scores = score(window, context.query.vector if context.query else None, user.vector if user else None)
+    return rank(window, scores, settings.weights), user
 
 
 def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:
     """The hits with vectors that compare with the query's: the index's own, or made from their texts."""
-    if parts.encoder is None or asked.context is None:
+    if parts.encoder is None or asked.context.query is None:
         return [replace(hit, vector=None) for hit in hits]
     comparable = asked.info.encoder == parts.encoder.name
     bare = [i for i, hit in enumerate(hits[: parts.settings.window]) if hit.vector is None or not comparable]

@@ -118,10 +118,10 @@ def _last_turn(topic: Topic, info: IndexInfo, parts: Parts) -> Plan:
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
     parts = replace(parts, rewriter=LastTurn(), settings=settings)
     asked = plan(_request(topic.text, info), topic.profile, info, parts)
-    if asked.declined or asked.context is None:
+    if asked.declined or asked.context.query is None:
         return asked
-    context, _ = contextualise(replace(asked.rewrite, text=topic.text), topic.profile, parts)
-    vector = context.vector if context and asked.query.vector is not None else None
+    context = contextualise(replace(asked.rewrite, text=topic.text), topic.profile, parts.encoder, parts.settings)
+    vector = context.query.vector if context.query and asked.query.vector is not None else None
     return replace(asked, context=context, query=replace(asked.query, vector=vector))
 
 
@@ -143,8 +143,8 @@ def rank_topic(
 
 def _query_vector(asked: Plan, encoder: Encoder) -> Vector:
     """The plan's own, or the query's where the gate left it alone."""
-    if asked.context:
-        return asked.context.vector
+    if asked.context.query:
+        return asked.context.query.vector
     vector: Vector = encoder.encode([asked.request.query], kind="query")[0]
     return vector
 
