@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from bespeak.decode import END, MAX_NEW_TOKENS, START, LanguageModel, Late, prompt, refuse
+from bespeak.deadline import Late
+from bespeak.decode import END, MAX_NEW_TOKENS, START, LanguageModel, prompt, refuse
 from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
 from bespeak.records import Profile, Statement, Turn, UserKey

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bespeak.assets import asset_folder, default_model
-from bespeak.encode import OnnxEncoder, load_encoder, well_formed
+from bespeak.deadline import Deadline
+from bespeak.encode import OnnxEncoder, RememberingEncoder, encode_until, load_encoder, well_formed
 from bespeak.errors import ModelError
 from fakes import BagEncoder
 
@@ -199,3 +200,77 @@ def test_an_export_gives_the_vectors_of_sentence_transformers(tmp_path, original
     texts = [*TEXTS, "", "x" * 3000, "The ferry runs twice an hour. " * 60]
     expected = SentenceTransformer(str(original), device="cpu").encode(texts, normalize_embeddings=True)
     assert (encoder.encode(texts) * expected).sum(axis=1).min() > lowest
+
+
+class Counting(BagEncoder):
+    """Remembers what it was asked, and cancels the current deadline at the text "stop"."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def encode(self, texts, kind="document"):
+        self.asked += [(text, kind) for text in texts]
+        if "stop" in texts:
+            Deadline.current().cancel()
+        return super().encode(texts, kind)
+
+
+def test_what_is_done_before_the_deadline_is_kept():
+    counting = Counting()
+    found = encode_until(counting, ["a", "b", "stop", "c"], deadline=Deadline.after_ms(None))
+    assert np.array_equal(found, BagEncoder().encode(["a", "b", "stop"]))
+    assert [text for text, _ in counting.asked] == ["a", "b", "stop"]
+
+
+def test_nothing_is_done_after_the_deadline(encoder):
+    found = encode_until(encoder, TEXTS, deadline=Deadline.after_ms(0))
+    assert (found.shape, found.dtype) == ((0, encoder.dim), np.float32)
+
+
+def test_with_time_enough_all_is_done(encoder):
+    with Deadline.after_ms(600_000).held():
+        assert np.array_equal(encode_until(encoder, TEXTS, "query"), encoder.encode(TEXTS, "query"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["query", "document"])), max_size=4)))
+def test_remembered_vectors_are_the_encoders_own(asked):
+    remembering = RememberingEncoder(BagEncoder(), size=3)
+    for some in asked:
+        texts = [text for text, _ in some]
+        for kind in ("query", "document"):
+            assert np.array_equal(remembering.encode(texts, kind), BagEncoder().encode(texts, kind))
+
+
+def test_a_text_is_encoded_once_for_each_kind():
+    counting = Counting()
+    remembering = RememberingEncoder(counting)
+    for _ in range(2):
+        remembering.encode(["a", "b", "a"], "query")
+        remembering.encode(["a"])
+    assert counting.asked == [("a", "query"), ("b", "query"), ("a", "document")]
+    assert (remembering.name, remembering.dim) == (counting.name, counting.dim)
+
+
+def test_the_text_that_was_not_used_for_longest_is_forgotten():
+    counting = Counting()
+    remembering = RememberingEncoder(counting, size=2)
+    for text in ("a", "b", "a", "c", "a", "b"):
+        remembering.encode([text])
+    assert [text for text, _ in counting.asked] == ["a", "b", "c", "b"]
+
+
+def test_all_can_be_forgotten():
+    counting = Counting()
+    remembering = RememberingEncoder(counting)
+    remembering.encode(["a"])
+    remembering.clear()
+    remembering.encode(["a"])
+    assert len(counting.asked) == 2
+
+
+def test_any_text_is_remembered():
+    remembering = RememberingEncoder(BagEncoder())
+    odd = ["\ud800", "\0", "", "東京"]
+    assert np.array_equal(remembering.encode(odd), remembering.encode(odd))

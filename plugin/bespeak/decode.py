@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 from bespeak.grounding import Grounded, Lexicon, attribute, fold, sources, words
 from bespeak.records import Profile, Rewrite, Turn
@@ -39,10 +39,6 @@ DERAILED = 8.0
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 
-class Late(Exception):
-    """The time is over."""
-
-
 class Feed(Protocol):
     """Reads on from any place of one text."""
 
@@ -61,7 +57,7 @@ class Scorer(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     def begin(self, budget_ms: float | None) -> AbstractContextManager[Feed]:
-        """A new text. What is not done `budget_ms` from now is ended, also in the middle of a run."""
+        """A new text. It is ended `budget_ms` from now, or at the current deadline, also in the middle of a run."""
         ...
 
 
@@ -83,8 +79,8 @@ class LanguageModel:
         try:
             with self._scorer.begin(budget_ms) as feed:
                 text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
-        except Late:
-            reason = f"not done in {budget_ms:.0f} ms"
+        except Late as late:
+            reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
             return Rewrite(query, query, status="late", reason=reason, model=model_of(self))
         if reason := refuse(text, profile):
             return failed(query, self, reason)
@@ -279,27 +275,17 @@ class OnnxScorer:
 
     @contextmanager
     def begin(self, budget_ms: float | None) -> Iterator[Feed]:
-        import onnxruntime
-
         with self._opening:
             session = self._session
-        run = onnxruntime.RunOptions()
-        deadline = None if budget_ms is None else time.monotonic() + budget_ms / 1000
-        # A long run has to be ended from beside it: onnxruntime looks at the flag before every operator.
-        timer = threading.Timer((budget_ms or 0) / 1000, setattr, (run, "terminate", True))
-        timer.daemon = True
-        if budget_ms is not None:
-            timer.start()
-        try:
+        deadline = Deadline.after_ms(budget_ms)
+        with deadline.model_run() as run:
             yield _OnnxFeed(session, run, deadline)
-        finally:
-            timer.cancel()
 
 
 class _OnnxFeed:
     """What is past is held as its keys and values, so that each token is computed once."""
 
-    def __init__(self, session: Any, run: Any, deadline: float | None) -> None:
+    def __init__(self, session: Any, run: Any, deadline: Deadline) -> None:
         self._session, self._run, self._deadline = session, run, deadline
         names = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
         self._names = [f"past.{name}" for name in names]
@@ -307,16 +293,12 @@ class _OnnxFeed:
         self._nothing = dict.fromkeys(self._names, np.zeros((1, 1, 0, HEAD), np.float32))
 
     def __call__(self, token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
-        if self._over():
-            raise Late
+        self._deadline.check()
         try:
             feeds = {"input_ids": np.array([token_ids], np.int64), **(past or self._nothing)}
             scores, *present = self._session.run(self._outputs, feeds, self._run)
         except Exception as error:  # onnxruntime's own exceptions have no common class below this
-            if self._over() or self._run.terminate:
+            if self._deadline.over or self._run.terminate:
                 raise Late from error
             raise ModelError(f"the language model failed ({error}): run 'bespeak models verify'") from error
         return scores[0, -1], dict(zip(self._names, present, strict=True))
-
-    def _over(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from bespeak.assets import default_model, model_folder, verify
+from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,7 +32,10 @@ class Encoder(Protocol):
     dim: int
 
     def encode(self, texts: Sequence[str], kind: TextKind = "document") -> Matrix:
-        """`(n, dim)`, a row of unit length for each text in order; each text's vector depends on it alone."""
+        """`(n, dim)`, a row of unit length for each text in order; each text's vector depends on it alone.
+
+        May raise Late when the current deadline is over, also in the middle of a run.
+        """
         ...
 
 
@@ -83,30 +90,92 @@ class OnnxEncoder:
         import numpy as np
 
         prefix, limit = self.config.prefix(kind), self.config.max_tokens * MAX_CHARS_PER_TOKEN
-        rows = [self._encode_one(prefix + well_formed(text[:limit])) for text in texts]
+        deadline = Deadline.current()
+        with deadline.model_run() as run:
+            rows = [self._encode_one(prefix + well_formed(text[:limit]), run, deadline) for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def _encode_one(self, text: str) -> Vector:
+    def _encode_one(self, text: str, run: Any, deadline: Deadline) -> Vector:
         import numpy as np
 
+        deadline.check()
         ids = self._tokenizer.encode(text).ids or [0]
-        found = self._run(np.array([ids], np.int64))  # (1, n_tokens, dim), or (1, dim)
+        found = self._run(np.array([ids], np.int64), run, deadline)  # (1, n_tokens, dim), or (1, dim)
         vector = self._pool(found).astype(np.float32)
         return vector / max(float(np.linalg.norm(vector)), 1e-12)  # type: ignore[no-any-return]
 
-    def _run(self, ids: Any) -> Any:
+    def _run(self, ids: Any, run: Any, deadline: Deadline) -> Any:
         import numpy as np
 
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         try:
-            return self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+            return self._session.run(None, {name: feeds[name] for name in self._inputs}, run)[0]
         except Exception as error:  # onnxruntime's own exceptions have no common class below this
+            if deadline.over or run.terminate:
+                raise Late from error
             raise ModelError(f"the encoder {self.name} failed ({error}): run 'bespeak models verify'") from error
 
     def _pool(self, found: Any) -> Any:
         if self.config.pooling == "cls":
             return found[0, 0]
         return found[0].mean(axis=0) if self.config.pooling == "mean" else found[0]
+
+
+class RememberingEncoder:
+    """Another encoder, whose latest `size` vectors are kept in memory: queries and turns come again and again.
+
+    A vector is kept under a digest of its text, never with the text.
+    """
+
+    def __init__(self, encoder: Encoder, size: int = 10_000) -> None:
+        self.name, self.dim = encoder.name, encoder.dim
+        self._encoder, self._size = encoder, size
+        self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def encode(self, texts: Sequence[str], kind: TextKind = "document") -> Matrix:
+        import numpy as np
+
+        rows = [self._vector(text, kind) for text in texts]
+        return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._vectors.clear()
+
+    def _vector(self, text: str, kind: TextKind) -> Vector:
+        digest = hashlib.blake2b(f"{kind} {text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        with self._lock:
+            if (known := self._vectors.get(digest)) is not None:
+                self._vectors.move_to_end(digest)
+                return known
+        vector: Vector = self._encoder.encode([text], kind)[0]
+        with self._lock:
+            self._vectors[digest] = vector
+            while len(self._vectors) > self._size:
+                self._vectors.popitem(last=False)
+        return vector
+
+
+def encode_until(
+    encoder: Encoder, texts: Sequence[str], kind: TextKind = "document", deadline: Deadline | None = None
+) -> Matrix:
+    """The rows of the first texts: as many as are done before `deadline` (the current one if not given).
+
+    `(n_done, dim)`, n_done <= len(texts).
+    """
+    import numpy as np
+
+    deadline = deadline or Deadline.current()
+    rows: list[Vector] = []
+    with deadline.held():
+        for text in texts:
+            try:
+                deadline.check()
+                rows.append(encoder.encode([text], kind)[0])
+            except Late:
+                break
+    return np.stack(rows) if rows else np.zeros((0, encoder.dim), np.float32)
 
 
 def well_formed(text: str) -> str:
