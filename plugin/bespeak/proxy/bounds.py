@@ -1,0 +1,187 @@
+"""A bounded number of model runs at once, each ended at its deadline; and a breaker for what keeps failing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeAlias, TypeVar
+
+from bespeak.deadline import Deadline, Late
+from bespeak.errors import BespeakError
+
+__all__ = ["Bounds", "Breaker", "Busy", "Late"]
+
+T = TypeVar("T")
+Job: TypeAlias = tuple["Future[Any]", Callable[[Deadline], Any], Deadline]
+
+GRACE_S = 0.05
+"""So long after its deadline a run's result is still taken: what was done in time is handed over a little later."""
+
+CLOSING_S = 1.0
+
+
+class Busy(BespeakError):
+    """Too much runs already; this was not begun."""
+
+
+class Bounds:
+    """Runs functions in `runs` threads of its own, for one event loop.
+
+    The threads are daemons: one that hangs does not hold up the end of the process.
+    """
+
+    def __init__(self, runs: int | None = None, grace_s: float = GRACE_S) -> None:
+        """`runs`: at most so many at once; half of the cores if not given, for a run may use two."""
+        self.runs = max(1, (os.cpu_count() or 1) // 2) if runs is None else runs
+        if self.runs < 1:
+            raise ValueError(f"runs must be at least 1, but is {self.runs}")
+        self._grace_s = grace_s
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._running: set[Deadline] = set()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    async def run(self, function: Callable[[Deadline], T], budget_ms: float) -> T:
+        """What `function` gives; it is handed its deadline, which is also the current one of all it calls.
+
+        Waiting for a thread counts against the budget. Raises Busy where it did not begin in time, Late where it was
+        not done in time, and what `function` raises. When the waiting task is cancelled, so is the deadline.
+        """
+        if self._closed:
+            raise Busy("no model run begins any more: the proxy is closing")
+        if self._hangs():
+            raise Busy(f"no model run can begin: all {self.runs} that may run at once are long past their deadline")
+        deadline = Deadline.after_ms(budget_ms)
+        future: Future[T] = Future()
+        self._begin((future, function, deadline))
+        waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(_hear)
+        try:
+            await asyncio.wait({waiting}, timeout=deadline.left_s)
+            if future.cancel():
+                raise Busy(f"no model run could begin within {budget_ms:.0f} ms")
+            await asyncio.wait({waiting}, timeout=deadline.left_s + self._grace_s)
+            if not waiting.done():
+                raise Late(f"not done in {budget_ms:.0f} ms")
+            return waiting.result()
+        finally:
+            deadline.cancel()
+            future.cancel()
+            waiting.cancel()
+
+    def close(self) -> None:
+        """Ends what runs and lets nothing begin; waits a second at most."""
+        with self._lock:
+            self._closed = True
+            running, threads = tuple(self._running), tuple(self._threads)
+        for deadline in running:
+            deadline.cancel()
+        for _ in threads:
+            self._jobs.put(None)
+        end = time.monotonic() + CLOSING_S
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _begin(self, job: Job) -> None:
+        """Threads are started by the first job, in the process that it is run in."""
+        with self._lock:
+            while len(self._threads) < self.runs:
+                thread = threading.Thread(target=self._serve, name="bespeak-run", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        self._jobs.put(job)
+
+    def _hangs(self) -> bool:
+        """Is every thread taken by a run that should have ended long ago?"""
+        latest = time.monotonic() - self._grace_s
+        with self._lock:
+            return len(self._running) >= self.runs and all(deadline.at < latest for deadline in self._running)
+
+    def _serve(self) -> None:
+        while self._do(self._jobs.get()):
+            pass
+
+    def _do(self, job: Job | None) -> bool:
+        """False for the last one. Nothing of a job is held when it is done."""
+        if job is None:
+            return False
+        future, function, deadline = job
+        if self._closed:
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return True
+        with self._lock:
+            self._running.add(deadline)
+        try:
+            with deadline.held():
+                deadline.check()
+                result = function(deadline)
+        except StopIteration as error:  # no coroutine can raise it
+            self._end(deadline)
+            future.set_exception(RuntimeError(f"a model run raised {error!r}"))
+        except BaseException as error:
+            self._end(deadline)
+            future.set_exception(error)
+        else:
+            self._end(deadline)
+            future.set_result(result)
+        return True
+
+    def _end(self, deadline: Deadline) -> None:
+        with self._lock:
+            self._running.discard(deadline)
+
+
+def _hear(waiting: asyncio.Future[Any]) -> None:
+    """A fault that nobody waits for any more is no news to asyncio."""
+    if not waiting.cancelled():
+        waiting.exception()
+
+
+class Breaker:
+    """Stops a stage for `rest_s` after `faults` in a row; then one try at a time, until one succeeds.
+
+    To be late is a fault too: else every query would wait for what never comes in time. `Busy` and a client that has
+    gone say nothing of the stage, and are told to neither.
+
+        if breaker.admits():
+            try: … ; breaker.succeeded()
+            except …: breaker.failed()
+    """
+
+    def __init__(self, faults: int = 5, rest_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._faults, self._rest_s, self._clock = faults, rest_s, clock
+        self._in_a_row = 0
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def open(self) -> bool:
+        """Is the stage at rest? Only to be shown: it is `admits` that lets one try through."""
+        with self._lock:
+            return self._in_a_row >= self._faults and self._clock() < self._until
+
+    def admits(self) -> bool:
+        """May the stage be tried? After a rest for one caller only; was nothing heard of it, for one after the next."""
+        with self._lock:
+            if self._in_a_row < self._faults:
+                return True
+            if self._clock() < self._until:
+                return False
+            self._until = self._clock() + self._rest_s
+            return True
+
+    def succeeded(self) -> None:
+        with self._lock:
+            self._in_a_row = 0
+
+    def failed(self) -> None:
+        with self._lock:
+            self._in_a_row += 1
+            self._until = self._clock() + self._rest_s

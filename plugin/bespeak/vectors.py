@@ -1,0 +1,347 @@
+"""Vectors of documents that an index holds no vectors for, kept on disk so that each text is encoded once."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bespeak.records import Vector
+
+T = TypeVar("T")
+Row: TypeAlias = tuple[int, bytes, bytes, bytes, int]
+"""row_no, key, version, vector, checksum."""
+
+ROWS = 1_000_000
+"""About 1.7 GB with vectors of 384 numbers."""
+
+REST_S = 5.0
+"""After a fault the file is left alone for so long, so that not every query pays for it."""
+
+APPLICATION_ID = 0x42535056  # "BSPV"
+VERSION = 1  # of the table
+# `key` is digests of space and doc_id, so that any text is an id and none is kept. The newest row has the highest
+# `row_no`, also where it replaces one. `checksum` is over the rest of the row: without syncs a power cut may leave
+# pages of two times in one file, which SQLite cannot see.
+TABLE = """CREATE TABLE vectors (row_no INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE ON CONFLICT REPLACE,
+    version BLOB NOT NULL, vector BLOB NOT NULL, checksum INTEGER NOT NULL)"""
+ASKED_AT_ONCE = 128
+GET = f"""SELECT row_no, key, version, vector, checksum FROM vectors
+    WHERE key IN ({", ".join("?" * ASKED_AT_ONCE)})"""
+PUT = "INSERT INTO vectors (key, version, vector, checksum) VALUES (?, ?, ?, ?)"
+EVICT = """DELETE FROM vectors WHERE row_no <= (SELECT max(row_no) FROM vectors) - ?
+    AND row_no <= (SELECT min(row_no) FROM vectors) + ?"""
+DROP = """DELETE FROM vectors WHERE row_no IN
+    (SELECT row_no FROM vectors WHERE key BETWEEN ? AND ? LIMIT ?)"""
+DELETED_AT_ONCE = 5_000
+PAGE_BYTES = 8192  # five rows of 384 numbers fill a page; of SQLite's usual 4096 bytes two would leave a quarter empty
+CACHED_KIB = 16_384
+
+
+class VectorCache:
+    """The latest `rows` vectors, in one file that any number of threads and processes share.
+
+    Vectors come back bit for bit, so that a page that is ranked by kept vectors fits one that was ranked by new ones.
+    Nothing here raises for the file's sake: one that is locked, full, read-only or not ours holds nothing for a
+    while, and `fault` says why; a damaged one is moved to `<name>.damaged` and begun anew.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rows: int = ROWS,
+        *,
+        timeout_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path, self._rows = path, rows
+        # Apart, so that who reads never waits for who writes.
+        self._reader, self._writer = (_Door(path, timeout_s, clock) for _ in range(2))
+
+    @property
+    def fault(self) -> str:
+        """Why nothing is found or kept, in a sentence; "" where all is well."""
+        return self._reader.fault or self._writer.fault
+
+    def get(self, space: str, doc_ids: Sequence[str]) -> dict[str, tuple[str, Vector]]:
+        """doc_id -> (version, vector) of those that are kept. A vector as long as the newest one, or none."""
+        start = _start(space)
+        asked = {_key(start, doc_id): doc_id for doc_id in doc_ids}
+        nothing: list[Row] = []
+        rows = [row for row in self._reader.ask(lambda c: _select(c, list(asked)), nothing) if _is_sound(row)]
+        n_bytes = len(max(rows)[3]) if rows else 0
+        return {
+            asked[key]: (_text(version), np.frombuffer(vector, "<f4"))
+            for _, key, version, vector, _ in rows
+            if key in asked and len(vector) == n_bytes
+        }
+
+    def put(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
+        """Keeps these in place of older ones. What is no vector of finite numbers is left out."""
+        start = _start(space)
+        kept = [
+            _row(_key(start, doc_id), _bytes(version), np.asarray(vector, "<f4").tobytes())
+            for doc_id, (version, vector) in rows.items()
+            if _is_vector(vector)
+        ]
+        if kept:
+            self._writer.ask(lambda connection: _insert(connection, kept, self._rows), None)
+
+    def drop(self, space: str) -> None:
+        """Deletes all of a space: its index is gone, or is to be made anew."""
+        self._writer.ask(lambda connection: _delete(connection, _start(space)), None)
+
+    def close(self) -> None:
+        """Nothing is found or kept from now on."""
+        self._reader.close()
+        self._writer.close()
+
+
+class _Foreign(Exception):
+    """A sound database of somebody else's."""
+
+
+class _OldVersion(Exception):
+    pass
+
+
+class _Door:
+    """One connection to the file, for one thread at a time; a new one whenever another file lies there."""
+
+    def __init__(self, path: Path, timeout_s: float, clock: Callable[[], float]) -> None:
+        self.fault = ""
+        self._path, self._timeout_s, self._clock = path, timeout_s, clock
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._resting_until = 0.0
+        self._closed = False
+
+    def ask(self, act: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+        """What `act` gives, or `otherwise` where the file cannot be used."""
+        with self._lock:
+            if self._closed or self._clock() < self._resting_until:
+                return otherwise
+            try:
+                found = act(self._opened())
+            except (sqlite3.Error, OSError, _Foreign, _OldVersion) as error:
+                self._give_up(error)
+                return otherwise
+            self.fault = ""
+            return found
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._shut()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None or self._file != _identity(self._path):
+            self._shut()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = _connect(self._path, self._timeout_s)
+            self._file = _identity(self._path)
+        return self._connection
+
+    def _shut(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _give_up(self, error: Exception) -> None:
+        kind = _kind(error)
+        self.fault = _sentence(self._path, kind)
+        if kind not in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "version"):
+            self._resting_until = self._clock() + REST_S
+            return
+        mine = self._file if self._connection is not None else _identity(self._path)
+        self._shut()
+        if mine != _identity(self._path):
+            return  # another process has begun anew before
+        try:
+            _move_away(self._path)
+        except OSError:
+            self._resting_until = self._clock() + REST_S
+
+
+def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        is_new = _is_new(connection)
+        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"), timeout_s)
+        for pragma in ("synchronous = OFF", "temp_store = MEMORY", f"cache_size = -{CACHED_KIB}"):
+            connection.execute(f"PRAGMA {pragma}")
+        if is_new:
+            _make(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Raises _Foreign and _OldVersion before anything is changed."""
+    application_id, version = _number(connection, "application_id"), _number(connection, "user_version")
+    if application_id != APPLICATION_ID:
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+            raise _Foreign
+        return True
+    if version != VERSION:
+        raise _OldVersion
+    return False
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    with _writing(connection):
+        if _is_new(connection):  # no other process was faster
+            connection.execute(TABLE)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _select(connection: sqlite3.Connection, keys: list[bytes]) -> list[Row]:
+    """Always as many keys, so that SQLite prepares one statement."""
+    found: list[Row] = []
+    for i in range(0, len(keys), ASKED_AT_ONCE):
+        some: list[bytes | None] = [*keys[i : i + ASKED_AT_ONCE]]
+        some += [None] * (ASKED_AT_ONCE - len(some))
+        found += connection.execute(GET, some)
+    return found
+
+
+def _insert(connection: sqlite3.Connection, rows: Iterable[tuple[object, ...]], limit: int) -> None:
+    """As many row numbers as `limit` are in use, hence at most as many rows. A lowered limit is reached bit by bit."""
+    with _writing(connection):
+        n_added = connection.executemany(PUT, rows).rowcount
+        connection.execute(EVICT, (limit, 2 * n_added + DELETED_AT_ONCE))
+
+
+def _delete(connection: sqlite3.Connection, start: bytes) -> None:
+    while connection.execute(DROP, (start, start + b"\xff" * 17, DELETED_AT_ONCE)).rowcount:
+        pass
+
+
+@contextmanager
+def _writing(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # what went wrong first is what counts
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _patiently(act: Callable[[], object], timeout_s: float) -> None:
+    """Two processes that make the file at once: SQLite does not wait for the other's change to WAL by itself."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            act()
+            return
+        except sqlite3.OperationalError as error:
+            if _kind(error) not in ("SQLITE_BUSY", "SQLITE_LOCKED") or time.monotonic() > end:
+                raise
+            time.sleep(0.005)
+
+
+def _move_away(path: Path) -> None:
+    """The log goes first: with another file it would be one more damage."""
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.replace(path, path.with_name(path.name + ".damaged"))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    (value,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+    return int(value)
+
+
+def _kind(error: Exception) -> str:
+    """SQLite's primary code, such as SQLITE_BUSY of SQLITE_BUSY_SNAPSHOT."""
+    match error:
+        case _Foreign():
+            return "foreign"
+        case _OldVersion():
+            return "version"
+        case OSError():
+            return "SQLITE_CANTOPEN"
+    return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
+
+
+def _sentence(path: Path, kind: str) -> str:
+    match kind:
+        case "SQLITE_BUSY" | "SQLITE_LOCKED":
+            return f"{path} is locked by another process, so no vectors are kept: let it end"
+        case "SQLITE_READONLY" | "SQLITE_CANTOPEN" | "SQLITE_PERM" | "SQLITE_AUTH":
+            return f"{path} cannot be written, so no vectors are kept: give a folder that can be written"
+        case "SQLITE_FULL":
+            return f"the disk of {path} is full, so no more vectors are kept: make room"
+        case "SQLITE_NOTADB" | "SQLITE_CORRUPT" | "SQLITE_FORMAT":
+            return f"{path} was damaged and is begun anew: check the disk if that happens again"
+        case "version":
+            return f"{path} was made by another Bespeak and is begun anew"
+        case "foreign":
+            return f"{path} is another program's database, so no vectors are kept: give another file"
+        case "SQLITE_IOERR":
+            return f"the disk of {path} reports a fault, so no vectors are kept: check the disk"
+        case _:
+            return f"{path} cannot be used ({kind}), so no vectors are kept: move it away to start anew"
+
+
+def _is_vector(vector: Vector) -> bool:
+    return vector.ndim == 1 and vector.size > 0 and bool(np.isfinite(vector).all())
+
+
+def _row(key: bytes, version: bytes, vector: bytes) -> tuple[Any, ...]:
+    return key, version, vector, _checksum(key, version, vector)
+
+
+def _is_sound(row: Row) -> bool:
+    """Of a damaged file any value may be anything."""
+    try:
+        return _checksum(row[1], row[2], row[3]) == row[4]
+    except TypeError:
+        return False
+
+
+def _checksum(key: bytes, version: bytes, vector: bytes) -> int:
+    return zlib.crc32(vector, zlib.crc32(version, zlib.crc32(key)))
+
+
+def _start(space: str) -> bytes:
+    return blake2b(_bytes(space), digest_size=8).digest()
+
+
+def _key(start: bytes, doc_id: str) -> bytes:
+    return start + blake2b(_bytes(doc_id), digest_size=16).digest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(encoded: bytes) -> str:
+    return encoded.decode("utf-8", "surrogatepass")
