@@ -1,0 +1,189 @@
+"""The proxy as an ASGI app: Bespeak's own routes, searches to personalise, and all else passed to the engine."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bespeak.errors import EngineUnreachable
+from bespeak.proxy.passing import (
+    ClientGone,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer_error,
+    answer_fault,
+    pass_on,
+)
+from bespeak.proxy.upstream import Headers, Upstream
+
+OWN_PATH = "/_bespeak"
+REPLAY_BYTES = 16 * 1024 * 1024
+"""The longest body of a search that can be sent again after a fault of ours."""
+FAILED = ((b"X-Bespeak", b"rewrite=failed; rerank=failed"),)
+
+logger = logging.getLogger("bespeak.proxy")
+
+
+class Searches(Protocol):
+    """Which requests are personalised, and how."""
+
+    def concerns(self, method: str, path: str, headers: Headers) -> bool: ...
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Own(Protocol):
+    """Bespeak's own routes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class Proxy:
+    """Holds nothing of a request. `closing` is called at the end, after the upstream's connections are closed."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        searches: Searches | None = None,
+        own: Own | None = None,
+        closing: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        self._upstream, self._searches, self._own, self._closing = upstream, searches, own, tuple(closing)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._live(receive, send)
+        elif kind == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+        elif self._own is not None and is_own(path_of(scope)):
+            await self._answer_own(self._own, scope, receive, send)
+        elif self._searches is not None and self._concerns(self._searches, scope):
+            await self._search(self._searches, scope, receive, send)
+        else:
+            await pass_on(self._upstream, scope, receive, send)
+
+    def _concerns(self, searches: Searches, scope: Scope) -> bool:
+        try:
+            return searches.concerns(scope["method"], path_of(scope), scope["headers"])
+        except Exception as error:
+            report("which requests are searches", error)
+            return False
+
+    async def _answer_own(self, own: Own, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = Sent(send)
+        try:
+            await own(scope, receive, sent)
+        except ClientGone:
+            return
+        except Exception as error:
+            report("own routes", error)
+            if sent.started:
+                raise
+            await answer_error(send, 500, "bespeak_exception", "Bespeak failed at this; its log says where")
+
+    async def _search(self, searches: Searches, scope: Scope, receive: Receive, send: Send) -> None:
+        """A fault of ours costs the client nothing but the personal order: the request goes on as it came."""
+        sent, read = Sent(send), Replay(receive)
+        try:
+            await searches(scope, read, sent)
+        except ClientGone:
+            return
+        except EngineUnreachable as error:
+            if sent.started:
+                raise
+            await answer_fault(send, error)
+        except Exception as error:
+            report("searches", error)
+            if sent.started:
+                raise
+            if not read.whole:
+                await answer_error(send, 500, "bespeak_exception", "Bespeak failed at this; its log says where", FAILED)
+                return
+            await pass_on(self._upstream, scope, read.again(), send, added=FAILED)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def close(self) -> None:
+        """For a host that sends no lifespan. What cannot be closed is logged, and the rest closed all the same."""
+        await self._upstream.close()
+        for close in self._closing:
+            try:
+                closing = close()
+                if inspect.isawaitable(closing):
+                    await closing
+            except Exception as error:
+                report("closing", error)
+
+
+class Sent:
+    """Says whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        self.started = True
+        await self._send(message)
+
+
+class Replay:
+    """Keeps what was read of a request, while it is not longer than `REPLAY_BYTES`."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._kept: list[Message] = []
+        self._bytes = 0
+
+    @property
+    def whole(self) -> bool:
+        return self._bytes <= REPLAY_BYTES
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._bytes += len(message.get("body", b""))
+            self._kept = [*self._kept, message] if self.whole else []
+        return message
+
+    def again(self) -> Receive:
+        """What was read, then the rest."""
+        kept = iter(self._kept)
+
+        async def receive() -> Message:
+            return next(kept, None) or await self._receive()
+
+        return receive
+
+
+def path_of(scope: Scope) -> str:
+    """The path below the one that the app is mounted under."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] or "/" if root and path.startswith(root) else path
+
+
+def is_own(path: str) -> bool:
+    return path == OWN_PATH or path.startswith(OWN_PATH + "/")
+
+
+def report(stage: str, error: Exception) -> None:
+    """Where it failed and with what kind of error. Its message may hold what the client sent, so it is not logged."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    logger.error("%s failed: %s at %s:%s", stage, type(error).__name__, Path(place.filename).name, place.lineno)
