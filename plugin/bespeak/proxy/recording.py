@@ -1,0 +1,192 @@
+"""What a search showed, as events, and the queue that takes them to the store without holding an answer up."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from bespeak.errors import InputError, StoreError
+from bespeak.events import EventStore, new_event
+from bespeak.records import Event, UserKey
+
+logger = logging.getLogger("bespeak.proxy")
+
+BATCH = 500
+TITLE_CHARS = 200
+PATIENCE_S = 60.0
+"""How long one batch is tried again while the store fails, before it is dropped."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+FORGOTTEN_KEPT = timedelta(minutes=10)
+"""Longer than any search is under way: its events, from before its user was forgotten, are not taken."""
+
+
+class Counts(NamedTuple):
+    """Events since the start: `queued` waiting now, `written` to the store, `dropped` because it did not keep up."""
+
+    queued: int
+    written: int
+    dropped: int
+
+
+class Recorder:
+    """Takes events at once and writes them to the store by a thread of its own, in the order they came."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        limit: int = 10_000,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """At most `limit` events wait. `clock` is that of the events' timestamps."""
+        self._store, self._limit, self._patience_s, self._clock = store, limit, patience_s, clock
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[int, Event]] = deque()
+        self._batch: list[tuple[int, Event]] = []  # taken from the queue, neither written nor dropped yet
+        self._in_store: frozenset[UserKey] = frozenset()  # whose events the store is writing at this moment
+        self._forgotten: OrderedDict[UserKey, datetime] = OrderedDict()
+        self._taken = self._written = self._dropped = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._write_all, name="bespeak-recorder", daemon=True)
+        self._thread.start()
+
+    def record(self, events: Sequence[Event]) -> int:
+        """How many were dropped because the queue is full. Never blocks, never raises.
+
+        Events from before their user was forgotten are left out without being counted.
+        """
+        with self._changed:
+            fit = [event for event in events if not self._is_forgotten(event)]
+            room = 0 if self._closing else max(0, self._limit - len(self._queue) - len(self._batch))
+            for event in fit[:room]:
+                self._taken += 1
+                self._queue.append((self._taken, event))
+            dropped = len(fit) - min(room, len(fit))
+            self._dropped += dropped
+            self._changed.notify_all()
+            return dropped
+
+    def forget(self, user: UserKey) -> None:
+        """Afterwards none of the user's events from before comes into the store any more: forget them there next.
+
+        Waits while the store is writing some of them.
+        """
+        with self._changed:
+            now = self._clock()
+            self._forgotten.pop(user, None)
+            while self._forgotten and next(iter(self._forgotten.values())) < now - FORGOTTEN_KEPT:
+                self._forgotten.popitem(last=False)
+            self._forgotten[user] = now
+            self._queue = deque(entry for entry in self._queue if entry[1].user != user)
+            self._batch = [entry for entry in self._batch if entry[1].user != user]
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: user not in self._in_store)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Waits until all that was recorded before is written or dropped, or `timeout_s` have passed."""
+        with self._changed:
+            last = self._taken
+            self._changed.wait_for(lambda: self._oldest() > last, timeout_s)
+
+    def close(self) -> None:
+        """Writes what is queued, without trying again what fails, and ends the thread. Any number of times."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def counts(self) -> Counts:
+        with self._changed:
+            return Counts(len(self._queue) + len(self._batch), self._written, self._dropped)
+
+    def _is_forgotten(self, event: Event) -> bool:
+        since = self._forgotten.get(event.user)
+        return since is not None and event.timestamp <= since
+
+    def _oldest(self) -> float:
+        entries = self._batch or self._queue
+        return entries[0][0] if entries else math.inf
+
+    def _write_all(self) -> None:
+        while self._take_batch():
+            self._write_batch()
+
+    def _take_batch(self) -> bool:
+        """False when closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            self._batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+            return bool(self._batch)
+
+    def _write_batch(self) -> None:
+        end, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        while not self._try(give_up=time.monotonic() >= end):
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or not self._batch, pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _try(self, give_up: bool) -> bool:
+        """Whether the batch is done with: written, or dropped."""
+        with self._changed:
+            events = [event for _, event in self._batch]
+            self._in_store = frozenset(event.user for event in events)
+            give_up = give_up or self._closing
+        written, again = self._add(events)
+        with self._changed:
+            self._in_store = frozenset()
+            done = written or give_up or not again
+            if written:
+                self._written += len(events)
+            elif done:
+                self._dropped += len(self._batch)
+            if done:
+                self._batch = []
+            self._changed.notify_all()
+            return done
+
+    def _add(self, events: Sequence[Event]) -> tuple[bool, bool]:
+        """Whether they were written, and if not, whether it may go better another time."""
+        try:
+            if events:
+                self._store.add(events)
+            return True, False
+        except StoreError as error:
+            logger.warning("events were not written: %s", error)
+            return False, True
+        except Exception as error:  # the thread must live on for the events to come
+            logger.error("events were not written: %s", type(error).__name__)
+            return False, False
+
+
+def query_recorded(user: UserKey, session_id: str, query_id: str, text: str, index: str, now: datetime) -> Event:
+    """The event of a query. `now` is when it was asked. Raises InputError for a text or an id that is too long."""
+    attributes = {"query_attributes": {"index": index}} if index else {}
+    return new_event(
+        user, "query", now, session_id=session_id, query_id=query_id, text=text, attributes=attributes
+    )  # fmt: skip
+
+
+def impressions(
+    user: UserKey, session_id: str, query_id: str, hits: Sequence[tuple[str, str]], first_rank: int, now: datetime
+) -> list[Event]:
+    """One event for each (doc_id, title) shown, in their order; `first_rank` counts from 1 over all pages.
+
+    A hit whose id no event could hold is left out.
+    """
+    found = []
+    for rank, (doc_id, title) in enumerate(hits, start=first_rank):
+        attributes = {"event_attributes": {"position": {"ordinal": rank}}}
+        try:
+            found.append(new_event(user, "impression", now, session_id=session_id, query_id=query_id, doc_id=doc_id,
+                                   title=title[:TITLE_CHARS], attributes=attributes))  # fmt: skip
+        except InputError:
+            continue
+    return found

@@ -1,0 +1,76 @@
+from prometheus_client.parser import text_string_to_metric_families
+
+from bespeak.proxy.metrics import MAX_REASONS, Metrics
+from bespeak.proxy.recording import Counts
+
+
+def samples(metrics):
+    families = text_string_to_metric_families(metrics.text().decode())
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value for family in families for sample in family.samples
+    }
+
+
+def test_requests_are_counted_by_outcome():
+    metrics = Metrics()
+    metrics.passed()
+    metrics.personalised()
+    metrics.personalised()
+    metrics.declined("control")
+    metrics.failed("profile_late")
+    found = samples(metrics)
+    assert found["bespeak_requests_total", "", "passed"] == 1
+    assert found["bespeak_requests_total", "", "personalised"] == 2
+    assert found["bespeak_requests_total", "control", "declined"] == 1
+    assert found["bespeak_requests_total", "failed", "profile_late"] == 1
+
+
+def test_statuses_and_seconds():
+    metrics = Metrics()
+    metrics.rewritten("full", 0.3)
+    metrics.rewritten("cached")
+    metrics.reranked("partial", 0.004)
+    metrics.engine_answered(0.02)
+    found = samples(metrics)
+    assert found["bespeak_rewrites_total", "full"] == found["bespeak_rewrites_total", "cached"] == 1
+    assert found["bespeak_reranks_total", "partial"] == 1
+    assert (found["bespeak_rewrite_seconds_count",], found["bespeak_rewrite_seconds_sum",]) == (1, 0.3)
+    assert (found["bespeak_rerank_seconds_bucket", "0.005"], found["bespeak_rerank_seconds_bucket", "0.0025"]) == (1, 0)
+    assert found["bespeak_engine_seconds_count",] == 1
+
+
+def test_what_is_watched_is_read_anew_each_time():
+    metrics, state = Metrics(), {"open": False, "counts": Counts(1, 2, 3), "share": 0.1}
+    metrics.watch_breaker("rewrite", lambda: state["open"])
+    metrics.watch_recorder(lambda: state["counts"])
+    metrics.watch_share(lambda: state["share"])
+    found = samples(metrics)
+    assert found["bespeak_breaker_open", "rewrite"] == 0
+    assert found["bespeak_events_queued",] == 1
+    assert found["bespeak_events_written_total",] == 2
+    assert found["bespeak_events_dropped_total",] == 3
+    assert found["bespeak_share",] == 0.1
+    state.update(open=True, counts=Counts(0, 5, 3), share=0)
+    found = samples(metrics)
+    assert found["bespeak_breaker_open", "rewrite"] == 1
+    assert found["bespeak_events_written_total",] == 5
+    assert found["bespeak_share",] == 0
+
+
+def test_no_text_of_a_clients_becomes_a_label():
+    metrics = Metrics()
+    metrics.declined("vegan cake for ada@example.org")
+    metrics.failed("Ünknown")
+    for n in range(3 * MAX_REASONS):
+        metrics.declined(f"made_up_{n}")
+    found = [key for key in samples(metrics) if key[0] == "bespeak_requests_total"]
+    assert ("bespeak_requests_total", "declined", "other") in found
+    assert ("bespeak_requests_total", "failed", "other") in found
+    assert len(found) <= MAX_REASONS + 2
+    assert b"ada" not in metrics.text()
+
+
+def test_two_proxies_in_one_process_do_not_meet():
+    one, other = Metrics(), Metrics()
+    one.passed()
+    assert ("bespeak_requests_total", "", "passed") not in samples(other)

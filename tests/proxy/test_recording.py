@@ -1,0 +1,231 @@
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bespeak.errors import InputError, StoreError
+from bespeak.events import new_event, read_event, ubi_line
+from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, impressions, query_recorded
+from bespeak.records import UserKey
+from bespeak.stores.sqlite import SqliteStore
+
+ADA, BOB = UserKey("", "ada"), UserKey("shop", "bob")
+NOW = datetime(2025, 6, 1, tzinfo=UTC)
+
+
+def clicks(user, *doc_ids, at=NOW):
+    return [new_event(user, "click", at, doc_id=doc_id) for doc_id in doc_ids]
+
+
+class ScriptedStore:
+    """Keeps what is added; an `add` waits for `go`, and fails while there are `faults`."""
+
+    def __init__(self, faults=()):
+        self.faults, self.events, self.sizes = list(faults), [], []
+        self.go, self.adding = threading.Event(), threading.Semaphore(0)
+        self.go.set()
+
+    def add(self, events):
+        self.adding.release()
+        assert self.go.wait(20)
+        if self.faults:
+            raise self.faults.pop(0)
+        self.sizes.append(len(events))
+        self.events += events
+        return len(events)
+
+
+@pytest.fixture
+def recorded():
+    """Makes recorders, and closes them."""
+    made = []
+
+    def make(store, **given):
+        made.append((store, Recorder(store, **{"clock": lambda: NOW, **given})))
+        return made[-1][1]
+
+    yield make
+    for store, recorder in made:
+        if isinstance(store, ScriptedStore):
+            store.go.set()
+        recorder.close()
+
+
+def test_what_is_recorded_comes_into_the_store(tmp_path, recorded):
+    store = SqliteStore(tmp_path / "bespeak.db")
+    recorder = recorded(store)
+    asked = query_recorded(ADA, "s", "q1", "cake", "shop", NOW)
+    shown = impressions(ADA, "s", "q1", [("d7", "Lemon cake"), ("d8", "")], 11, NOW + timedelta(seconds=1))
+    assert recorder.record([asked, *shown]) == 0
+    recorder.flush()
+    assert {event.event_id for event in store.export(ADA)} == {event.event_id for event in [asked, *shown]}
+    assert recorder.counts == Counts(0, 3, 0)
+    assert [turn.query for turn in store.profile(ADA, "s", NOW).turns] == ["cake"]
+    recorder.close()
+    store.close()
+
+
+def test_events_have_ubis_form():
+    asked = query_recorded(ADA, "s", "q1", "cake", "shop", NOW)
+    assert ubi_line(asked) == {
+        "user_query": "cake", "user_id": "ada", "session_id": "s", "query_id": "q1",
+        "timestamp": NOW.isoformat(), "query_attributes": {"index": "shop"},
+    }  # fmt: skip
+    (shown,) = impressions(ADA, "s", "q1", [("d7", "Lemon cake")], 11, NOW)
+    assert ubi_line(shown) == {
+        "action_name": "impression", "user_id": "ada", "session_id": "s", "query_id": "q1",
+        "timestamp": NOW.isoformat(),
+        "event_attributes": {"object": {"object_id": "d7", "description": "Lemon cake"}, "position": {"ordinal": 11}},
+    }  # fmt: skip
+    assert read_event(ubi_line(shown), now=NOW) == shown
+    assert read_event(ubi_line(asked), now=NOW) == asked
+
+
+def test_ranks_go_on_over_hits_that_no_event_can_hold():
+    found = impressions(ADA, "s", "q", [("a", "x" * 5000), ("b" * 400, ""), ("c", "")], 1, NOW)
+    assert [(e.doc_id, e.attributes["event_attributes"]["position"]["ordinal"]) for e in found] == [("a", 1), ("c", 3)]
+    assert found[0].title == "x" * TITLE_CHARS
+    with pytest.raises(InputError):
+        query_recorded(ADA, "s", "q", "x" * 40_000, "shop", NOW)
+
+
+def test_a_full_queue_drops_and_counts_and_does_not_wait(recorded):
+    store = ScriptedStore()
+    store.go.clear()
+    recorder = recorded(store, limit=5)
+    assert recorder.record(clicks(ADA, "1", "2")) == 0
+    assert recorder.record(clicks(ADA, "3", "4", "5", "6", "7")) == 2
+    assert recorder.counts == Counts(5, 0, 2)
+    store.go.set()
+    recorder.flush()
+    assert [event.doc_id for event in store.events] == ["1", "2", "3", "4", "5"]
+    assert recorder.counts == Counts(0, 5, 2)
+    assert recorder.record(clicks(ADA, "8")) == 0
+
+
+def test_batches_are_bounded_and_in_order(recorded):
+    store = ScriptedStore()
+    store.go.clear()
+    recorder = recorded(store)
+    doc_ids = [str(n) for n in range(2 * BATCH + 1)]
+    recorder.record(clicks(ADA, "first"))
+    assert store.adding.acquire(timeout=20)
+    recorder.record(clicks(ADA, *doc_ids))
+    store.go.set()
+    recorder.flush()
+    assert store.sizes == [1, BATCH, BATCH, 1]
+    assert [event.doc_id for event in store.events] == ["first", *doc_ids]
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(recorded):
+    store = ScriptedStore([StoreError("locked"), StoreError("locked")])
+    recorder = recorded(store)
+    recorder.record(clicks(ADA, "1"))
+    recorder.flush()
+    assert recorder.counts == Counts(0, 1, 0)
+
+
+def test_a_store_that_goes_on_failing_costs_the_batch_alone(recorded):
+    store = ScriptedStore([StoreError("locked")])
+    recorder = recorded(store, patience_s=0)
+    recorder.record(clicks(ADA, "1"))
+    recorder.flush()
+    assert recorder.counts == Counts(0, 0, 1)
+    recorder.record(clicks(ADA, "2"))
+    recorder.flush()
+    assert (store.events, recorder.counts) == (clicks(ADA, "2"), Counts(0, 1, 1))
+
+
+def test_any_other_fault_is_not_tried_again_and_ends_nothing(recorded, caplog):
+    store = ScriptedStore([ValueError("ada asked for cake")])
+    recorder = recorded(store)
+    recorder.record(clicks(ADA, "1"))
+    recorder.flush()
+    recorder.record(clicks(ADA, "2"))
+    recorder.flush()
+    assert recorder.counts == Counts(0, 1, 1)
+    assert "ValueError" in caplog.text
+    assert "ada" not in caplog.text
+
+
+def test_forgetting_leaves_nothing_that_is_queued(recorded):
+    store = ScriptedStore()
+    store.go.clear()
+    recorder = recorded(store)
+    recorder.record(clicks(BOB, "1"))
+    assert store.adding.acquire(timeout=20)
+    recorder.record(clicks(ADA, "2") + clicks(BOB, "3"))
+    recorder.forget(ADA)
+    store.go.set()
+    recorder.flush()
+    assert store.events == clicks(BOB, "1", "3")
+
+
+def test_forgetting_waits_for_what_the_store_is_writing(recorded):
+    store = ScriptedStore()
+    store.go.clear()
+    recorder = recorded(store)
+    recorder.record(clicks(ADA, "1"))
+    assert store.adding.acquire(timeout=20)
+    seen = []
+    forgetting = threading.Thread(target=lambda: (recorder.forget(ADA), seen.append(list(store.events))))
+    forgetting.start()
+    forgetting.join(0.2)
+    assert seen == []
+    store.go.set()
+    forgetting.join(20)
+    assert seen == [clicks(ADA, "1")]  # already there when `forget` returns, so that the store's own can delete it
+
+
+def test_forgetting_takes_what_is_tried_again(recorded):
+    store = ScriptedStore([StoreError("locked")] * 3)
+    recorder = recorded(store)
+    recorder.record(clicks(ADA, "1") + clicks(BOB, "2"))
+    assert store.adding.acquire(timeout=20)
+    recorder.forget(ADA)
+    recorder.flush()
+    assert store.events == clicks(BOB, "2")
+    assert recorder.counts == Counts(0, 1, 0)
+
+
+def test_a_search_under_way_while_its_user_is_forgotten_leaves_no_trace(recorded):
+    store = ScriptedStore()
+    recorder = recorded(store)
+    recorder.forget(ADA)
+    before, after = clicks(ADA, "1"), clicks(ADA, "2", at=NOW + timedelta(seconds=1))
+    assert recorder.record(before + after + clicks(BOB, "3")) == 0
+    recorder.flush()
+    assert store.events == after + clicks(BOB, "3")
+
+
+def test_closing_writes_what_is_queued_and_takes_no_more(recorded):
+    store = ScriptedStore()
+    store.go.clear()
+    recorder = recorded(store)
+    recorder.record(clicks(ADA, "1"))
+    assert store.adding.acquire(timeout=20)
+    recorder.record(clicks(ADA, "2"))
+    store.go.set()
+    recorder.close()
+    recorder.close()
+    assert store.events == clicks(ADA, "1", "2")
+    assert recorder.record(clicks(ADA, "3")) == 1
+    assert recorder.counts == Counts(0, 2, 1)
+
+
+def test_closing_does_not_wait_for_a_store_that_fails(recorded):
+    store = ScriptedStore([StoreError("locked")] * 100)
+    recorder = recorded(store, patience_s=3600)
+    recorder.record(clicks(ADA, "1"))
+    assert store.adding.acquire(timeout=20)
+    recorder.close()
+    assert recorder.counts == Counts(0, 0, 1)
+
+
+def test_a_flush_with_a_limit_comes_back(recorded):
+    store = ScriptedStore()
+    store.go.clear()
+    recorder = recorded(store)
+    recorder.record(clicks(ADA, "1"))
+    recorder.flush(timeout_s=0.01)
+    assert recorder.counts == Counts(1, 0, 0)
