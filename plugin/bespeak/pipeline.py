@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -232,7 +232,8 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
     judge = Judge.over(window, parts.settings.weights, asked.context.query, user, asked.rewrite)
     complete = asked.context.query is not None and all(hit.vector is not None for hit in window)
     result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial")
-    return replace(result, page=explain(result.page, judge, asked), weights=parts.settings.weights.as_tuple())
+    page = explain(result.page, judge, asked.rewrite, lambda hit: document_text(hit.source, asked.info.fields))
+    return replace(result, page=page, weights=parts.settings.weights.as_tuple())
 
 
 def rank_window(
@@ -283,12 +284,14 @@ def cut(asked: Plan, own: Hits, ranking: Sequence[Ranked], status: RerankStatus,
     return Result(request, asked.rewrite, page, own, status, notes)
 
 
-def explain(page: Sequence[Ranked], judge: Judge, asked: Plan) -> tuple[Ranked, ...]:
-    """The page with the evidence that raised each hit."""
-    query = set(analysis.terms(f"{asked.rewrite.query} {asked.rewrite.text}"))
-    stems = {term.text: stem for term in asked.rewrite.terms for stem in analysis.terms(term.text)[:1]}
+def explain(
+    page: Sequence[Ranked], judge: Judge, rewrite: Rewrite, read: Callable[[Hit], str]
+) -> tuple[Ranked, ...]:
+    """The page with the evidence that raised each hit; `read` gives the text that a hit was found by."""
+    query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
+    stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}
     found = []
     for ranked in page:
-        words = set(analysis.terms(document_text(ranked.hit.source, asked.info.fields)))
+        words = set(analysis.terms(read(ranked.hit)))
         found.append(replace(ranked, evidence=tuple(judge.evidence(ranked, words, stems, len(query & words)))))
     return tuple(found)

@@ -34,6 +34,9 @@ class Settings:
     mode: Literal["boost", "recall"] = "recall"
     # Time a rewrite may take, in milliseconds, before the query goes on as typed.
     rewrite_ms: float = 3000.0
+    # Time that reading the profile and reranking a window may take each, in milliseconds; the proxy's alone.
+    profile_ms: float = 500.0
+    rerank_ms: float = 500.0
     # BM25 weight of the rewritten text beside the query's own 1.0.
     rewrite_weight: float = 1.0
     # BM25 weight of the last turn's words (query and response), and its share in the query's vector.
@@ -43,7 +46,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.window <= 10_000:
             raise UsageError(f"window must be between 1 and 10000, but is {self.window}")
-        if self.rewrite_ms <= 0:
-            raise UsageError(f"rewrite_ms must be above 0, but is {self.rewrite_ms}")
+        for name in ("rewrite_ms", "profile_ms", "rerank_ms"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be above 0, but is {getattr(self, name)}")
         if self.mode not in ("boost", "recall"):
             raise UsageError(f"mode must be boost or recall, but is {self.mode!r}")

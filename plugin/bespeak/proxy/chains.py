@@ -1,0 +1,56 @@
+"""The pages of one search: what its first page decided holds for the later ones."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bespeak.records import Clause, Rewrite, UserKey
+
+MAX_CHAINS = 10_000
+LIFE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What the first page decided. `order` holds (index, doc_id) of the window's hits as they were ranked.
+
+    Where the first page was the engine's own, for whatever reason, so are all: `untouched`.
+    """
+
+    query_id: str
+    rewrite: Rewrite
+    clauses: tuple[Clause, ...] = ()
+    order: tuple[tuple[str, str], ...] = ()
+    untouched: bool = False
+
+
+class Chains:
+    """The latest chains by user and search, for ten minutes, in memory: a user who is forgotten leaves none."""
+
+    def __init__(
+        self, limit: int = MAX_CHAINS, life_s: float = LIFE_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit, self._life_s, self._clock = limit, life_s, clock
+        self._kept: OrderedDict[tuple[UserKey, bytes], tuple[float, Chain]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, user: UserKey, search: bytes) -> Chain | None:
+        with self._lock:
+            ends, chain = self._kept.get((user, search), (0.0, None))
+        return chain if self._clock() < ends else None
+
+    def put(self, user: UserKey, search: bytes, chain: Chain) -> None:
+        with self._lock:
+            self._kept[user, search] = (self._clock() + self._life_s, chain)
+            self._kept.move_to_end((user, search))
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+
+    def forget(self, user: UserKey) -> None:
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == user]:
+                del self._kept[key]

@@ -1,0 +1,392 @@
+"""The way of one personal search through the proxy: profile, gate, rewrite, the engine's answer, vectors, rank, page.
+
+The call to the engine stands between `prepare` and `complete`, so that `_search` and `_msearch` share both.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Literal, TypeVar
+
+from bespeak import gate
+from bespeak.deadline import Deadline, Late
+from bespeak.pipeline import (
+    MAX_PREFERENCES,
+    Context,
+    Parts,
+    Profiles,
+    added_clauses,
+    contextualise,
+    explain,
+    leave_alone,
+    rank_window,
+)
+from bespeak.proxy.bounds import Bounds, Breaker, Busy
+from bespeak.proxy.chains import Chain, Chains
+from bespeak.proxy.documents import Documents, all_text
+from bespeak.proxy.metrics import Metrics
+from bespeak.proxy.query import Typed
+from bespeak.proxy.search import (
+    Asked,
+    Found,
+    Reply,
+    Search,
+    decline,
+    read_reply,
+    typed_text,
+    widen,
+    write_page,
+)
+from bespeak.proxy.upstream import Headers
+from bespeak.records import Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
+from bespeak.rerank import Judge
+from bespeak.rewrite import failed, rewrite_query
+
+logger = logging.getLogger("bespeak.proxy")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was done to a search, as the header `X-Bespeak` says it. No part of it holds a text of the user's."""
+
+    rewrite: str = "off"
+    rerank: str = "off"
+    reason: str = ""
+    query_id: str = ""
+
+    @property
+    def outcome(self) -> Literal["personalised", "declined", "failed"]:
+        if self.rerank == "failed":
+            return "failed"
+        changed = self.rerank != "off" or self.rewrite in ("full", "cached")
+        return "personalised" if changed or self.reason == "beyond_window" else "declined"
+
+    def __str__(self) -> str:
+        told = {"rewrite": self.rewrite, "rerank": self.rerank, "reason": self.reason, "query_id": self.query_id}
+        return "; ".join(f"{name}={value}" for name, value in told.items() if value)
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A search whose answer stays the engine's own. `query` is what was typed, where it is to be recorded."""
+
+    told: Told
+    query: str = ""
+
+
+class Fault(Exception):
+    """A stage failed; the client's own request has to be sent."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Whatever goes wrong in it is a fault of this stage; the log names the kind of error and no content."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:  # a fault of ours, of any kind, must not become the client's
+        logger.warning("personalising failed at %s: %s", name, type(error).__name__)
+        raise Fault(name) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """A search that is personalised, with all that is known before the engine is asked."""
+
+    search: Search
+    user: UserKey
+    profile: Profile
+    typed: Typed
+    chain: Chain
+    asked: Asked
+    first: bool  # the chain begins here
+    digest: bytes
+
+
+class Personaliser:
+    """Built once. Holds nothing of a request but the chains of pages."""
+
+    def __init__(
+        self,
+        profiles: Profiles,
+        parts: Parts,
+        documents: Documents | None,
+        models: Bounds,
+        reads: Bounds,
+        chains: Chains,
+        metrics: Metrics,
+        typed_path: str = "",
+    ) -> None:
+        """`documents` is None where there is no encoder: hits are then reordered by the rewrite's words alone."""
+        self._profiles, self._parts, self._documents = profiles, parts, documents
+        self._models, self._reads, self._chains, self._typed_path = models, reads, chains, typed_path
+        self._metrics = metrics
+        self._rewriting, self._reranking, self._profiling = Breaker(), Breaker(), Breaker()
+        for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
+            metrics.watch_breaker(name, partial(getattr, breaker, "open"))
+
+    async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> Personal | Declined:
+        """What to ask the engine for this person, or why nothing is changed. Raises Fault.
+
+        `control`: the user belongs to the share that is recorded but not personalised.
+        """
+        if reason := decline(search):
+            return Declined(Told(reason=reason))
+        typed = typed_text(search, self._typed_path)
+        if typed.reason:
+            return Declined(Told(reason=typed.reason))
+        digest = search.digest()
+        chain = self._chains.get(user, digest) if search.offset else None
+        if chain is not None:
+            profile, first = Profile(user, session_id), False
+        else:
+            profile, first = await self._profile(user, session_id, typed.text), True
+            chain = await self._begin(search, typed.text, profile, control)
+        if chain.untouched:
+            self._chains.put(user, digest, chain)
+            told = Told(chain.rewrite.status, "off", chain.rewrite.reason, chain.query_id)
+            return Declined(told, typed.text if profile.consent else "")
+        with stage("plan"):
+            asked = widen(search, self._parts.settings.window, typed, chain.clauses, f"bespeak-{digest.hex()[:16]}")
+        return Personal(search, user, profile, typed, chain, asked, first, digest)
+
+    async def _begin(self, search: Search, query: str, profile: Profile, control: bool) -> Chain:
+        """What holds for this page and for those after it."""
+        reason = "control" if control and profile.consent else leave_alone(query, profile)
+        if reason:
+            status: RewriteStatus = "off" if reason == "control" else "gated"
+            return Chain(query_id(search), Rewrite(query, query, status=status, reason=reason), untouched=True)
+        rewrite = await self._rewrite(query, profile)
+        return Chain(query_id(search), rewrite, added_clauses(rewrite, profile, self._parts.settings))
+
+    def leave(self, search: Search, user: UserKey, told: Told) -> None:
+        """The first page came as the engine's own: so will those after it, else a hit could come twice or never."""
+        if not search.offset:
+            rewrite = Rewrite("", "", status="off", reason=told.reason)
+            self._chains.put(user, search.digest(), Chain(told.query_id, rewrite, untouched=True))
+
+    async def contextualise(self, personal: Personal) -> Context:
+        """The vectors of what is asked; needs no answer of the engine's. Raises Fault."""
+        encoder, settings = self._parts.encoder, self._parts.settings
+        if encoder is None or not personal.first or not personal.asked.window:
+            return Context()
+        return await self._guarded(
+            "encode",
+            self._reranking,
+            lambda: self._models.run(
+                lambda _: contextualise(personal.chain.rewrite, personal.profile, encoder, settings),
+                settings.rerank_ms,
+            ),
+        )
+
+    async def complete(self, personal: Personal, context: Context, answer: str, asker: Headers) -> Completed:
+        """The client's page of the engine's answer. Raises Fault."""
+        with stage("engine_answer"):
+            reply = read_reply(answer)
+        search, chain, window = personal.search, personal.chain, personal.asked.window
+        if not window:  # a page beyond it, in the engine's own order
+            return Completed(answer, self._tell(chain, "off", "beyond_window"), reply.hits)
+        if chain.order:
+            found = Order(in_chain(reply, window, chain), "full")
+        else:
+            found = await self._rank(personal, context, reply, asker)
+        order = found.order
+        with stage("page"):
+            told = self._tell(chain, found.status)
+            added = await self._explained(personal, reply, order, found, told, asker) if search.explained else {}
+            text = write_page(reply, order, search, added)
+        keys = tuple((reply.hits[i].index, reply.hits[i].doc_id) for i in order[:window])
+        self._chains.put(personal.user, personal.digest, replace(chain, order=keys))
+        shown = tuple(reply.hits[i] for i in order[search.offset : search.offset + search.size])
+        return Completed(text, told, shown)
+
+    async def _rank(self, personal: Personal, context: Context, reply: Reply, asker: Headers) -> Order:
+        """All hits of the answer: pinned ones, the window in this person's order, then the rest as it came."""
+        settings, profile = self._parts.settings, personal.profile
+        inside = range(min(personal.asked.window, len(reply.hits)))
+        pinned = [i for i in inside if reply.hits[i].pinned]
+        window = [i for i in inside if not reply.hits[i].pinned]
+        rest = range(len(inside), len(reply.hits))
+        if self._documents is None or not window:
+            return Order([*pinned, *window, *rest], "off")
+        documents, hits = self._documents, [reply.hits[i] for i in window]
+        liked_ids = [preference.doc_id for preference in profile.preferences[:MAX_PREFERENCES]]
+        deadline = Deadline.after_ms(settings.rerank_ms)
+        embedded = await self._guarded(
+            "embed", self._reranking, lambda: documents.embed(hits, liked_ids, asker, deadline)
+        )
+        with stage("rank"):
+            read = [
+                Hit(hit.doc_id, hit.score, i, hit.source, vector)
+                for i, hit, vector in zip(window, hits, embedded.hits, strict=True)
+            ]
+            ranking, user = rank_window(read, profile, context, embedded.liked, settings)
+        complete = all(hit.vector is not None for hit in read)
+        order = [*pinned, *(ranked.hit.rank for ranked in ranking), *rest]
+        judge = Judge.over(read, settings.weights, context.query, user, personal.chain.rewrite)
+        return Order(order, "full" if complete else "partial", {r.hit.rank: r for r in ranking}, judge)
+
+    async def _explained(
+        self, personal: Personal, reply: Reply, order: Sequence[int], found: Order, told: Told, asker: Headers
+    ) -> dict[str, object]:
+        """The answer's member `bespeak`: what was done to the search, and to each hit of the page."""
+        search, rewrite = personal.search, personal.chain.rewrite
+        page = list(order[search.offset : search.offset + search.size])
+        scores: dict[int, float | None] = {i: reply.hits[i].score for i in page}
+        if personal.asked.rescored and self._documents is not None:
+            own = await self._documents.scores(search, [reply.hits[i] for i in page], asker)
+            scores = dict(zip(page, own, strict=True))
+        ranked = {i: found.ranked[i] for i in page if i in found.ranked}
+        if found.judge:
+            judged = explain(list(ranked.values()), found.judge, rewrite, lambda hit: all_text(hit.source))
+            ranked = {r.hit.rank: r for r in judged}
+        return {
+            "bespeak": {
+                "query": rewrite.query,
+                "rewrite": {
+                    "text": rewrite.text,
+                    "status": rewrite.status,
+                    "reason": rewrite.reason,
+                    "terms": [term_told(term) for term in rewrite.terms],
+                },
+                "rerank": told.rerank,
+                "window": personal.asked.window,
+                "query_id": told.query_id,
+                "hits": [hit_told(reply, i, scores[i], ranked.get(i)) for i in page],
+            }
+        }
+
+    async def _profile(self, user: UserKey, session_id: str, query: str) -> Profile:
+        profile = await self._guarded(
+            "profile",
+            self._profiling,
+            lambda: self._reads.run(
+                lambda _: self._profiles.profile(user, session_id, datetime.now(UTC)), self._parts.settings.profile_ms
+            ),
+        )
+        return without_itself(profile, query)
+
+    async def _rewrite(self, query: str, profile: Profile) -> Rewrite:
+        """Never raises: without a rewrite the search goes on as typed."""
+        rewriter, budget_ms = self._parts.rewriter, self._parts.settings.rewrite_ms
+        if reason := gate.decline(query, profile):
+            return Rewrite(query, query, status="gated", reason=reason)
+        if not self._rewriting.admits():
+            return Rewrite(query, query, status="off", reason="resting")
+        try:
+            made = await self._models.run(
+                lambda within: rewrite_query(query, profile, rewriter, within.left_s * 1000), budget_ms
+            )
+        except Busy as error:
+            return Rewrite(query, query, status="late", reason=str(error))
+        except Late as error:
+            made = Rewrite(query, query, status="late", reason=str(error))
+        except Exception as error:  # a fault of ours, of any kind, must not become the client's
+            logger.warning("rewriting failed: %s", type(error).__name__)
+            made = failed(query, rewriter, type(error).__name__)
+        if made.status in ("late", "failed"):
+            self._rewriting.failed()
+        else:
+            self._rewriting.succeeded()
+        return made
+
+    async def _guarded(self, name: str, breaker: Breaker, work: Callable[[], Awaitable[T]]) -> T:
+        """Raises Fault: the stage's name, with `_late`, `_busy` or `_resting` where it had no time or no chance."""
+        if not breaker.admits():
+            raise Fault(f"{name}_resting")
+        try:
+            done = await work()
+        except Busy as error:
+            raise Fault(f"{name}_busy") from error
+        except (Late, TimeoutError) as error:
+            breaker.failed()
+            raise Fault(f"{name}_late") from error
+        except Exception as error:  # a fault of ours, of any kind, must not become the client's
+            breaker.failed()
+            logger.warning("personalising failed at %s: %s", name, type(error).__name__)
+            raise Fault(name) from error
+        breaker.succeeded()
+        return done
+
+    def _tell(self, chain: Chain, rerank: RerankStatus, reason: str = "") -> Told:
+        rewrite = chain.rewrite
+        because = rewrite.reason if rewrite.status in ("gated", "off") else ""
+        return Told(rewrite.status, rerank, reason or because, chain.query_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """An answer for the client, what was done to it, and the hits that it shows, in their order."""
+
+    text: str
+    told: Told
+    shown: tuple[Found, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Indices of an answer's hits in their new order, and for those of the window how they came there."""
+
+    order: list[int]
+    status: RerankStatus
+    ranked: Mapping[int, Ranked] = field(default_factory=dict)
+    judge: Judge | None = None
+
+
+def in_chain(reply: Reply, window: int, chain: Chain) -> list[int]:
+    """As the first page ranked them; hits that came in since follow, then what is beyond the window."""
+    places = {key: place for place, key in enumerate(chain.order)}
+    inside = range(min(window, len(reply.hits)))
+    keys = [(reply.hits[i].index, reply.hits[i].doc_id) for i in inside]
+    return [*sorted(inside, key=lambda i: (places.get(keys[i], len(places)), i)), *range(window, len(reply.hits))]
+
+
+def without_itself(profile: Profile, query: str) -> Profile:
+    """Asked again, or for a later page, a query is not its own earlier turn."""
+    turns = profile.turns
+    if turns and not turns[-1].response and turns[-1].query.split() == query.split():
+        return replace(profile, turns=turns[:-1], version=f"{profile.version} before")
+    return profile
+
+
+def query_id(search: Search) -> str:
+    """The client's own where it is one, else a new one."""
+    given = search.ubi.get("query_id")
+    fit = isinstance(given, str) and re.fullmatch(r"[\w.:-]{1,100}", given, re.ASCII)
+    return given if fit and isinstance(given, str) else uuid.uuid4().hex
+
+
+def term_told(term: Term) -> dict[str, str]:
+    return {"text": term.text, "source": term.source, "event_id": term.event_id, "evidence": term.evidence}
+
+
+def hit_told(reply: Reply, i: int, score: float | None, ranked: Ranked | None) -> dict[str, object]:
+    """How one hit came to its place; `engine` is its place and score in the engine's own answer."""
+    hit = reply.hits[i]
+    told: dict[str, object] = {"_index": hit.index, "_id": hit.doc_id, "engine": {"rank": i + 1, "score": score}}
+    if ranked is None:
+        return told
+    names = ("lexical", "embedding", "user")
+    because = [
+        {"text": e.text, "column": e.column, "share": round(e.share, 4), "action": e.action, "event_id": e.event_id}
+        for e in ranked.evidence
+    ]
+    return told | {
+        "score": round(ranked.score, 6),
+        "scores": dict(zip(names, (round(value, 6) for value in ranked.scores), strict=True)),
+        "because": because,
+    }

@@ -1,0 +1,285 @@
+"""One search of a client's: what it asks, whether it can be personalised, what the engine is asked instead, and the
+page of the answer. Pure; the client's query is never touched in `boost` mode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from bespeak.errors import InputError
+from bespeak.proxy import splice
+from bespeak.proxy.query import Typed, find_typed, hoist, replace_text
+from bespeak.records import Clause
+
+Params: TypeAlias = tuple[tuple[str, str], ...]
+
+RESCORED = 1000
+"""How many of each shard's first hits the words of a rewrite may lift; Elasticsearch takes 10,000 at most."""
+
+PINNED = 1e30
+"""A `pinned` query gives its documents scores above this: what an operator pinned stays where it is."""
+
+OURS = ("ubi", "bespeak")
+"""Members of the body's `ext` that are for Bespeak, and are taken out before the engine sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search as the client sent it. `text` is its body, `{}` where it had none, without what is for Bespeak."""
+
+    index: str  # as in the path or the header line; "" for all
+    params: Params  # of the URL, or of the header line
+    text: str
+    body: Mapping[str, Any]
+    ubi: Mapping[str, Any] = field(default_factory=dict)  # the body's ext.ubi
+    bespeak: Mapping[str, Any] = field(default_factory=dict)  # the body's ext.bespeak
+    edited: bool = False  # what was for Bespeak was taken out of the body
+
+    def get(self, name: str) -> Any:
+        """A parameter of the URL goes before the body's member of the same name, as in Elasticsearch."""
+        return dict(self.params).get(name, self.body.get(name))
+
+    @property
+    def offset(self) -> int:
+        return _whole(self.get("from"), 0, "from")
+
+    @property
+    def size(self) -> int:
+        return _whole(self.get("size"), 10, "size")
+
+    @property
+    def mode(self) -> Literal["boost", "recall"]:
+        return "recall" if self.bespeak.get("mode") == "recall" else "boost"
+
+    @property
+    def explained(self) -> bool:
+        return self.bespeak.get("explain") is True
+
+    def digest(self) -> bytes:
+        """Equal for the pages of one search."""
+        params = [pair for pair in self.params if pair[0] not in ("from", "size")]
+        body = {name: value for name, value in self.body.items() if name not in ("from", "size")}
+        content = json.dumps([self.index, sorted(params), body, dict(self.bespeak)], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def read_search(index: str, params: Params, text: str) -> Search:
+    """Raises InputError where the body is no JSON object."""
+    given = dict(params)
+    if "source" in given and not text.strip():
+        text = given["source"]
+        params = tuple(pair for pair in params if pair[0] not in ("source", "source_content_type"))
+    text = text if text.strip() else "{}"
+    members, end = splice.read_object(text)
+    if text[end:].strip():
+        raise InputError("more than one JSON object in the body of a search")
+    body = {name: span.value for name, span in members}
+    extension = body.get("ext")
+    ours = {name: extension.get(name) for name in OURS} if isinstance(extension, dict) else {}
+    ubi, bespeak = (value if isinstance(value, dict) else {} for value in (ours.get("ubi"), ours.get("bespeak")))
+    if any(value is not None for value in ours.values()):
+        text, body = without_ours(text, dict(members)["ext"].start, body)
+        return Search(index, params, text, body, ubi, bespeak, edited=True)
+    return Search(index, params, text, body)
+
+
+def without_ours(text: str, at: int, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The body without Bespeak's members of `ext`, and without an `ext` that they leave empty."""
+    left = {name: value for name, value in body["ext"].items() if name not in OURS}
+    kept = {name: value for name, value in body.items() if name != "ext"}
+    if not left:
+        return splice.edit_object(text, 0, {}, ["ext"]), kept
+    return splice.edit_object(text, 0, {"ext": splice.edit_object(text, at, {}, OURS)}), kept | {"ext": left}
+
+
+def _whole(value: Any, default: int, name: str) -> int:
+    try:
+        number = default if value is None else int(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is no whole number") from error
+    if number < 0 or isinstance(value, bool):
+        raise InputError(f"{name} is no whole number from 0 on")
+    return number
+
+
+def decline(search: Search) -> str:
+    """Why the order of this search's hits is not Bespeak's to change; "" where it may be."""
+    if search.get("scroll") is not None:
+        return "scroll"
+    if search.size == 0:
+        return "size_0"
+    if search.body.get("search_after") is not None:
+        return "search_after"
+    if search.body.get("slice") is not None:
+        return "slice"
+    if not sorted_by_score(search.get("sort"), pit="pit" in search.body):
+        return "sort"
+    for name in ("explain", "profile"):  # somebody looks at how the engine came to its order
+        if search.get(name) in (True, "true", ""):
+            return name
+    if search.get("stored_fields") in ("_none_", ["_none_"]):
+        return "no_ids"
+    if dict(search.params).get("format", "json") != "json":
+        return "format"
+    return ""
+
+
+def sorted_by_score(sort: Any, pit: bool) -> bool:
+    """No sort, or one by nothing but the score; with a point in time even that is for `search_after`."""
+    if sort is None or sort == []:
+        return True
+    keys = sort.split(",") if isinstance(sort, str) else sort if isinstance(sort, list) else [sort]
+    return not pit and all(
+        key in ("_score", "_score:desc", {"_score": "desc"}, {"_score": {"order": "desc"}}, {"_score": {}})
+        for key in keys
+    )
+
+
+def typed_text(search: Search, path: str = "") -> Typed:
+    """What the user typed, wherever it stands; `q` of the URL is a query of its own."""
+    user_query = search.ubi.get("user_query")
+    query = dict(search.params).get("q")
+    body = search.body
+    if query is not None:
+        field_ = dict(search.params).get("df")
+        body = {"query": {"query_string": {"query": query} | ({"default_field": field_} if field_ else {})}}
+    return find_typed(body, user_query if isinstance(user_query, str) else "", path)
+
+
+class Asked(NamedTuple):
+    """What the engine is asked in place of a search, and what of its answer is to be shown."""
+
+    params: Params
+    text: str
+    window: int  # hits of the answer that are reranked, from its first; 0: none, the answer is the page itself
+    rescored: bool  # the words of the rewrite are in the hits' scores
+
+
+def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], preference: str) -> Asked:
+    """The search with its whole window in place of one page, and `clauses` (the rewrite's words) added to the scores.
+
+    In `boost` mode they are added by a rescorer, so that the matching set, and all that is counted or cut by it, is
+    the client's; in `recall` mode beside each text that the user typed.
+    """
+    offset, size = search.offset, search.size
+    window = min(window, most_hits(search) or window)
+    inside = offset < window
+    changes = {"seq_no_primary_term": "true"} if inside else {}
+    if inside:
+        changes |= {"from": "0", "size": str(max(window, offset + size))}
+    else:
+        changes |= {"from": str(offset), "size": str(size)}
+    rescored = False
+    if clauses and search.mode == "recall":
+        changes |= {
+            name: json.dumps(value)
+            for name, value in replace_text(search.body, typed, clauses).items()
+            if value != search.body.get(name)
+        }
+    elif clauses and may_rescore(search) and (words := hoist(typed, clauses)):
+        changes["rescore"] = json.dumps({"window_size": RESCORED, "query": {"rescore_query": words}})
+        rescored = True
+    dropped = ("from", "size", "filter_path", "seq_no_primary_term")
+    params = tuple(pair for pair in search.params if pair[0] not in dropped)
+    if "pit" not in search.body and "preference" not in dict(params):
+        params = (*params, ("preference", preference))  # all pages from the same copies of the shards
+    return Asked(params, splice.edit_object(search.text, 0, changes), window if inside else 0, rescored)
+
+
+def may_rescore(search: Search) -> bool:
+    """A rescorer would choose other heads for collapsed groups, and a client's own goes before ours."""
+    return not any(search.body.get(name) is not None for name in ("rescore", "collapse", "retriever", "rank"))
+
+
+def most_hits(search: Search) -> int | None:
+    """How many hits may be asked without another answer: a compound retriever ranks only its own window."""
+    retriever = search.body.get("retriever")
+    if not isinstance(retriever, dict) or set(retriever) <= {"standard", "knn", "rescorer"}:
+        return None
+    inner = next(iter(retriever.values()), None)
+    given = inner.get("rank_window_size") if isinstance(inner, dict) else None
+    return given if isinstance(given, int) and not isinstance(given, bool) else search.offset + search.size
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A hit of the engine's answer with its place in the text of it."""
+
+    span: splice.Span
+    index: str
+    doc_id: str
+    version: str  # changes with every write of the document
+    score: float
+    source: Mapping[str, Any]
+
+    @property
+    def pinned(self) -> bool:
+        return self.score > PINNED
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An engine's answer: its text, where its array of hits stands, and the hits."""
+
+    text: str
+    start: int
+    end: int
+    hits: tuple[Found, ...]
+
+
+def read_reply(text: str) -> Reply:
+    """Raises InputError for what is no answer to a search whose hits have scores and ids."""
+    outer = dict(splice.read_object(text)[0])
+    if "hits" not in outer:
+        raise InputError("the engine's answer holds no hits")
+    inner = dict(splice.read_object(text, outer["hits"].start)[0])
+    if "hits" not in inner:
+        raise InputError("the engine's answer holds no list of hits")
+    spans, end = splice.read_array(text, inner["hits"].start)
+    return Reply(text, inner["hits"].start, end, tuple(_found(span) for span in spans))
+
+
+def _found(span: splice.Span) -> Found:
+    hit = span.value
+    try:
+        score, version = float(hit["_score"]), f"{hit.get('_primary_term')}.{hit.get('_seq_no')}"
+        source = hit.get("_source")
+        return Found(span, hit["_index"], hit["_id"], version, score, source if isinstance(source, dict) else {})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError("a hit of the engine's answer has no index, id or score") from error
+
+
+def write_page(reply: Reply, order: Sequence[int], search: Search, added: Mapping[str, object]) -> str:
+    """The answer with the client's page of the hits in this order, and further members at its end.
+
+    `order` holds indices of `reply.hits`. The scores stay in the engine's order, so that they never rise down the
+    page: the k-th hit shows the k-th best score.
+    """
+    scores = sorted((hit.score for hit in reply.hits), reverse=True)
+    shown = range(search.offset, min(search.offset + search.size, len(order)))
+    dropped = () if search.get("seq_no_primary_term") in (True, "true", "") else ("_seq_no", "_primary_term")
+    page = [
+        splice.edit_object(reply.text, reply.hits[order[k]].span.start, {"_score": json.dumps(scores[k])}, dropped)
+        for k in shown
+    ]
+    text = splice.replace(reply.text, [(reply.start, reply.end, f"[{','.join(page)}]")])
+    return add_members(text, added)
+
+
+def add_members(text: str, added: Mapping[str, object]) -> str:
+    """Members of our own, at the end of an answer's object."""
+    if not added:
+        return text
+    end = text.rindex("}")
+    return (
+        text[:end] + "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in added.items()) + text[end:]
+    )
+
+
+def plain(search: Search) -> Search:
+    """The search as the engine would have got it from the client."""
+    return replace(search, ubi={}, bespeak={})

@@ -1,0 +1,502 @@
+"""The searches among a proxy's requests: who asks, what is done to each, and the answer with its header.
+
+A search that names nobody passes byte for byte. Whatever fails, the client's own request goes to the engine untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from bespeak.errors import BespeakError, InputError
+from bespeak.pipeline import Context
+from bespeak.proxy import splice
+from bespeak.proxy.app import path_of
+from bespeak.proxy.filter_path import apply
+from bespeak.proxy.identity import Identify, Identity, Share
+from bespeak.proxy.metrics import Metrics
+from bespeak.proxy.passing import Message, Receive, Scope, Send, WhileThere, pass_on, read_body, target
+from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, stage
+from bespeak.proxy.recording import Recorder, impressions, query_recorded
+from bespeak.proxy.search import Found, Params, Search, read_reply, read_search
+from bespeak.proxy.upstream import Headers, Upstream
+from bespeak.records import UserKey
+
+MAX_BODY_BYTES = 16_000_000
+MAX_ANSWER_BYTES = 64_000_000
+MAX_OBSERVED_BYTES = 4_000_000
+"""Of an answer that passes untouched, what is read to record the hits that were shown."""
+MIN_ZIPPED_BYTES = 1_400
+MAX_TITLE_CHARS = 300
+
+SEARCHES = re.compile(r"(?:/(?P<index>[^/]+))?/(?P<api>_search|_msearch|_async_search)(?P<template>/template)?/?")
+OTHER_FORMS = (b"yaml", b"cbor", b"smile", b"form-urlencoded")
+NOT_SENT = {b"host", b"content-length", b"content-encoding", b"transfer-encoding", b"accept-encoding", b"expect",
+            b"connection", b"keep-alive", b"te", b"trailer", b"upgrade"}  # fmt: skip
+NOT_RETURNED = {b"content-length", b"content-encoding", b"transfer-encoding", b"connection", b"keep-alive"}
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """One request for searches, as it came."""
+
+    scope: Scope
+    headers: Headers
+    api: str  # _search, _msearch, _async_search, _search_template, _msearch_template
+    index: str
+    params: Params
+    body: bytes
+    text: str  # the body, unpacked
+
+    @property
+    def path(self) -> bytes:
+        """Without the path that the proxy is mounted under, and with nothing of the query."""
+        return target(self.scope).partition(b"?")[0]
+
+
+class Searches:
+    """What `Proxy` hands its searches to."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        personaliser: Personaliser,
+        identify: Identify,
+        share: Share,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> None:
+        self._upstream, self._personaliser = upstream, personaliser
+        self._identify, self._share, self._recorder, self._metrics = identify, share, recorder, metrics
+
+    def concerns(self, method: str, path: str, headers: Headers) -> bool:  # noqa: ARG002
+        return method in ("GET", "POST") and SEARCHES.fullmatch(path) is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, whole = await read_body(receive, MAX_BODY_BYTES)
+        named = names_user(scope["headers"])
+        reason = "" if whole else "too_large"
+        try:
+            called = read_call(scope, body if whole else b"")
+        except (InputError, UnicodeDecodeError):
+            reason = reason or "unreadable"
+        if reason:
+            told = [header(Told(reason=reason))] if named else []
+            await pass_on(self._upstream, scope, receive, send, body=body, more=not whole, added=told)
+            return
+        if not (named or '"ext"' in called.text or any(name == "source" for name, _ in called.params)):
+            await pass_on(self._upstream, scope, receive, send, body=body)
+        elif called.api == "_search":
+            await self._search(called, receive, send)
+        elif called.api == "_msearch":
+            await self._msearch(called, receive, send)
+        else:
+            await self._pass(called, receive, send, *([Told(reason=called.api.strip("_"))] if named else []))
+
+    async def _search(self, called: Called, receive: Receive, send: Send) -> None:
+        try:
+            search = read_search(called.index, called.params, called.text)
+            identity = self._identify(called.headers, search.ubi)
+        except InputError:
+            await self._pass(called, receive, send, Told(reason="unreadable"))
+            return
+        outcome: Answered | Declined
+        try:
+            async with WhileThere(receive) as there:
+                there.listen_later()
+                prepared = await self._prepare(search, identity)
+                outcome = await self._personalise(called, prepared) if isinstance(prepared, Personal) else prepared
+        except Fault as fault:
+            outcome = self._left(search, identity.user, fault)
+        if isinstance(outcome, Answered):
+            done = outcome.done
+            self._record(search, identity, outcome.query, done.told, done.shown)
+            await self._answer(called, send, outcome.headers, done.text, [done.told])
+        elif identity.user is None and not identity.reason and not search.edited:
+            await self._pass(called, receive, send)  # an `ext` of somebody else's
+        else:
+            await self._pass_declined(called, receive, send, search, identity, outcome)
+
+    async def _pass_declined(
+        self, called: Called, receive: Receive, send: Send, search: Search, identity: Identity, declined: Declined
+    ) -> None:
+        """The engine's own answer; the query and what was shown are recorded where `declined` says so."""
+
+        def observe(answer: str) -> None:
+            self._record(search, identity, declined.query, declined.told, shown_hits(answer))
+
+        text = search.text if search.edited else None
+        await self._pass(called, receive, send, declined.told, text=text, observe=observe if declined.query else None)
+
+    def _left(self, search: Search, user: UserKey | None, fault: Fault) -> Declined:
+        told = Told(rerank="failed", reason=fault.stage)
+        if user is not None:
+            self._personaliser.leave(search, user, told)
+        return Declined(told)
+
+    async def _prepare(self, search: Search, identity: Identity) -> Personal | Declined:
+        """Raises Fault."""
+        if identity.user is None:
+            return Declined(Told(reason=identity.reason or "anonymous"))
+        with stage("prepare"):
+            control = not self._share.includes(identity.user)
+            return await self._personaliser.prepare(search, identity.user, identity.session_id, control)
+
+    async def _personalise(self, called: Called, personal: Personal) -> Answered:
+        """Raises Fault, also where the engine refuses: its refusal of the client's own request is what counts."""
+        (status, headers, text), context = await both(
+            self._ask(called, personal.asked.params, personal.asked.text), self._personaliser.contextualise(personal)
+        )
+        if status != 200:
+            raise Fault("engine_status")
+        done = await self._personaliser.complete(personal, context, text, called.headers)
+        with stage("page"):
+            done = replace(done, text=filtered(called, done.text))
+        return Answered(done, headers, personal.typed.text)
+
+    async def _msearch(self, called: Called, receive: Receive, send: Send) -> None:
+        """Each search by itself; those that are not personalised, or fail, are in the same request as they came."""
+        try:
+            parts = read_msearch(called)
+        except InputError:
+            await self._pass(called, receive, send, Told(reason="unreadable"))
+            return
+        identities = [self._identify(called.headers, part.search.ubi) for part in parts]
+        if all(who.user is None and not who.reason for who in identities) and not edited(parts):
+            await self._pass(called, receive, send)
+            return
+        async with WhileThere(receive) as there:
+            there.listen_later()
+            prepared = [await self._prepare_part(part, who) for part, who in zip(parts, identities, strict=True)]
+            try:
+                found = await self._complete_parts(called, parts, prepared) if any_personal(prepared) else None
+            except Fault as fault:
+                prepared = [p if isinstance(p, Declined) else self._left(p.search, p.user, fault) for p in prepared]
+                found = None
+        if found is None:
+            told = [one.told for one in prepared if isinstance(one, Declined)]
+            await self._pass(called, receive, send, *told, text=edited(parts))
+            return
+        done, headers = found
+        for part, who, one, (_, told_one, hits) in zip(parts, identities, prepared, done.parts, strict=True):
+            query = one.typed.text if isinstance(one, Personal) else one.query
+            self._record(part.search, who, query, told_one, hits)
+        await self._answer(called, send, headers, done.text, [told_one for _, told_one, _ in done.parts])
+
+    async def _prepare_part(self, part: Part, identity: Identity) -> Personal | Declined:
+        try:
+            return await self._prepare(part.search, identity)
+        except Fault as fault:
+            return self._left(part.search, identity.user, fault)
+
+    async def _complete_parts(
+        self, called: Called, parts: Sequence[Part], prepared: Sequence[Personal | Declined]
+    ) -> tuple[CompletedParts, Headers]:
+        """Raises Fault."""
+        text = "".join(
+            part.asked_lines(one) if isinstance(one, Personal) else part.lines
+            for part, one in zip(parts, prepared, strict=True)
+        )
+        contexts = asyncio.gather(*(self._contextualise_part(found) for found in prepared), return_exceptions=True)
+        (status, headers, answer), made = await both(self._ask(called, unfiltered(called), text), contexts)
+        if status != 200:
+            raise Fault("engine_status")
+        with stage("engine_answer"):
+            members = dict(splice.read_object(answer)[0])
+            spans, _ = splice.read_array(answer, members["responses"].start)
+            if len(spans) != len(parts):
+                raise InputError("another number of answers than of searches")
+        done = []
+        for found, span, context in zip(prepared, spans, made, strict=True):
+            own = answer[span.start : span.end]
+            done.append(await self._complete_part(called, found, own, span.value, context))
+        failed = [i for i, (own, _, _) in enumerate(done) if own is None]
+        again = await self._ask_again(called, [parts[i] for i in failed]) if failed else []
+        texts = dict(zip(failed, again, strict=True))
+        whole = [(texts.get(i, own or ""), told, hits) for i, (own, told, hits) in enumerate(done)]
+        edits = [(span.start, span.end, text) for span, (text, _, _) in zip(spans, whole, strict=True)]
+        with stage("page"):
+            return CompletedParts(filtered(called, splice.replace(answer, edits)), whole), headers
+
+    async def _contextualise_part(self, found: Personal | Declined) -> Context:
+        return await self._personaliser.contextualise(found) if isinstance(found, Personal) else Context()
+
+    async def _complete_part(
+        self, called: Called, found: Personal | Declined, own: str, value: Any, context: Context | BaseException
+    ) -> tuple[str | None, Told, tuple[Found, ...]]:
+        """The answer to one search, None where it has to be asked again as it came."""
+        if isinstance(found, Declined):
+            return own, found.told, shown_hits(own) if found.query else ()
+        try:
+            if isinstance(context, BaseException):
+                raise context
+            if not isinstance(value, dict) or value.get("status", 200) != 200:
+                raise Fault("engine_status")
+            done = await self._personaliser.complete(found, context, own, called.headers)
+            return done.text, done.told, done.shown
+        except Fault as fault:
+            return None, self._left(found.search, found.user, fault).told, ()
+
+    async def _ask_again(self, called: Called, parts: Sequence[Part]) -> list[str]:
+        """The answers to searches as they came. Raises Fault."""
+        status, _, answer = await self._ask(called, unfiltered(called), "".join(part.lines for part in parts))
+        if status != 200:
+            raise Fault("engine_status")
+        with stage("engine_answer"):
+            spans, _ = splice.read_array(answer, dict(splice.read_object(answer)[0])["responses"].start)
+            return [answer[span.start : span.end] for span in spans]
+
+    async def _ask(self, called: Called, params: Params, text: str) -> tuple[int, Headers, str]:
+        """What the engine answers to a body and parameters in place of the client's. Raises Fault."""
+        query = urlencode(params, quote_via=quote)
+        place = called.path + (b"?" + query.encode() if query else b"")
+        body = text.encode("utf-8", "surrogatepass")
+        headers = [pair for pair in called.headers if sent(pair[0].lower())]
+        if not any(name.lower() == b"content-type" for name, _ in headers):
+            headers.append((b"content-type", b"application/json"))
+        headers.append((b"content-length", str(len(body)).encode()))
+        with stage("engine"):
+            found = await self._upstream.send("POST", place, headers, body)
+            try:
+                data = await found.read(MAX_ANSWER_BYTES)
+            finally:
+                await found.close()
+            return found.status, found.headers, data.decode("utf-8")
+
+    async def _answer(self, called: Called, send: Send, headers: Headers, text: str, told: Sequence[Told]) -> None:
+        body = text.encode("utf-8", "surrogatepass")
+        kept = [pair for pair in headers if pair[0].lower() not in NOT_RETURNED]
+        if len(body) >= MIN_ZIPPED_BYTES and takes_gzip(called.headers):
+            body = await asyncio.to_thread(gzip.compress, body, 3)
+            kept.append((b"content-encoding", b"gzip"))
+        kept += [(b"content-length", str(len(body)).encode()), header(*told)]
+        self._count(told)
+        await send({"type": "http.response.start", "status": 200, "headers": kept})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _pass(
+        self,
+        called: Called,
+        receive: Receive,
+        send: Send,
+        *told: Told,
+        text: str | None = None,
+        observe: Callable[[str], None] | None = None,
+    ) -> None:
+        """The client's own request and its answer as it is; `text` is the body where it had something for Bespeak."""
+        scope, body = called.scope, called.body
+        if text is not None:
+            body = text.encode("utf-8", "surrogatepass")
+            length = (b"content-length", str(len(body)).encode())
+            left = [p for p in called.headers if p[0].lower() not in (b"content-length", b"content-encoding")]
+            scope = {**scope, "headers": [*left, length]}
+        self._count(told)
+        seen = Seen(send) if observe else None
+        added = [header(*told)] if told else []
+        await pass_on(self._upstream, scope, receive, seen or send, body=body, added=added)
+        if seen and observe and (answer := seen.text()):
+            observe(answer)
+
+    def _count(self, told: Sequence[Told]) -> None:
+        for one in told:
+            match one.outcome:
+                case "personalised":
+                    self._metrics.personalised()
+                case "declined":
+                    self._metrics.declined(one.reason)
+                case "failed":
+                    self._metrics.failed(one.reason)
+
+    def _record(self, search: Search, identity: Identity, query: str, told: Told, hits: Sequence[Found]) -> None:
+        """A query once, on its first page, and the hits of every page; never raises."""
+        if not query or identity.user is None or not told.query_id:
+            return
+        now, shown = datetime.now(UTC), [(hit.doc_id, title_of(hit.source)) for hit in hits]
+        whose = (identity.user, identity.session_id, told.query_id)
+        try:
+            events = impressions(*whose, shown, search.offset + 1, now)
+            if search.offset == 0:
+                events = [query_recorded(*whose, query, search.index, now), *events]
+        except BespeakError:  # an id or a text that no event can hold
+            return
+        self._recorder.record(events)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A personalised answer, the engine's headers to it, and what was typed."""
+
+    done: Completed
+    headers: Headers
+    query: str
+
+
+class Seen:
+    """Passes an answer on and keeps what it was, where it is not too long."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._chunks, self._length = send, list[bytes](), 0
+        self._zipped = self._whole = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._zipped = any(n.lower() == b"content-encoding" and v == b"gzip" for n, v in message["headers"])
+            self._whole = message["status"] == 200
+        elif self._whole:
+            self._length += len(message.get("body", b""))
+            self._whole = self._length <= MAX_OBSERVED_BYTES
+            self._chunks = [*self._chunks, message.get("body", b"")] if self._whole else []
+        await self._send(message)
+
+    def text(self) -> str:
+        """The answer; "" where it was no success, too long, or in another form than JSON text."""
+        data = b"".join(self._chunks) if self._whole else b""
+        try:
+            return (gunzip(data, MAX_OBSERVED_BYTES) if self._zipped else data).decode("utf-8")
+        except (InputError, UnicodeDecodeError):
+            return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One search of an `_msearch`, with its two lines as they go to the engine."""
+
+    head: str
+    search: Search
+
+    @property
+    def lines(self) -> str:
+        return f"{self.head}\n{self.search.text}\n"
+
+    def asked_lines(self, personal: Personal) -> str:
+        changes = {name: json.dumps(value) for name, value in personal.asked.params if name == "preference"}
+        return f"{splice.edit_object(self.head, 0, changes)}\n{personal.asked.text}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedParts:
+    """The whole answer, and of each search its own, what was done to it and the hits it shows."""
+
+    text: str
+    parts: Sequence[tuple[str, Told, Sequence[Found]]]
+
+
+def read_call(scope: Scope, body: bytes) -> Called:
+    """Raises InputError for a body in another form than JSON text."""
+    found = SEARCHES.fullmatch(path_of(scope))
+    assert found is not None
+    headers: Headers = scope["headers"]
+    given = {name.lower(): value for name, value in headers}
+    coding = given.get(b"content-encoding", b"identity").strip().lower()
+    if coding not in (b"identity", b"gzip"):
+        raise InputError("the body is compressed otherwise than by gzip")
+    if any(kind in given.get(name, b"").lower() for name in (b"content-type", b"accept") for kind in OTHER_FORMS):
+        raise InputError("the request is not in JSON")
+    text = (gunzip(body, MAX_BODY_BYTES) if coding == b"gzip" else body).decode("utf-8")
+    params = tuple(parse_qsl(scope.get("query_string", b"").decode("ascii", "replace"), keep_blank_values=True))
+    api = found["api"] + (found["template"] or "").replace("/", "_")
+    return Called(scope, headers, api, unquote(found["index"] or ""), params, body, text)
+
+
+def read_msearch(called: Called) -> list[Part]:
+    """Raises InputError for what is no sequence of pairs of lines."""
+    lines = called.text.removesuffix("\n").split("\n")
+    if len(lines) % 2:
+        raise InputError("a line is missing")
+    parts = []
+    for head, body in zip(lines[::2], lines[1::2], strict=True):
+        head = head.strip() or "{}"
+        members = {name: span.value for name, span in splice.read_object(head)[0]}
+        index = members.get("index", called.index)
+        params = tuple((name, value) for name, value in members.items() if isinstance(value, str))
+        names = ",".join(map(str, index)) if isinstance(index, list) else str(index)
+        parts.append(Part(head, read_search(names, params, body.strip())))
+    return parts
+
+
+def any_personal(prepared: Sequence[Personal | Declined]) -> bool:
+    return any(isinstance(one, Personal) for one in prepared)
+
+
+def edited(parts: Sequence[Part]) -> str | None:
+    """The body of an `_msearch` less what was for Bespeak; None where nothing was."""
+    return "".join(part.lines for part in parts) if any(part.search.edited for part in parts) else None
+
+
+def gunzip(data: bytes, limit: int) -> bytes:
+    """Raises InputError where it is no gzip, cut short, or longer than `limit` once unpacked."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        made = unpacker.decompress(data, limit)
+    except zlib.error as error:
+        raise InputError("the body is no gzip") from error
+    if not unpacker.eof:
+        raise InputError("the body is cut short or too long")
+    return made
+
+
+def names_user(headers: Headers) -> bool:
+    return any(name.lower() == b"x-bespeak-user" for name, _ in headers)
+
+
+def sent(name: bytes) -> bool:
+    """Whether a client's header goes on with a body that is not the client's."""
+    return name not in NOT_SENT and not name.startswith((b"x-bespeak", b"proxy-"))
+
+
+def takes_gzip(headers: Headers) -> bool:
+    return any(name.lower() == b"accept-encoding" and b"gzip" in value.lower() for name, value in headers)
+
+
+def header(*told: Told) -> tuple[bytes, bytes]:
+    """One member for each search of the request, in order."""
+    return b"X-Bespeak", ", ".join(map(str, told)).encode("ascii", "replace")
+
+
+def unfiltered(called: Called) -> Params:
+    """The parameters without `filter_path`, which is applied to the answer once it is reordered."""
+    return tuple(pair for pair in called.params if pair[0] != "filter_path")
+
+
+def filtered(called: Called, text: str) -> str:
+    """The answer as the client's `filter_path` cuts it."""
+    wanted = [value for name, value in called.params if name == "filter_path"]
+    return json.dumps(apply(json.loads(text), ",".join(wanted)), separators=(",", ":")) if wanted else text
+
+
+def shown_hits(answer: str) -> tuple[Found, ...]:
+    """The hits of an answer that was not reordered, none where they have no ids."""
+    try:
+        return read_reply(answer).hits
+    except InputError:
+        return ()
+
+
+def title_of(source: Mapping[str, Any]) -> str:
+    """What a person would call a hit: its title or name."""
+    found = next((source[name] for name in ("title", "name") if isinstance(source.get(name), str)), "")
+    return str(found)[:MAX_TITLE_CHARS]
+
+
+async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
+    """Both at once; where the first fails the second is ended."""
+    other = asyncio.ensure_future(second)
+    try:
+        return await first, await other
+    finally:
+        if not other.done():
+            other.cancel()
+        await asyncio.wait([other])
+        if not other.cancelled():
+            other.exception()

@@ -1,0 +1,103 @@
+"""JSON edited as text: what is not replaced keeps its bytes, so that no number, order or space of others changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bespeak.errors import InputError
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
+
+class Span(NamedTuple):
+    """A value and where it stands: `text[start:end]`."""
+
+    start: int
+    end: int
+    value: Any
+
+
+def read_value(text: str, at: int = 0) -> Span:
+    """The value that begins at `at`, spaces before it left out. Raises InputError."""
+    start = _skip(text, at)
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"no JSON value at character {start + 1}") from error
+    return Span(start, end, value)
+
+
+def read_object(text: str, at: int = 0) -> tuple[list[tuple[str, Span]], int]:
+    """The members of the object at `at`, and where it ends. Raises InputError, also where a name stands twice."""
+    spans, at = _open(text, at, "{", "}")
+    members: list[tuple[str, Span]] = []
+    while not spans:
+        name = read_value(text, at)
+        at = _skip(text, name.end)
+        if not isinstance(name.value, str) or text[at : at + 1] != ":":
+            raise InputError(f"no member of an object at character {name.start + 1}")
+        member = read_value(text, at + 1)
+        members.append((name.value, member))
+        spans, at = _next(text, member.end, "}")
+    if len({name for name, _ in members}) != len(members):
+        raise InputError("a name stands twice in one object")
+    return members, at
+
+
+def read_array(text: str, at: int = 0) -> tuple[list[Span], int]:
+    """The elements of the array at `at`, and where it ends. Raises InputError."""
+    done, at = _open(text, at, "[", "]")
+    elements: list[Span] = []
+    while not done:
+        elements.append(read_value(text, at))
+        done, at = _next(text, elements[-1].end, "]")
+    return elements, at
+
+
+def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
+    """The object at `at` with members set to the JSON of `changes` (in place, or at the end) and others removed."""
+    members, _ = read_object(text, at)
+    kept = [
+        f"{json.dumps(name)}:{changes.get(name, text[span.start : span.end])}"
+        for name, span in members
+        if name not in removed
+    ]
+    there = {name for name, _ in members if name not in removed}
+    added = [f"{json.dumps(name)}:{value}" for name, value in changes.items() if name not in there]
+    return "{" + ",".join(kept + added) + "}"
+
+
+def replace(text: str, parts: Sequence[tuple[int, int, str]]) -> str:
+    """The text with each `(start, end)` replaced; the parts must not overlap."""
+    made, at = [], 0
+    for start, end, new in sorted(parts):
+        made += [text[at:start], new]
+        at = end
+    return "".join([*made, text[at:]])
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _open(text: str, at: int, begin: str, end: str) -> tuple[bool, int]:
+    """Whether it is empty, and where its first part begins, or what follows it."""
+    at = _skip(text, at)
+    if text[at : at + 1] != begin:
+        raise InputError(f"no {begin} at character {at + 1}")
+    at = _skip(text, at + 1)
+    return (True, at + 1) if text[at : at + 1] == end else (False, at)
+
+
+def _next(text: str, at: int, end: str) -> tuple[bool, int]:
+    at = _skip(text, at)
+    if text[at : at + 1] == end:
+        return True, at + 1
+    if text[at : at + 1] != ",":
+        raise InputError(f"no , or {end} at character {at + 1}")
+    return False, _skip(text, at + 1)
