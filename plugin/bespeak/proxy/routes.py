@@ -63,6 +63,7 @@ MAX_BODY_BYTES = 1 << 16
 REJECTED_LISTED = 1000
 EVENTS_BATCH = 500  # read or written in one turn of a thread
 FLUSH_S = 2.0  # what is queued is written before an export, if the store lets it
+READY_S = 5.0
 MIN_TOKEN_CHARS = 16
 
 HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?", re.ASCII)
@@ -118,7 +119,7 @@ class Routes:
         ready: AskReady,
         token: str | None = None,
         forgets: Sequence[Callable[[UserKey], object]] = (),
-        ready_s: float = 5.0,
+        ready_s: float = READY_S,
     ) -> None:
         """`ready` gives what is missing, a sentence each, within `ready_s`.
 
