@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from bespeak.errors import EngineUnreachable
@@ -19,6 +16,7 @@ from bespeak.proxy.passing import (
     answer_error,
     answer_fault,
     pass_on,
+    report,
 )
 from bespeak.proxy.upstream import Headers, Upstream
 
@@ -26,8 +24,6 @@ OWN_PATH = "/_bespeak"
 REPLAY_BYTES = 16 * 1024 * 1024
 """The longest body of a search that can be sent again after a fault of ours."""
 FAILED = ((b"X-Bespeak", b"rewrite=failed; rerank=failed"),)
-
-logger = logging.getLogger("bespeak.proxy")
 
 
 class Searches(Protocol):
@@ -181,9 +177,3 @@ def path_of(scope: Scope) -> str:
 
 def is_own(path: str) -> bool:
     return path == OWN_PATH or path.startswith(OWN_PATH + "/")
-
-
-def report(stage: str, error: Exception) -> None:
-    """Where it failed and with what kind of error. Its message may hold what the client sent, so it is not logged."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    logger.error("%s failed: %s at %s:%s", stage, type(error).__name__, Path(place.filename).name, place.lineno)

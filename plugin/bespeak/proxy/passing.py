@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -23,6 +26,8 @@ LISTEN_AFTER_S = 0.05
 PRODUCT = (b"X-Elastic-Product", b"Elasticsearch")
 """On errors of ours too: official clients of some versions look for it before they look at the status, and would
 report a foreign product where the engine is down."""
+
+logger = logging.getLogger("bespeak.proxy")
 
 
 class ClientGone(Exception):
@@ -205,3 +210,9 @@ def has_body(headers: Headers) -> bool:
 def expects(headers: Headers) -> bool:
     """Whether the client waits for the engine's word before it sends the body."""
     return any(name.lower() == b"expect" for name, _ in headers)
+
+
+def report(stage: str, error: Exception) -> None:
+    """Where it failed and with what kind of error. Its message may hold what the client sent, so it is not logged."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    logger.error("%s failed: %s at %s:%s", stage, type(error).__name__, Path(place.filename).name, place.lineno)
