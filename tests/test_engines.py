@@ -19,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bespeak.cluster import read_url
 from bespeak.engines import MAX_WORDS, IndexInfo, check_index_name, shorten
-from bespeak.engines.elastic import ElasticsearchEngine, read_url
+from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import EngineRefused, EngineUnreachable, IndexMissing, UsageError
 from bespeak.records import Clause, Document, EngineQuery

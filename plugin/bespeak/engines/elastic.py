@@ -1,16 +1,16 @@
-"""Elasticsearch 8 and 9 through the official client; every fault becomes one sentence that holds no credential."""
+"""Documents in Elasticsearch 8 and 9."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from bespeak import dsl
+from bespeak.cluster import Cluster, reason_of
 from bespeak.engines import (
     IndexInfo,
     Rejected,
@@ -20,7 +20,7 @@ from bespeak.engines import (
     refuse_id,
     shorten,
 )
-from bespeak.errors import EngineError, EngineRefused, EngineUnreachable, IndexMissing, UsageError
+from bespeak.errors import EngineError, IndexMissing, UsageError
 from bespeak.records import Document, EngineQuery, Hit, Hits
 
 BULK_DOCUMENTS = 500
@@ -40,25 +40,9 @@ class ElasticsearchEngine:
         ca_file: Path | None = None,
         timeout_s: float = 30.0,
     ) -> None:
-        from elasticsearch import Elasticsearch
-
-        self.url, in_url = read_url(url)
-        self.location = self.url
-        basic = basic or in_url
-        if api_key and basic:
-            raise UsageError("give Elasticsearch an API key or a user with a password, not both")
-        self._timeout_s, self._knows_who = timeout_s, bool(api_key or basic)
-        options: dict[str, Any] = {"api_key": api_key, "basic_auth": basic}
-        if ca_file is not None:
-            options["ca_certs"] = str(ca_file)
-        with self._told():
-            self._client = Elasticsearch(
-                self.url,
-                request_timeout=timeout_s,
-                max_retries=1,
-                retry_on_timeout=False,
-                **{name: value for name, value in options.items() if value},
-            )
+        self._cluster = Cluster(url, api_key, basic, ca_file, timeout_s)
+        self._client = self._cluster.client
+        self.url = self.location = self._cluster.url
         self._read: dict[str, tuple[IndexInfo, dict[str, str]]] = {}
 
     def search(self, query: EngineQuery) -> Hits:
@@ -121,7 +105,7 @@ class ElasticsearchEngine:
         documents = [document for document in documents if not refuse_id(document.doc_id)]  # one refuses all
         with self._told(index):
             answers = streaming_bulk(
-                self._client.options(request_timeout=max(self._timeout_s, 60.0)),
+                self._client.options(request_timeout=max(self._cluster.timeout_s, 60.0)),
                 (dsl.index_action(document) for document in documents),
                 index=index,
                 chunk_size=BULK_DOCUMENTS,
@@ -134,7 +118,7 @@ class ElasticsearchEngine:
             )
             for document, (taken, answer) in zip(documents, answers, strict=True):
                 if not taken:
-                    rejected.append(Rejected(document.doc_id, _reason(answer["index"].get("error"))))
+                    rejected.append(Rejected(document.doc_id, reason_of(answer["index"].get("error"))))
         return rejected
 
     def refresh(self, index: str) -> None:
@@ -163,7 +147,7 @@ class ElasticsearchEngine:
             self._client.indices.delete(index=index)
 
     def close(self) -> None:
-        self._client.close()
+        self._cluster.close()
 
     def _mapping(self, index: str) -> tuple[IndexInfo, dict[str, str]]:
         if index not in self._read:
@@ -177,101 +161,19 @@ class ElasticsearchEngine:
             answers: list[Mapping[str, Any]] = self._client.msearch(searches=searches)["responses"]
         for answer in answers:
             if "error" in answer:
-                raise self._refused(answer["status"], answer, index)
+                raise self._cluster.refused(answer["status"], answer, partial(self._missing, index))
         return answers
 
-    @contextmanager
-    def _told(self, index: str | None = None) -> Iterator[None]:
+    def _told(self, index: str | None = None) -> AbstractContextManager[None]:
         """Turns every fault of the client's into an EngineError."""
-        import elastic_transport
+        return self._cluster.told(None if index is None else partial(self._missing, index))
 
-        from elasticsearch import ApiError, UnsupportedProductError
-
-        try:
-            yield
-        except UnsupportedProductError as error:
-            raise self._not_elasticsearch() from error
-        except ApiError as error:
-            if "x-elastic-product" not in error.meta.headers and error.meta.status in (200, 400, 404, 405, 406, 415):
-                raise self._not_elasticsearch() from error
-            raise self._refused(error.meta.status, error.body, index) from error
-        except elastic_transport.ConnectionTimeout as error:
-            raise EngineUnreachable(
-                f"Elasticsearch at {self.url} did not answer within {self._timeout_s:g} s: try again in a moment"
-            ) from error
-        except elastic_transport.TlsError as error:
-            raise EngineUnreachable(
-                f"no secure connection to {self.url} ({_cause(error)}): give the certificate of its authority, or"
-                " http:// where it speaks no TLS"
-            ) from error
-        except elastic_transport.ConnectionError as error:
-            raise EngineUnreachable(
-                f"no answer from Elasticsearch at {self.url} ({_cause(error)}): is it running, and is the URL right?"
-            ) from error
-        except elastic_transport.SerializationError as error:
-            raise self._not_elasticsearch() from error
-
-    def _not_elasticsearch(self) -> EngineRefused:
-        return EngineRefused(f"what answers at {self.url} is not Elasticsearch 8 or 9: check the URL and its port")
-
-    def _refused(self, status: int, body: Any, index: str | None) -> EngineError:
-        """The error for an answer that says no."""
-        error = body.get("error") if isinstance(body, Mapping) else None
-        reason = _reason(error)
-        if status == 401:
-            what = "refused the credentials" if self._knows_who else "wants credentials"
-            return EngineRefused(f"Elasticsearch at {self.url} {what}: check the API key, or user and password")
-        if status == 403:
-            return EngineRefused(f"Elasticsearch at {self.url} does not allow these credentials to do this: {reason}")
-        if status == 404 and index is not None:
-            self._read.pop(index, None)
-            return index_missing(index, self._names())
-        if status in (429, 502, 503, 504):
-            return EngineUnreachable(
-                f"Elasticsearch at {self.url} is overloaded or not ready (status {status}): try again in a moment"
-            )
-        if 300 <= status < 400:
-            return EngineRefused(f"{self.url} sends elsewhere (status {status}): give Elasticsearch's own URL")
-        return EngineRefused(f"Elasticsearch at {self.url} refused (status {status}): {reason}")
+    def _missing(self, index: str) -> EngineError:
+        self._read.pop(index, None)
+        return index_missing(index, self._names())
 
     def _names(self) -> list[str]:
         try:
             return self.indices()
         except EngineError:
             return []
-
-
-def read_url(url: str) -> tuple[str, tuple[str, str] | None]:
-    """The URL with its port and without credentials; the credentials. Raises UsageError.
-
-    >>> read_url("https://me:secret@search.example/")
-    ('https://search.example:443', ('me', 'secret'))
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 9200, "https": 443}[parts.scheme]
-    except (ValueError, KeyError):
-        parts, port = urlsplit(""), 0
-    if not parts.hostname:
-        raise UsageError("the URL of Elasticsearch must read like http://127.0.0.1:9200 or https://search.example")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    who = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}", who
-
-
-def _cause(error: Any) -> str:
-    """The innermost message of a chain, without the objects' addresses that urllib3 puts before it."""
-    while getattr(error, "errors", ()):
-        error = error.errors[0]
-    told = str(getattr(error, "reason", None) or error)
-    return re.sub(r"^(<.*>|HTTPS?Connection(Pool)?\(.*?\)): |Failed to establish a new connection: ", "", told)[:200]
-
-
-def _reason(error: Any) -> str:
-    """Elasticsearch's own reason, the root's if it names one, on one line."""
-    if isinstance(error, Mapping):
-        inner = error.get("caused_by") or next(iter(error.get("root_cause", ())), None) or error
-        while isinstance(inner.get("caused_by"), Mapping):
-            inner = inner["caused_by"]
-        error = inner.get("reason") or error.get("reason") or error.get("type")
-    return " ".join(str(error or "it gave no reason").split())[:300]
