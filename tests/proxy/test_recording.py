@@ -1,3 +1,4 @@
+import itertools
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -196,6 +197,36 @@ def test_a_search_under_way_while_its_user_is_forgotten_leaves_no_trace(recorded
     assert recorder.record(before + after + clicks(BOB, "3")) == 0
     recorder.flush()
     assert store.events == after + clicks(BOB, "3")
+
+
+def test_what_is_forgotten_while_it_is_recorded_stays_forgotten(tmp_path):
+    """A user's searches go on in several threads; at any moment the user is forgotten: nothing older comes back."""
+    store = SqliteStore(tmp_path / "bespeak.db")
+    recorder, stop = Recorder(store), threading.Event()
+
+    def search(number):
+        for n in itertools.count():
+            if stop.is_set():
+                return
+            at = datetime.now(UTC)
+            recorder.record([query_recorded(ADA, "s", f"q{number}.{n}", "cake", "shop", at)])
+
+    threads = [threading.Thread(target=search, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        before = datetime.now(UTC)
+        recorder.forget(ADA)
+        store.forget(ADA)
+        assert all(event.timestamp > before for event in store.export(ADA))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    recorder.forget(ADA)
+    store.forget(ADA)
+    recorder.close()
+    assert list(store.export(ADA)) == []
+    store.close()
 
 
 def test_closing_writes_what_is_queued_and_takes_no_more(recorded):

@@ -4,6 +4,8 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bespeak.errors import EngineUnreachable, InputError, ModelError, StoreError, UsageError
 from bespeak.events import MAX_LINE_BYTES, Forgotten, new_event, read_event, ubi_line
@@ -83,12 +85,17 @@ def built(store, recorder):
     async def ready():
         return []
 
+    made = []
+
     def make(**given):
         parts = {"store": store, "recorder": recorder, "metrics": Metrics(), "share": Share(), "rewrite": rewrite,
                  "ready": ready}  # fmt: skip
-        return Routes(**(parts | given))
+        made.append(Routes(**(parts | given)))
+        return made[-1]
 
-    return make
+    yield make
+    for routes in made:
+        routes.close()
 
 
 def error_of(reply):
@@ -181,6 +188,44 @@ def test_a_broken_line_of_any_kind_is_a_rejected_line(built):
         body = json.dumps(CLICK).encode() + b"\n" + bad
         reply = call(built(), "POST", "/_bespeak/events", body)
         assert (reply.status, [rejected["line"] for rejected in reply.json["rejected"]]) == (200, [2])
+
+
+class AnyStore:
+    """Takes everything and keeps nothing."""
+
+    def add(self, events):
+        return len(events)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from([*CLICK, "user_query", "index"]) | st.text(), inner)
+    ),
+)
+
+
+bodies = (
+    st.binary()
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | st.lists(json_values | st.just(CLICK)).map(lambda lines: b"\n".join(json.dumps(line).encode() for line in lines))
+)
+
+
+def test_whatever_is_posted_is_judged(built):
+    app = built(store=AnyStore())
+
+    @settings(deadline=None)
+    @given(bodies)
+    def judged(body):
+        reply = call(app, "POST", "/_bespeak/events", body)
+        if "error" in reply.json:
+            assert reply.status == 400
+            assert body.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        else:
+            assert reply.status == (400 if reply.json["rejected"] and not reply.json["taken"] else 200)
+
+    judged()
 
 
 def test_a_long_event_of_an_array_is_rejected_as_a_long_line_is(built):
@@ -324,10 +369,10 @@ def test_what_was_derived_is_forgotten_though_the_store_fails(built):
 
 def test_consent_is_paused_and_given_again(built, store):
     store.add([new_event(ADA, "click", NOW, doc_id="1")])
-    for body, given in ((b"false", False), (b" true\n", True)):
+    for body, consent in ((b"false", False), (b" true\n", True)):
         reply = call(built(), "PUT", "/_bespeak/profile/ada/consent", body)
-        assert (reply.status, reply.json) == (200, {"consent": given})
-        assert store.profile(ADA, "", NOW).consent is given
+        assert (reply.status, reply.json) == (200, {"consent": consent})
+        assert store.profile(ADA, "", NOW).consent is consent
     for body in (b"", b"False", b"1", b'{"consent": true}'):
         assert call(built(), "PUT", "/_bespeak/profile/ada/consent", body).status == 400
     assert call(built(store=BrokenStore()), "PUT", "/_bespeak/profile/ada/consent", b"true").status == 503
@@ -497,11 +542,14 @@ def test_without_a_token_this_machine_is_served(built, host):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "asked",
     [
         {"client": ("10.0.0.7", 5)},
         {"client": ("::ffff:10.0.0.7", 5)},
         {"client": ("testclient", 5)},
+        {"headers": {"x-forwarded-for": "10.0.0.7"}},
+        {"headers": {"Forwarded": "for=10.0.0.7"}},
+        {"headers": {"via": "1.1 gateway"}},
         {"headers": {"host": "evil.example.org"}},
         {"headers": {"host": "localhost.evil.example.org"}},
         {"headers": {"host": "127.0.0.1.evil.example.org:9200"}},
@@ -516,9 +564,9 @@ def test_without_a_token_this_machine_is_served(built, host):
         {"headers": {"sec-fetch-site": "same-site"}},
     ],
 )
-def test_without_a_token_nobody_else_is_served(built, given):
+def test_without_a_token_nobody_else_is_served(built, asked):
     for method, path in (("PUT", "share"), ("DELETE", "profile/ada"), ("POST", "events"), ("OPTIONS", "share")):
-        reply = call(built(), method, f"/_bespeak/{path}", b"0%", **given)
+        reply = call(built(), method, f"/_bespeak/{path}", b"0%", **asked)
         assert (reply.status, error_of(reply)) == (403, "security_exception")
 
 

@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
@@ -52,6 +53,9 @@ from bespeak.proxy.recording import Recorder
 from bespeak.proxy.upstream import Headers
 from bespeak.records import Event, Rewrite, UserKey
 
+FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")
+"""Where one of these stands, another proxy on this machine passes on what came from elsewhere."""
+
 T = TypeVar("T")
 
 MAX_EVENTS_BYTES = 8 << 20
@@ -64,6 +68,9 @@ REJECTED_LISTED = 1000
 EVENTS_BATCH = 500  # read or written in one turn of a thread
 FLUSH_S = 2.0  # what is queued is written before an export, if the store lets it
 READY_S = 5.0
+STORE_THREADS = 4
+"""Of their own: a store that hangs keeps none from what the event loop does in its threads, such as finding hosts."""
+
 MIN_TOKEN_CHARS = 16
 
 HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?", re.ASCII)
@@ -128,6 +135,7 @@ class Routes:
         self._store, self._recorder, self._metrics, self._share = store, recorder, metrics, share
         self._rewrite, self._ready, self._ready_s = rewrite, ready, ready_s
         self._token, self._forgets = token, tuple(forgets)
+        self._threads = ThreadPoolExecutor(STORE_THREADS, "bespeak-routes")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -140,6 +148,10 @@ class Routes:
             await answer_error(send, refusal.status, KINDS[refusal.status], refusal.reason, refusal.headers)
         except (InputError, UsageError) as error:
             await answer_error(send, 400, KINDS[HTTPStatus.BAD_REQUEST], str(error))
+
+    def close(self) -> None:
+        """Waits for what the store is doing."""
+        self._threads.shutdown()
 
     def _routes(self, parts: Sequence[str]) -> Mapping[str, Respond]:
         """What may be done at a path, by method."""
@@ -191,7 +203,7 @@ class Routes:
     async def _export(self, user_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         """UBI lines as they are read; a fault in the middle breaks the answer off, so that it does not look whole."""
         user = user_key(tenant_of(scope["headers"]), user_id)
-        await asyncio.to_thread(self._recorder.flush, FLUSH_S)
+        await self._in_thread(partial(self._recorder.flush, FLUSH_S))
         events = self._store.export(user)
         lines = await self._stored(partial(next_lines, events))
         headers = [(b"content-type", b"application/x-ndjson")]
@@ -200,7 +212,7 @@ class Routes:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             while lines:
                 await send({"type": "http.response.body", "body": lines, "more_body": True})
-                lines = await asyncio.to_thread(next_lines, events)
+                lines = await self._in_thread(partial(next_lines, events))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _forget(self, user_id: str, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
@@ -266,10 +278,13 @@ class Routes:
         self._share.set(Share.parse(text.strip().strip('"')))
         await self._tell_share(scope, receive, send)
 
+    async def _in_thread(self, act: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act)
+
     async def _stored(self, act: Callable[[], T], hint: str = "") -> T:
-        """What `act` gives, in a thread. Raises Refusal where the store fails."""
+        """Raises Refusal where the store fails."""
         try:
-            return await asyncio.to_thread(act)
+            return await self._in_thread(act)
         except StoreError as error:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}.{hint}" if hint else str(error)) from error
 
@@ -333,7 +348,8 @@ def check_local(scope: Scope) -> None:
     Such a page cannot choose its `Origin`, and one that lets its own name lead to this machine cannot choose `Host`.
     """
     client = scope.get("client")
-    if client and not is_loopback(client[0]):
+    passed_on = any(values(scope, name) for name in FORWARDED)
+    if passed_on or (client and not is_loopback(client[0])):
         raise Refusal(HTTPStatus.FORBIDDEN, "without a token only this machine is served: start with one")
     hosts = values(scope, b"host")
     if len(hosts) != 1 or not is_loopback(host_name(hosts[0])):
