@@ -164,10 +164,10 @@ class _Door:
         if kind not in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "version"):
             self._resting_until = self._clock() + REST_S
             return
-        mine = self._file if self._connection is not None else _identity(self._path)
+        is_anothers = self._connection is not None and self._file != _identity(self._path)
         self._shut()
-        if mine != _identity(self._path):
-            return  # another process has begun anew before
+        if is_anothers:
+            return  # who saw the damage first has begun anew
         try:
             _move_away(self._path)
         except OSError:

@@ -105,8 +105,13 @@ def test_who_ignores_the_deadline_is_late(bounds):
 
 def test_without_time_nothing_begins(bounds):
     begun = []
-    with pytest.raises((Late, Busy)):
-        asyncio.run(bounds.run(begun.append, 0))
+
+    async def main():
+        for _ in range(300):
+            with pytest.raises((Late, Busy)):
+                await bounds.run(begun.append, 0)
+
+    asyncio.run(main())
     bounds.close()
     assert begun == []
 
@@ -250,6 +255,27 @@ def test_what_ends_after_all_gave_up_makes_no_noise(bounds, caplog):
         assert asyncio.run(as_soon_as_possible(bounds, lambda deadline: 7)) == 7
         gc.collect()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_fault_at_the_moment_that_the_client_goes_away_makes_no_noise(bounds, caplog):
+    hanging = Hanging()
+
+    def fail(deadline):
+        hanging(deadline)
+        raise ValueError("nobody listens")
+
+    async def main():
+        task = asyncio.create_task(bounds.run(fail, FOREVER_MS))
+        await until(lambda: hanging.begun)
+        hanging.let_go.set()
+        time.sleep(0.1)  # the loop hears of both at once
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_closing_ends_what_runs_and_lets_nothing_begin(bounds):

@@ -61,7 +61,6 @@ class Bounds:
         future: Future[T] = Future()
         self._begin((future, function, deadline))
         waiting = asyncio.wrap_future(future)
-        waiting.add_done_callback(_hear)
         try:
             await asyncio.wait({waiting}, timeout=deadline.left_s)
             if future.cancel():
@@ -72,8 +71,7 @@ class Bounds:
             return waiting.result()
         finally:
             deadline.cancel()
-            future.cancel()
-            waiting.cancel()
+            waiting.cancel()  # also where it has failed by now: asyncio complains of faults that nobody heard of
 
     def close(self) -> None:
         """Ends what runs and lets nothing begin; waits a second at most."""
@@ -136,12 +134,6 @@ class Bounds:
     def _end(self, deadline: Deadline) -> None:
         with self._lock:
             self._running.discard(deadline)
-
-
-def _hear(waiting: asyncio.Future[Any]) -> None:
-    """A fault that nobody waits for any more is no news to asyncio."""
-    if not waiting.cancelled():
-        waiting.exception()
 
 
 class Breaker:
