@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from bespeak.deadline import Late
+from bespeak.deadline import Deadline, Late
 from bespeak.decode import END, MAX_NEW_TOKENS, START, LanguageModel, prompt, refuse
 from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
@@ -209,3 +209,11 @@ def test_the_model_ends_in_the_middle_of_a_run(model, budget_ms):
     model.rewrite(QUERY, BAND)  # loaded
     assert model.rewrite(QUERY, BAND, budget_ms).status == "late"
     assert model.rewrite(QUERY, BAND, 60_000).status == "full"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("budget_ms", [None, 60_000])
+def test_the_model_ends_with_the_deadline_that_it_is_asked_under(model, budget_ms):
+    model.rewrite(QUERY, BAND)  # loaded
+    with Deadline.after_ms(10).held():
+        assert model.rewrite(QUERY, BAND, budget_ms).status == "late"

@@ -65,7 +65,8 @@ class Bounds:
             await asyncio.wait({waiting}, timeout=deadline.left_s)
             if future.cancel():
                 raise Busy(f"no model run could begin within {budget_ms:.0f} ms")
-            await asyncio.wait({waiting}, timeout=deadline.left_s + self._grace_s)
+            if not waiting.done():
+                await asyncio.wait({waiting}, timeout=deadline.left_s + self._grace_s)
             if not waiting.done():
                 raise Late(f"not done in {budget_ms:.0f} ms")
             return waiting.result()
