@@ -16,6 +16,7 @@ COMMANDS = {  # name -> module; the function in it has the command's name, "-" a
     "events": "events",
     "profile": "profile",
     "evaluate": "evaluate",
+    "serve": "serve",
     "models": "models",
 }
 
@@ -56,6 +57,7 @@ SUMMARIES = {
     "events": "Load what users did.",
     "profile": "See, take along, pause or delete what is known of a user.",
     "evaluate": "Measure retrieval and personal gain on judged data.",
+    "serve": "Personalise an Elasticsearch that you have, as a proxy.",
     "models": "List, verify, build and export models.",
 }
 

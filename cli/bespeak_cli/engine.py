@@ -55,10 +55,10 @@ def _open(ctx: click.Context, options: Mapping[str, Any]) -> Engine:
     from bespeak.engines.elastic import ElasticsearchEngine
 
     logging.getLogger("elastic_transport").addHandler(logging.NullHandler())  # what fails is told by the error
-    return ElasticsearchEngine(url, options["api_key"], _credentials(options["basic"]), options["ca_file"])
+    return ElasticsearchEngine(url, options["api_key"], credentials(options["basic"]), options["ca_file"])
 
 
-def _credentials(basic: str | None) -> tuple[str, str] | None:
+def credentials(basic: str | None) -> tuple[str, str] | None:
     from bespeak.errors import UsageError
 
     if basic is None:

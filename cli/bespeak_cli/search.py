@@ -66,7 +66,9 @@ def read_settings(options: dict[str, Any]) -> Any:
     from bespeak.errors import UsageError
     from bespeak.settings import Settings, Weights
 
-    given = {name: options[name] for name in ("mode", "window", "rewrite_ms") if options.get(name) is not None}
+    given = {
+        name: options[name] for name in ("mode", "window", "rewrite_ms", "rerank_ms") if options.get(name) is not None
+    }
     if options.get("weights"):
         try:
             lexical, embedding, user = (float(value) for value in options["weights"].split(","))

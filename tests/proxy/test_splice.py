@@ -45,16 +45,14 @@ def test_an_edited_object_has_the_changes_and_all_else_as_it_was(given_object, c
 
 def test_numbers_and_order_of_others_stay_as_they_are_written():
     text = '{"a": 1.10, "z": 0.12345678901234567890123, "n": 1E400, "from": 3}'
-    assert edit_object(text, 0, {"from": "0"}) == (
-        '{"a":1.10,"z":0.12345678901234567890123,"n":1E400,"from":0}'
-    )
+    assert edit_object(text, 0, {"from": "0"}) == ('{"a":1.10,"z":0.12345678901234567890123,"n":1E400,"from":0}')
 
 
 def test_parts_are_replaced_by_their_places():
     assert replace("abcdef", [(4, 5, "-"), (0, 1, "XX")]) == "XXbcd-f"
 
 
-@pytest.mark.parametrize("text", ['{"a":1,"a":2}', "{", '{"a"}', '{"a":1', '{"a":1]', "[1]", '{1:2}', "", '{"a":}'])
+@pytest.mark.parametrize("text", ['{"a":1,"a":2}', "{", '{"a"}', '{"a":1', '{"a":1]', "[1]", "{1:2}", "", '{"a":}'])
 def test_what_is_no_object_is_refused(text):
     with pytest.raises(InputError):
         read_object(text)

@@ -26,6 +26,7 @@ class Chain:
     clauses: tuple[Clause, ...] = ()
     order: tuple[tuple[str, str], ...] = ()
     untouched: bool = False
+    begun: float = 0.0  # by the clock of `Chains`
 
 
 class Chains:
@@ -34,18 +35,23 @@ class Chains:
     def __init__(
         self, limit: int = MAX_CHAINS, life_s: float = LIFE_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._limit, self._life_s, self._clock = limit, life_s, clock
+        self.clock = clock
+        self._limit, self._life_s = limit, life_s
+        self._forgotten: OrderedDict[UserKey, float] = OrderedDict()
         self._kept: OrderedDict[tuple[UserKey, bytes], tuple[float, Chain]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, user: UserKey, search: bytes) -> Chain | None:
         with self._lock:
             ends, chain = self._kept.get((user, search), (0.0, None))
-        return chain if self._clock() < ends else None
+        return chain if self.clock() < ends else None
 
     def put(self, user: UserKey, search: bytes, chain: Chain) -> None:
+        """Left out where the user was forgotten since it began."""
         with self._lock:
-            self._kept[user, search] = (self._clock() + self._life_s, chain)
+            if chain.begun <= self._forgotten.get(user, -1.0):
+                return
+            self._kept[user, search] = (self.clock() + self._life_s, chain)
             self._kept.move_to_end((user, search))
             while len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
@@ -54,3 +60,7 @@ class Chains:
         with self._lock:
             for key in [key for key in self._kept if key[0] == user]:
                 del self._kept[key]
+            self._forgotten[user] = self.clock()
+            self._forgotten.move_to_end(user)
+            while len(self._forgotten) > self._limit:
+                self._forgotten.popitem(last=False)

@@ -23,7 +23,7 @@ from bespeak.engines import VECTOR_FIELD, IndexInfo, document_text, text_of
 from bespeak.errors import EngineError, EngineRefused
 from bespeak.pipeline import EMBEDDED_CHARS
 from bespeak.proxy.bounds import Bounds
-from bespeak.proxy.search import Found, Search
+from bespeak.proxy.search import Found, version_of
 from bespeak.proxy.upstream import Headers, Upstream
 from bespeak.records import Vector
 from bespeak.vectors import VectorCache
@@ -34,7 +34,6 @@ MAX_ANSWER_BYTES = 64_000_000
 DESCRIBED_S = 60.0
 """How long a mapping is believed: a new index of an old name has its vectors made anew after this."""
 ABSENT_S = 300.0
-SCORES_MS = 5000.0
 LATER_MS = 5000.0
 LATER_TEXTS = 8
 """Embedded at once after an answer, so that the searches that come meanwhile wait little."""
@@ -73,10 +72,10 @@ class Documents:
         names = list(dict.fromkeys(hit.index for hit in hits))
         described = {name: await self._describe(name, asker, deadline) for name in names}
         kept = await asyncio.to_thread(self._kept, hits, liked, described)
-        absent = [hit for hit in hits if kept.get((hit.index, hit.doc_id), ("",))[0] != hit.version]
+        absent = [hit for hit in hits if not hit.version or kept.get((hit.index, hit.doc_id), ("",))[0] != hit.version]
         known = {doc_id for _, doc_id in kept}
         unknown = [doc_id for doc_id in liked if doc_id not in known]
-        made = await self._make(absent, unknown, described, asker, deadline) if absent or unknown else {}
+        made = await self._make(absent, unknown, described, kept, asker, deadline) if absent or unknown else {}
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
         stale = {(hit.index, hit.doc_id) for hit in absent} - set(made)
         if left := [hit for hit in absent if (hit.index, hit.doc_id) in stale]:
@@ -100,28 +99,10 @@ class Documents:
         for start in range(0, len(hits), LATER_TEXTS):
             some = [hit for hit in hits[start : start + LATER_TEXTS] if hit.index in kept]
             try:
-                await self._make(some, [], kept, asker, Deadline.after_ms(LATER_MS))
+                await self._make(some, [], kept, {}, asker, Deadline.after_ms(LATER_MS))
             except Exception as error:  # nobody waits for it; the next search tries again
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
                 return
-
-    async def scores(self, search: Search, hits: Sequence[Found], asker: Headers) -> list[float | None]:
-        """What the client's query alone gives each hit; None where it cannot be asked so."""
-        query = search.body.get("query")
-        if query is None or not hits or "knn" in search.body:
-            return [None] * len(hits)
-        ids = {"ids": {"values": [hit.doc_id for hit in hits]}}
-        body = {
-            "query": {"bool": {"must": [query], "filter": [ids]}},
-            "size": min(10_000, len(hits) * len({hit.index for hit in hits})),
-            "_source": False,
-        }
-        indices = ",".join(sorted({hit.index for hit in hits}))
-        answer = await ask(
-            self._upstream, "POST", f"/{quote(indices, safe=',')}/_search", asker, body, Deadline.after_ms(SCORES_MS)
-        )
-        found = {(hit["_index"], hit["_id"]): hit["_score"] for hit in answer["hits"]["hits"]}
-        return [found.get((hit.index, hit.doc_id)) for hit in hits]
 
     def _kept(
         self, hits: Sequence[Found], liked: Sequence[str], described: Mapping[str, Described]
@@ -140,6 +121,7 @@ class Documents:
         absent: Sequence[Found],
         unknown: Sequence[str],
         described: Mapping[str, Described],
+        kept: Mapping[tuple[str, str], tuple[str, Vector]],
         asker: Headers,
         deadline: Deadline,
     ) -> dict[tuple[str, str], Vector]:
@@ -151,7 +133,9 @@ class Documents:
                 continue
             there = await self._fetch(name, list(dict.fromkeys(doc_ids)), about, asker, deadline)
             self._remember_absent(about.space, set(doc_ids) - set(there))
-            vectors = await self._embed(there, about, deadline)
+            known = {d: kept[name, d][1] for d in there if kept.get((name, d), ("",))[0] == there[d].version}
+            vectors = await self._embed({d: there[d] for d in there if d not in known}, about, deadline)
+            made |= {(name, doc_id): vector for doc_id, vector in known.items()}
             rows = {doc_id: (there[doc_id].version, vector) for doc_id, vector in vectors.items()}
             if about.space and rows:
                 await asyncio.to_thread(self._cache.put, about.space, rows)
@@ -228,7 +212,7 @@ def _fetched(hit: Mapping[str, Any], comparable: bool) -> Fetched:
     vector = None if given is None else np.array(given, np.float32)
     if vector is not None:
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-    return Fetched(hit.get("_source") or {}, f"{hit.get('_primary_term')}.{hit.get('_seq_no')}", vector)
+    return Fetched(hit.get("_source") or {}, version_of(hit), vector)
 
 
 def all_text(source: Mapping[str, Any]) -> str:

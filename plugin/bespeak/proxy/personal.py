@@ -5,6 +5,7 @@ The call to the engine stands between `prepare` and `complete`, so that `_search
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, TypeVar
+from urllib.parse import quote
 
 from bespeak import gate
 from bespeak.deadline import Deadline, Late
@@ -30,7 +32,7 @@ from bespeak.pipeline import (
 )
 from bespeak.proxy.bounds import Bounds, Breaker, Busy
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Documents, all_text
+from bespeak.proxy.documents import Documents, Embedded, all_text, ask
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.query import Typed
 from bespeak.proxy.search import (
@@ -42,9 +44,10 @@ from bespeak.proxy.search import (
     read_reply,
     typed_text,
     widen,
+    words_body,
     write_page,
 )
-from bespeak.proxy.upstream import Headers
+from bespeak.proxy.upstream import Headers, Upstream
 from bespeak.records import Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
 from bespeak.rerank import Judge
 from bespeak.rewrite import failed, rewrite_query
@@ -52,6 +55,7 @@ from bespeak.rewrite import failed, rewrite_query
 logger = logging.getLogger("bespeak.proxy")
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +126,21 @@ class Personaliser:
 
     def __init__(
         self,
+        upstream: Upstream,
         profiles: Profiles,
         parts: Parts,
         documents: Documents | None,
-        models: Bounds,
+        rewrites: Bounds,
+        encodings: Bounds,
         reads: Bounds,
         chains: Chains,
         metrics: Metrics,
         typed_path: str = "",
     ) -> None:
-        """`documents` is None where there is no encoder: hits are then reordered by the rewrite's words alone."""
-        self._profiles, self._parts, self._documents = profiles, parts, documents
-        self._models, self._reads, self._chains, self._typed_path = models, reads, chains, typed_path
+        """`documents` is None where there is no encoder: hits are then ordered by their words alone."""
+        self._upstream, self._profiles, self._parts, self._documents = upstream, profiles, parts, documents
+        self._rewrites, self._encodings, self._reads = rewrites, encodings, reads
+        self._chains, self._typed_path = chains, typed_path
         self._metrics = metrics
         self._rewriting, self._reranking, self._profiling = Breaker(), Breaker(), Breaker()
         for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
@@ -149,13 +156,13 @@ class Personaliser:
         typed = typed_text(search, self._typed_path)
         if typed.reason:
             return Declined(Told(reason=typed.reason))
-        digest = search.digest()
+        digest, begun = search.digest(), self._chains.clock()
         chain = self._chains.get(user, digest) if search.offset else None
         if chain is not None:
             profile, first = Profile(user, session_id), False
         else:
             profile, first = await self._profile(user, session_id, typed.text), True
-            chain = await self._begin(search, typed.text, profile, control)
+            chain = replace(await self._begin(search, typed.text, profile, control), begun=begun)
         if chain.untouched:
             self._chains.put(user, digest, chain)
             told = Told(chain.rewrite.status, "off", chain.rewrite.reason, chain.query_id)
@@ -177,7 +184,8 @@ class Personaliser:
         """The first page came as the engine's own: so will those after it, else a hit could come twice or never."""
         if not search.offset:
             rewrite = Rewrite("", "", status="off", reason=told.reason)
-            self._chains.put(user, search.digest(), Chain(told.query_id, rewrite, untouched=True))
+            chain = Chain(told.query_id, rewrite, untouched=True, begun=self._chains.clock())
+            self._chains.put(user, search.digest(), chain)
 
     async def contextualise(self, personal: Personal) -> Context:
         """The vectors of what is asked; needs no answer of the engine's. Raises Fault."""
@@ -187,7 +195,7 @@ class Personaliser:
         return await self._guarded(
             "encode",
             self._reranking,
-            lambda: self._models.run(
+            lambda: self._encodings.run(
                 lambda _: contextualise(personal.chain.rewrite, personal.profile, encoder, settings),
                 settings.rerank_ms,
             ),
@@ -207,7 +215,7 @@ class Personaliser:
         order = found.order
         with stage("page"):
             told = self._tell(chain, found.status)
-            added = await self._explained(personal, reply, order, found, told, asker) if search.explained else {}
+            added = self._explained(personal, reply, order, found, told) if search.explained else {}
             text = write_page(reply, order, search, added)
         keys = tuple((reply.hits[i].index, reply.hits[i].doc_id) for i in order[:window])
         self._chains.put(personal.user, personal.digest, replace(chain, order=keys))
@@ -216,40 +224,39 @@ class Personaliser:
 
     async def _rank(self, personal: Personal, context: Context, reply: Reply, asker: Headers) -> Order:
         """All hits of the answer: pinned ones, the window in this person's order, then the rest as it came."""
-        settings, profile = self._parts.settings, personal.profile
+        settings, profile, rewrite = self._parts.settings, personal.profile, personal.chain.rewrite
         inside = range(min(personal.asked.window, len(reply.hits)))
         pinned = [i for i in inside if reply.hits[i].pinned]
         window = [i for i in inside if not reply.hits[i].pinned]
-        rest = range(len(inside), len(reply.hits))
-        if self._documents is None or not window:
-            return Order([*pinned, *window, *rest], "off")
-        documents, hits = self._documents, [reply.hits[i] for i in window]
-        liked_ids = [preference.doc_id for preference in profile.preferences[:MAX_PREFERENCES]]
-        deadline = Deadline.after_ms(settings.rerank_ms)
-        embedded = await self._guarded(
-            "embed", self._reranking, lambda: documents.embed(hits, liked_ids, asker, deadline)
-        )
+        hits = [reply.hits[i] for i in window]
+        words, embedded = await self._guarded("embed", self._reranking, lambda: self._ask_about(personal, hits, asker))
         with stage("rank"):
             read = [
-                Hit(hit.doc_id, hit.score, i, hit.source, vector)
-                for i, hit, vector in zip(window, hits, embedded.hits, strict=True)
+                Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
+                for i, hit, score, vector in zip(window, hits, words, embedded.hits, strict=True)
             ]
             ranking, user = rank_window(read, profile, context, embedded.liked, settings)
-        complete = all(hit.vector is not None for hit in read)
-        order = [*pinned, *(ranked.hit.rank for ranked in ranking), *rest]
-        judge = Judge.over(read, settings.weights, context.query, user, personal.chain.rewrite)
-        return Order(order, "full" if complete else "partial", {r.hit.rank: r for r in ranking}, judge)
+            judge = Judge.over(read, settings.weights, context.query, user, rewrite)
+        whole = self._documents is None or all(hit.vector is not None for hit in read)
+        order = [*pinned, *(ranked.hit.rank for ranked in ranking), *range(len(inside), len(reply.hits))]
+        return Order(order, "full" if whole else "partial", {r.hit.rank: r for r in ranking}, judge)
 
-    async def _explained(
-        self, personal: Personal, reply: Reply, order: Sequence[int], found: Order, told: Told, asker: Headers
+    async def _ask_about(
+        self, personal: Personal, hits: Sequence[Found], asker: Headers
+    ) -> tuple[list[float], Embedded]:
+        """What the rewrite's words score in the hits, and their vectors, at once and within the budget."""
+        deadline = Deadline.after_ms(self._parts.settings.rerank_ms)
+        liked = [preference.doc_id for preference in personal.profile.preferences[:MAX_PREFERENCES]]
+        embedding = self._documents.embed(hits, liked, asker, deadline) if self._documents else no_vectors(hits)
+        body = words_body(personal.search, personal.typed, personal.chain.clauses, hits)
+        return await both(score_words(self._upstream, body, hits, asker, deadline), embedding)
+
+    def _explained(
+        self, personal: Personal, reply: Reply, order: Sequence[int], found: Order, told: Told
     ) -> dict[str, object]:
         """The answer's member `bespeak`: what was done to the search, and to each hit of the page."""
         search, rewrite = personal.search, personal.chain.rewrite
         page = list(order[search.offset : search.offset + search.size])
-        scores: dict[int, float | None] = {i: reply.hits[i].score for i in page}
-        if personal.asked.rescored and self._documents is not None:
-            own = await self._documents.scores(search, [reply.hits[i] for i in page], asker)
-            scores = dict(zip(page, own, strict=True))
         ranked = {i: found.ranked[i] for i in page if i in found.ranked}
         if found.judge:
             judged = explain(list(ranked.values()), found.judge, rewrite, lambda hit: all_text(hit.source))
@@ -266,7 +273,7 @@ class Personaliser:
                 "rerank": told.rerank,
                 "window": personal.asked.window,
                 "query_id": told.query_id,
-                "hits": [hit_told(reply, i, scores[i], ranked.get(i)) for i in page],
+                "hits": [hit_told(reply, i, ranked.get(i)) for i in page],
             }
         }
 
@@ -288,7 +295,7 @@ class Personaliser:
         if not self._rewriting.admits():
             return Rewrite(query, query, status="off", reason="resting")
         try:
-            made = await self._models.run(
+            made = await self._rewrites.run(
                 lambda within: rewrite_query(query, profile, rewriter, within.left_s * 1000), budget_ms
             )
         except Busy as error:
@@ -347,6 +354,35 @@ class Order:
     judge: Judge | None = None
 
 
+async def score_words(
+    upstream: Upstream, body: Mapping[str, object] | None, hits: Sequence[Found], asker: Headers, deadline: Deadline
+) -> list[float]:
+    """What `body` scores in each hit; 0 where it does not match. Raises EngineError and TimeoutError."""
+    if body is None:
+        return [0.0] * len(hits)
+    indices = "" if "pit" in body else "/" + quote(",".join(sorted({hit.index for hit in hits})), safe=",")
+    answer = await ask(upstream, "POST", f"{indices}/_search", asker, body, deadline)
+    found = {(hit["_index"], hit["_id"]): float(hit["_score"]) for hit in answer["hits"]["hits"]}
+    return [found.get((hit.index, hit.doc_id), 0.0) for hit in hits]
+
+
+async def no_vectors(hits: Sequence[Found]) -> Embedded:
+    return Embedded((None,) * len(hits), {})
+
+
+async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
+    """Both at once; where the first fails the second is ended."""
+    other = asyncio.ensure_future(second)
+    try:
+        return await first, await other
+    finally:
+        if not other.done():
+            other.cancel()
+        await asyncio.wait([other])
+        if not other.cancelled():
+            other.exception()
+
+
 def in_chain(reply: Reply, window: int, chain: Chain) -> list[int]:
     """As the first page ranked them; hits that came in since follow, then what is beyond the window."""
     places = {key: place for place, key in enumerate(chain.order)}
@@ -374,10 +410,10 @@ def term_told(term: Term) -> dict[str, str]:
     return {"text": term.text, "source": term.source, "event_id": term.event_id, "evidence": term.evidence}
 
 
-def hit_told(reply: Reply, i: int, score: float | None, ranked: Ranked | None) -> dict[str, object]:
+def hit_told(reply: Reply, i: int, ranked: Ranked | None) -> dict[str, object]:
     """How one hit came to its place; `engine` is its place and score in the engine's own answer."""
     hit = reply.hits[i]
-    told: dict[str, object] = {"_index": hit.index, "_id": hit.doc_id, "engine": {"rank": i + 1, "score": score}}
+    told: dict[str, object] = {"_index": hit.index, "_id": hit.doc_id, "engine": {"rank": i + 1, "score": hit.score}}
     if ranked is None:
         return told
     names = ("lexical", "embedding", "user")

@@ -7,18 +7,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from bespeak.dsl import MAX_WINDOW
 from bespeak.errors import InputError
 from bespeak.proxy import splice
 from bespeak.proxy.query import Typed, find_typed, hoist, replace_text
 from bespeak.records import Clause
 
 Params: TypeAlias = tuple[tuple[str, str], ...]
-
-RESCORED = 1000
-"""How many of each shard's first hits the words of a rewrite may lift; Elasticsearch takes 10,000 at most."""
 
 PINNED = 1e30
 """A `pinned` query gives its documents scores above this: what an operator pinned stays where it is."""
@@ -151,48 +149,53 @@ def typed_text(search: Search, path: str = "") -> Typed:
 
 
 class Asked(NamedTuple):
-    """What the engine is asked in place of a search, and what of its answer is to be shown."""
+    """What the engine is asked in place of a search, and what of its answer is to be reranked."""
 
     params: Params
     text: str
-    window: int  # hits of the answer that are reranked, from its first; 0: none, the answer is the page itself
-    rescored: bool  # the words of the rewrite are in the hits' scores
+    window: int  # the first hits of the answer; 0: none, the answer is the page itself
 
 
 def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], preference: str) -> Asked:
-    """The search with its whole window in place of one page, and `clauses` (the rewrite's words) added to the scores.
+    """The search with its whole window in place of one page.
 
-    In `boost` mode they are added by a rescorer, so that the matching set, and all that is counted or cut by it, is
-    the client's; in `recall` mode beside each text that the user typed.
+    In `boost` mode the client's query stays as it is, so that the matching set, and all that is counted or cut by it,
+    is the client's; in `recall` mode `clauses` (the rewrite's words) stand beside each text that the user typed.
     """
     offset, size = search.offset, search.size
     window = min(window, most_hits(search) or window)
     inside = offset < window
-    changes = {"seq_no_primary_term": "true"} if inside else {}
-    if inside:
-        changes |= {"from": "0", "size": str(max(window, offset + size))}
-    else:
-        changes |= {"from": str(offset), "size": str(size)}
-    rescored = False
+    changes = {"from": str(0 if inside else offset), "size": str(max(window, offset + size) if inside else size)}
+    if inside and not has_inner_hits(search.body.get("collapse")):
+        changes["seq_no_primary_term"] = "true"
     if clauses and search.mode == "recall":
-        changes |= {
-            name: json.dumps(value)
-            for name, value in replace_text(search.body, typed, clauses).items()
-            if value != search.body.get(name)
-        }
-    elif clauses and may_rescore(search) and (words := hoist(typed, clauses)):
-        changes["rescore"] = json.dumps({"window_size": RESCORED, "query": {"rescore_query": words}})
-        rescored = True
+        found = replace_text(search.body, typed, clauses)
+        changes |= {name: json.dumps(value) for name, value in found.items() if value != search.body.get(name)}
     dropped = ("from", "size", "filter_path", "seq_no_primary_term")
     params = tuple(pair for pair in search.params if pair[0] not in dropped)
     if "pit" not in search.body and "preference" not in dict(params):
         params = (*params, ("preference", preference))  # all pages from the same copies of the shards
-    return Asked(params, splice.edit_object(search.text, 0, changes), window if inside else 0, rescored)
+    return Asked(params, splice.edit_object(search.text, 0, changes), window if inside else 0)
 
 
-def may_rescore(search: Search) -> bool:
-    """A rescorer would choose other heads for collapsed groups, and a client's own goes before ours."""
-    return not any(search.body.get(name) is not None for name in ("rescore", "collapse", "retriever", "rank"))
+def has_inner_hits(collapse: Any) -> bool:
+    """Elasticsearch would write versions into these too, where the client expects none."""
+    return isinstance(collapse, dict) and collapse.get("inner_hits") is not None
+
+
+def words_body(search: Search, typed: Typed, clauses: Sequence[Clause], hits: Sequence[Found]) -> dict[str, Any] | None:
+    """A search for nothing but what `clauses` score in the hits, by the fields that the client's query searches.
+
+    None where there is nothing to ask. In `recall` mode the hits' own scores hold it already.
+    """
+    words = hoist(typed, clauses) if clauses and search.mode == "boost" else None
+    if words is None or not hits:
+        return None
+    ids = {"ids": {"values": list(dict.fromkeys(hit.doc_id for hit in hits))}}
+    pit = {"pit": search.body["pit"]} if "pit" in search.body else {}
+    n_indices = len({hit.index for hit in hits})  # an id may stand in each
+    size = min(len(hits) * n_indices, MAX_WINDOW)
+    return {"query": {"bool": {"must": [words], "filter": [ids]}}, "size": size, "_source": False} | pit
 
 
 def most_hits(search: Search) -> int | None:
@@ -212,7 +215,7 @@ class Found:
     span: splice.Span
     index: str
     doc_id: str
-    version: str  # changes with every write of the document
+    version: str  # changes with every write of the document; "" where it was not asked for
     score: float
     source: Mapping[str, Any]
 
@@ -246,11 +249,16 @@ def read_reply(text: str) -> Reply:
 def _found(span: splice.Span) -> Found:
     hit = span.value
     try:
-        score, version = float(hit["_score"]), f"{hit.get('_primary_term')}.{hit.get('_seq_no')}"
         source = hit.get("_source")
-        return Found(span, hit["_index"], hit["_id"], version, score, source if isinstance(source, dict) else {})
+        source = source if isinstance(source, dict) else {}
+        return Found(span, hit["_index"], hit["_id"], version_of(hit), float(hit["_score"]), source)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError("a hit of the engine's answer has no index, id or score") from error
+
+
+def version_of(hit: Mapping[str, Any]) -> str:
+    """Changes with every write of the document; "" where it was not asked for."""
+    return f"{hit['_primary_term']}.{hit['_seq_no']}" if "_seq_no" in hit and "_primary_term" in hit else ""
 
 
 def write_page(reply: Reply, order: Sequence[int], search: Search, added: Mapping[str, object]) -> str:
@@ -278,8 +286,3 @@ def add_members(text: str, added: Mapping[str, object]) -> str:
     return (
         text[:end] + "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in added.items()) + text[end:]
     )
-
-
-def plain(search: Search) -> Search:
-    """The search as the engine would have got it from the client."""
-    return replace(search, ubi={}, bespeak={})

@@ -10,10 +10,10 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from bespeak.errors import BespeakError, InputError
@@ -24,7 +24,7 @@ from bespeak.proxy.filter_path import apply
 from bespeak.proxy.identity import Identify, Identity, Share
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.passing import Message, Receive, Scope, Send, WhileThere, pass_on, read_body, target
-from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, stage
+from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, both, stage
 from bespeak.proxy.recording import Recorder, impressions, query_recorded
 from bespeak.proxy.search import Found, Params, Search, read_reply, read_search
 from bespeak.proxy.upstream import Headers, Upstream
@@ -43,9 +43,6 @@ NOT_SENT = {b"host", b"content-length", b"content-encoding", b"transfer-encoding
             b"connection", b"keep-alive", b"te", b"trailer", b"upgrade"}  # fmt: skip
 NOT_RETURNED = {b"content-length", b"content-encoding", b"transfer-encoding", b"connection", b"keep-alive"}
 
-T = TypeVar("T")
-U = TypeVar("U")
-
 
 @dataclass(frozen=True, slots=True)
 class Called:
@@ -58,6 +55,7 @@ class Called:
     params: Params
     body: bytes
     text: str  # the body, unpacked
+    at: datetime  # when it was asked
 
     @property
     def path(self) -> bytes:
@@ -121,7 +119,7 @@ class Searches:
             outcome = self._left(search, identity.user, fault)
         if isinstance(outcome, Answered):
             done = outcome.done
-            self._record(search, identity, outcome.query, done.told, done.shown)
+            self._record(called.at, search, identity, outcome.query, done.told, done.shown)
             await self._answer(called, send, outcome.headers, done.text, [done.told])
         elif identity.user is None and not identity.reason and not search.edited:
             await self._pass(called, receive, send)  # an `ext` of somebody else's
@@ -134,7 +132,7 @@ class Searches:
         """The engine's own answer; the query and what was shown are recorded where `declined` says so."""
 
         def observe(answer: str) -> None:
-            self._record(search, identity, declined.query, declined.told, shown_hits(answer))
+            self._record(called.at, search, identity, declined.query, declined.told, shown_hits(answer))
 
         text = search.text if search.edited else None
         await self._pass(called, receive, send, declined.told, text=text, observe=observe if declined.query else None)
@@ -191,7 +189,7 @@ class Searches:
         done, headers = found
         for part, who, one, (_, told_one, hits) in zip(parts, identities, prepared, done.parts, strict=True):
             query = one.typed.text if isinstance(one, Personal) else one.query
-            self._record(part.search, who, query, told_one, hits)
+            self._record(called.at, part.search, who, query, told_one, hits)
         await self._answer(called, send, headers, done.text, [told_one for _, told_one, _ in done.parts])
 
     async def _prepare_part(self, part: Part, identity: Identity) -> Personal | Declined:
@@ -318,16 +316,18 @@ class Searches:
                 case "failed":
                     self._metrics.failed(one.reason)
 
-    def _record(self, search: Search, identity: Identity, query: str, told: Told, hits: Sequence[Found]) -> None:
+    def _record(
+        self, at: datetime, search: Search, identity: Identity, query: str, told: Told, hits: Sequence[Found]
+    ) -> None:
         """A query once, on its first page, and the hits of every page; never raises."""
         if not query or identity.user is None or not told.query_id:
             return
-        now, shown = datetime.now(UTC), [(hit.doc_id, title_of(hit.source)) for hit in hits]
+        shown = [(hit.doc_id, title_of(hit.source)) for hit in hits]
         whose = (identity.user, identity.session_id, told.query_id)
         try:
-            events = impressions(*whose, shown, search.offset + 1, now)
+            events = impressions(*whose, shown, search.offset + 1, at)
             if search.offset == 0:
-                events = [query_recorded(*whose, query, search.index, now), *events]
+                events = [query_recorded(*whose, query, search.index, at), *events]
         except BespeakError:  # an id or a text that no event can hold
             return
         self._recorder.record(events)
@@ -406,7 +406,7 @@ def read_call(scope: Scope, body: bytes) -> Called:
     text = (gunzip(body, MAX_BODY_BYTES) if coding == b"gzip" else body).decode("utf-8")
     params = tuple(parse_qsl(scope.get("query_string", b"").decode("ascii", "replace"), keep_blank_values=True))
     api = found["api"] + (found["template"] or "").replace("/", "_")
-    return Called(scope, headers, api, unquote(found["index"] or ""), params, body, text)
+    return Called(scope, headers, api, unquote(found["index"] or ""), params, body, text, datetime.now(UTC))
 
 
 def read_msearch(called: Called) -> list[Part]:
@@ -487,16 +487,3 @@ def title_of(source: Mapping[str, Any]) -> str:
     """What a person would call a hit: its title or name."""
     found = next((source[name] for name in ("title", "name") if isinstance(source.get(name), str)), "")
     return str(found)[:MAX_TITLE_CHARS]
-
-
-async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
-    """Both at once; where the first fails the second is ended."""
-    other = asyncio.ensure_future(second)
-    try:
-        return await first, await other
-    finally:
-        if not other.done():
-            other.cancel()
-        await asyncio.wait([other])
-        if not other.cancelled():
-            other.exception()

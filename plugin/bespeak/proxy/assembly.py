@@ -1,0 +1,102 @@
+"""Puts a proxy together of its parts, for `bespeak serve` and for who mounts it in an app of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bespeak.encode import RememberingEncoder
+from bespeak.errors import EngineError
+from bespeak.events import EventStore
+from bespeak.pipeline import Parts
+from bespeak.proxy.app import Proxy
+from bespeak.proxy.bounds import Bounds
+from bespeak.proxy.chains import Chains
+from bespeak.proxy.documents import Documents
+from bespeak.proxy.identity import Identify, JwtKey, Share
+from bespeak.proxy.metrics import Metrics
+from bespeak.proxy.personal import Personaliser
+from bespeak.proxy.recording import Recorder
+from bespeak.proxy.routes import READY_S, AskRewrite, Routes
+from bespeak.proxy.searches import Searches
+from bespeak.proxy.upstream import Upstream
+from bespeak.records import Rewrite, UserKey
+from bespeak.rewrite import rewrite_query
+from bespeak.vectors import VectorCache
+
+PROFILE_READS = 8
+"""Profiles read at once; a store that hangs takes no more threads than this."""
+
+
+def assemble(
+    upstream: Upstream,
+    store: EventStore,
+    parts: Parts,
+    vectors: Path,
+    *,
+    token: str | None = None,
+    jwt_key: JwtKey | None = None,
+    share: float = 1.0,
+    model_runs: int | None = None,
+    typed_path: str = "",
+) -> Proxy:
+    """A proxy in front of `upstream` that personalises by `store` and `parts`, both of which it closes at its end.
+
+    `vectors` is the file that vectors of documents are kept in. `token` is for Bespeak's own routes, `jwt_key` what
+    users are signed with; `share` of the users are personalised. At most `model_runs` rewrites, and as
+    many encodings, run at once; half of the cores if not given. `typed_path` says where the user's text stands in queries that hold more than one.
+    """
+    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
+    parts = replace(parts, encoder=encoder)
+    rewrites, encodings, reads = Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS)
+    chains, metrics = Chains(), Metrics()
+    documents = Documents(upstream, encoder, VectorCache(vectors), encodings) if encoder else None
+    personaliser = Personaliser(
+        upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path
+    )
+    recorder, users = Recorder(store), Share(share)
+    metrics.watch_recorder(lambda: recorder.counts)
+    metrics.watch_share(lambda: users.value)
+    searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics)
+    forgets = [chains.forget, *([lambda _: encoder.clear()] if encoder else [])]
+    own = Routes(
+        store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
+        ready=lambda: missing(upstream), token=token, forgets=forgets,
+    )  # fmt: skip
+    closing = [
+        *([documents.close] if documents else []),
+        recorder.close,
+        own.close,
+        rewrites.close,
+        encodings.close,
+        reads.close,
+        store.close,
+    ]
+    return Proxy(upstream, searches=searches, own=own, closing=closing)
+
+
+def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:
+    """What the route `rewrite` asks. Raises Late, Busy and StoreError."""
+
+    async def rewrite(query: str, user: UserKey | None, session_id: str) -> Rewrite:
+        profile = await asyncio.to_thread(store.profile, user, session_id, datetime.now(UTC))
+        return await models.run(
+            lambda within: rewrite_query(query, profile, parts.rewriter, within.left_s * 1000),
+            parts.settings.rewrite_ms,
+        )
+
+    return rewrite
+
+
+async def missing(upstream: Upstream) -> Sequence[str]:
+    """Why the proxy is not ready, a sentence each."""
+    try:
+        async with asyncio.timeout(READY_S):
+            answer = await upstream.send("GET", b"/", [(b"accept", b"application/json")], None)
+            await answer.close()
+    except (EngineError, TimeoutError):
+        return ["Elasticsearch does not answer"]
+    return [] if answer.status < 500 else [f"Elasticsearch answers with status {answer.status}"]

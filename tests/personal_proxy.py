@@ -1,0 +1,135 @@
+"""A whole proxy in front of a real node, with quick models, and what tests ask of both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bespeak.events import EventStore, new_event
+from bespeak.pipeline import Parts
+from bespeak.proxy import Upstream
+from bespeak.proxy.assembly import assemble
+from bespeak.records import UserKey
+from bespeak.settings import Settings
+from bespeak.stores.sqlite import SqliteStore
+from fakes import BagEncoder, ScriptedRewriter
+from proxy_server import serving
+
+ADA = UserKey("", "ada")
+COLOURS = ("red", "blue", "green", "black")
+THINGS = ("shoe", "boot", "coat", "hat", "scarf")
+STUFFS = ("wool", "silk", "leather", "cotton", "linen", "felt")
+N_DOCS = 240
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def ids(self) -> list[str]:
+        return [hit["_id"] for hit in self.json["hits"]["hits"]]
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The header of one search, as a mapping."""
+        return dict(part.split("=", 1) for part in self.headers.get("X-Bespeak", "").split("; ") if part)
+
+    def same(self) -> bytes:
+        """The body without what differs between two equal answers."""
+        return re.sub(rb'"took":\d+', b'"took":0', self.body)
+
+
+def call(url: str, path: str, body: Any = None, method: str = "", **headers: str) -> Reply:
+    """`body`: bytes as they are, else as JSON; `headers` with "_" for "-"."""
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    if data is not None:
+        given.setdefault("Content-Type", "application/json")
+    request = urllib.request.Request(url + path, data, given, method=method or ("POST" if data else "GET"))
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return Reply(answer.status, answer.headers, answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(error.code, error.headers, error.read())
+
+
+def load_things(url: str, index: str) -> None:
+    """Clothes in all colours and stuffs, each word in several of them; one shard, so that scores are plain."""
+    mapping = {
+        "settings": {"number_of_shards": 1, "number_of_replicas": 0},
+        "mappings": {
+            "properties": {
+                "title": {"type": "text"},
+                "text": {"type": "text"},
+                "stuff": {"type": "keyword"},
+                "price": {"type": "integer"},
+                "parts": {"type": "nested", "properties": {"name": {"type": "text"}}},
+            }
+        },
+    }
+    assert call(url, f"/{index}", mapping, "PUT").status == 200
+    lines = []
+    for n in range(N_DOCS):
+        colour, thing, stuff = COLOURS[n % 4], THINGS[n % 5], STUFFS[n % 6]
+        words = " ".join([colour, thing, stuff, *[thing] * (n % 3), *[STUFFS[n % 7 % 6]] * (n % 2)])
+        document = {
+            "title": f"{colour} {thing}",
+            "text": words,
+            "stuff": stuff,
+            "price": n,
+            "parts": [{"name": STUFFS[(n + 1) % 6]}],
+        }
+        lines += [{"index": {"_id": f"d{n}"}}, document]
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    assert not call(url, f"/{index}/_bulk?refresh=true", body, Content_Type="application/x-ndjson").json["errors"]
+
+
+def know_ada(store: EventStore, session_id: str = "s") -> None:
+    """Ada asked for silk scarfs in this session, likes linen and said that she is allergic to wool."""
+    now = datetime.now(UTC)
+    store.add(
+        [
+            new_event(ADA, "query", now, session_id=session_id, query_id="q1", text="silk scarf"),
+            new_event(ADA, "answer", now, session_id=session_id, query_id="q1", text="silk is light"),
+            new_event(ADA, "click", now, doc_id="d4", title="linen", session_id=session_id),
+            new_event(ADA, "statement", now, text="I love felt."),
+        ]
+    )
+
+
+@contextlib.contextmanager
+def personal_proxy(
+    url: str,
+    folder: Path,
+    *,
+    encoder: Any = None,
+    rewriter: Any = None,
+    settings: Settings | None = None,
+    store: EventStore | None = None,
+    **options: Any,
+) -> Iterator[tuple[str, EventStore]]:
+    """The URL of a proxy in front of `url`, and its store, which knows Ada."""
+    folder.mkdir(exist_ok=True)
+    store = store or SqliteStore(folder / "bespeak.db", timeout_s=0.2)
+    know_ada(store)
+    rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
+    parts = Parts(settings or Settings(window=20), rewriter, encoder or BagEncoder())
+    app = assemble(Upstream([url]), store, parts, folder / "vectors.db", **options)
+    with serving(app) as proxy_url:
+        yield proxy_url, store
