@@ -275,7 +275,7 @@ def filled(path, n_rows=400):
     return path
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_of_a_damaged_file_no_wrong_vector_comes(tmp_path_factory, data):
     path = filled(tmp_path_factory.mktemp("damaged") / "vectors.db")
