@@ -98,14 +98,23 @@ def intervals(draw):
     return {"intervals": {name: {"all_of": {"intervals": [prefix, rule]}}}}, [Planted(steps, "intervals", text, True)]
 
 
-opaque = st.sampled_from([
-    {"match_all": {}}, {"term": {"kind": "boots"}}, {"range": {"year": {"gte": 2000}}}, {"match": {"year": 1999}},
-    {"match": {"title": {"query": 7}}}, {"match": {"flag": True}}, {"ids": {"values": ["1"]}}, {"match": {"title": " "}},
-    {"prefix": {"kind": "bo"}}, {"exists": {"field": "title"}}, {"more_like_this": {"fields": ["title"], "like": "boots"}},
-    {"bool": {"must_not": [{"match": {"title": "shoes"}}]}}, {"fuzzy": {"kind": "boots"}}, {"wrapper": {"query": "e30="}},
-    {"span_term": {"title": "boots"}}, {"later": {"query": {"match": {"title": "boots"}}}}, {"bool": {}},
-])  # fmt: skip
-leaves = by_field() | by_fields() | by_field() | by_meaning() | intervals() | opaque.map(lambda query: (query, []))
+UNTYPED = [
+    {"match_all": {}}, {"term": {"kind": "shoe"}}, {"range": {"year": {"gte": 2000}}}, {"match": {"year": 1999}},
+    {"match": {"title": {"query": 7}}}, {"match": {"flag": True}}, {"ids": {"values": ["1"]}},
+    {"match": {"title": " "}}, {"prefix": {"kind": "sh"}}, {"exists": {"field": "title"}}, {"bool": {}},
+    {"more_like_this": {"fields": ["title"], "like": "boots"}}, {"fuzzy": {"kind": "shoe"}},
+    {"bool": {"must_not": [{"match": {"title": "shoes"}}]}}, {"wrapper": {"query": "eyJtYXRjaF9hbGwiOnt9fQ=="}},
+    {"span_term": {"title": "boots"}},
+]  # fmt: skip
+UNKNOWN = [{"later": {"query": {"match": {"title": "boots"}}}}, {"later": [1]}]
+
+
+def without_text(queries):
+    return st.sampled_from(queries).map(lambda query: (query, []))
+
+
+lexical = by_field() | by_fields() | by_field() | intervals() | without_text(UNTYPED)
+leaves = lexical | by_meaning() | without_text(UNKNOWN)
 
 
 def many(inner):
@@ -136,21 +145,26 @@ def in_bool(draw, inner):
     return {"bool": asked}, planted
 
 
+COMPOUND = [
+    ("constant_score", "filter", {"boost": 2}, False),
+    ("function_score", "query", {"functions": [{"filter": {"match": {"title": "x"}}, "weight": 2}]}, True),
+    ("nested", "query", {"path": "parts", "score_mode": "max"}, True),
+    ("nested", "query", {"path": "parts", "inner_hits": {"highlight": {"fields": {"parts.name": {}}}}}, True),
+    ("boosting", "positive", {"negative": {"match": {"title": "x"}}, "negative_boost": 0.5}, True),
+]
+UNCOMMON = [
+    ("script_score", "query", {"script": {"source": "_score"}}, True),
+    ("has_child", "query", {"type": "answer", "score_mode": "max"}, True),
+    ("has_parent", "query", {"parent_type": "question", "score": True}, True),
+    ("pinned", "organic", {"ids": ["1"]}, True),
+    ("rule", "organic", {"match_criteria": {"query_string": "x"}, "ruleset_ids": ["r"]}, True),
+]
+
+
 @st.composite
-def in_one(draw, inner):
+def in_one(draw, inner, kinds):
     query, found = draw(inner)
-    kind, member, more, scoring = draw(st.sampled_from([
-        ("constant_score", "filter", {"boost": 2}, False),
-        ("function_score", "query", {"functions": [{"filter": {"match": {"title": "x"}}, "weight": 2}]}, True),
-        ("script_score", "query", {"script": {"source": "_score"}}, True),
-        ("nested", "query", {"path": "parts", "score_mode": "max"}, True),
-        ("nested", "query", {"path": "parts", "inner_hits": {"highlight": {"fields": {"parts.name": {}}}}}, True),
-        ("has_child", "query", {"type": "answer", "score_mode": "max"}, True),
-        ("has_parent", "query", {"parent_type": "question", "score": True}, True),
-        ("boosting", "positive", {"negative": {"match": {"title": "x"}}, "negative_boost": 0.5}, True),
-        ("pinned", "organic", {"ids": ["1"]}, True),
-        ("rule", "organic", {"match_criteria": {"query_string": "x"}, "ruleset_ids": ["r"]}, True),
-    ]))  # fmt: skip
+    kind, member, more, scoring = draw(st.sampled_from(kinds))
     join = (kind,) if kind in ("nested", "has_child", "has_parent") else ()
     return {kind: {member: query, **more}}, [p.under((kind, member), scoring, join) for p in found]
 
@@ -161,7 +175,11 @@ def in_dis_max(draw, inner):
     return {"dis_max": {"queries": queries, "tie_breaker": 0.3}}, planted
 
 
-queries = st.recursive(leaves, lambda inner: in_bool(inner) | in_one(inner) | in_dis_max(inner), max_leaves=8)
+def trees(leaves, kinds):
+    return st.recursive(leaves, lambda inner: in_bool(inner) | in_one(inner, kinds) | in_dis_max(inner), max_leaves=8)
+
+
+queries = trees(leaves, COMPOUND + UNCOMMON)
 
 
 @st.composite
@@ -400,6 +418,7 @@ def test_a_filter_counts_where_there_is_nothing_else():
 def test_a_body_of_very_many_texts_has_none_that_was_typed():
     body = {"query": {"bool": {"should": [MATCH] * (MAX_LEAVES + 1)}}}
     assert find_typed(body).reason == "ambiguous"
+    assert find_typed(body, "boots") == Typed("boots", ())
     assert find_typed({"query": {"bool": {"should": [MATCH] * MAX_LEAVES}}}).text == "boots"
 
 
@@ -499,3 +518,127 @@ def test_a_body_that_does_not_hold_the_text_stays():
     typed = find_typed({"query": MATCH})
     for other in ({}, {"query": {"match": {"title": "shoes"}}}, {"query": {"term": {"title": "boots"}}}):
         assert replace_text(other, typed, REWRITE) == other
+
+
+# What a real node makes of it.
+
+
+@pytest.fixture(scope="module")
+def ask(elasticsearch_url):
+    from elasticsearch_node import new_index_name
+
+    index = new_index_name()
+
+    def send(path, body, method="POST"):
+        request = urllib.request.Request(
+            f"{elasticsearch_url}/{index}{path}", json.dumps(body).encode(), method=method,
+            headers={"Content-Type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    text = {"type": "text", "fields": {"en": {"type": "text", "analyzer": "english"}}}
+    send("", {"settings": {"number_of_shards": 1}, "mappings": {"properties": {
+        "title": text, "body": {"type": "text"}, "year": {"type": "long"}, "kind": {"type": "keyword"},
+        "flag": {"type": "boolean"}, "parts": {"type": "nested", "properties": {"name": {"type": "text"}}},
+    }}}, "PUT")  # fmt: skip
+    titles = ["red boots", "long boots for waterproof hiking in the mountains", "wool hat", "hiking poles", "red hat"]
+    for number, title in enumerate(titles):
+        document = {"title": title, "body": title, "year": 1998 + number, "kind": "shoe", "flag": number % 2 == 0,
+                    "parts": [{"name": title}, {"name": "wool"}]}  # fmt: skip
+        send(f"/_doc/{number}?refresh=true", document, "PUT")
+    return lambda body: send("/_search", {"size": 100, **body})
+
+
+def rescored(body, typed):
+    words = hoist(typed, REWRITE)
+    return body | ({"rescore": {"window_size": 100, "query": {"rescore_query": words}}} if words else {})
+
+
+def shown(answer, *members):
+    return {hit["_id"]: [hit.get(member) for member in members] for hit in answer["hits"]["hits"]}
+
+
+EACH_FORM = [
+    MATCH, {"match": {"title": {"query": "boots", "operator": "and", "analyzer": "standard", "boost": 2}}},
+    {"match_phrase": {"title": "boots"}}, {"match_phrase_prefix": {"title": "boot"}},
+    {"match_bool_prefix": {"title": "boot"}}, {"intervals": {"title": {"match": {"query": "boots"}}}},
+    *({"multi_match": {"query": "boots", "fields": ["title^2", "title.en"], "type": kind, "tie_breaker": 0.3}}
+      for kind in ("best_fields", "most_fields", "cross_fields", "phrase", "phrase_prefix", "bool_prefix")),
+    {"multi_match": {"query": "boots"}}, {"multi_match": {"query": "boots", "fields": "title"}},
+    {"multi_match": {"query": "boots", "fields": ["*"], "lenient": True}},
+    {"multi_match": {"query": "1999 boots", "fields": ["title", "ye*"], "lenient": True}},
+    {"combined_fields": {"query": "boots", "fields": ["title^2", "body"]}},
+    {"query_string": {"query": "boots"}}, {"query_string": {"query": "boots", "default_field": "title"}},
+    {"query_string": {"query": "boots", "fields": ["title", "body"], "type": "cross_fields", "tie_breaker": 0.1}},
+    {"simple_query_string": {"query": "boots"}}, {"simple_query_string": {"query": "boots", "fields": ["title^4"]}},
+    {"nested": {"path": "parts", "query": {"match": {"parts.name": "boots"}}, "inner_hits": {"name": "found"}}},
+    {"constant_score": {"filter": MATCH}}, {"bool": {"must": MATCH, "filter": {"term": {"kind": "shoe"}}}},
+]  # fmt: skip
+
+
+@pytest.mark.elasticsearch
+@pytest.mark.parametrize("query", EACH_FORM, ids=lambda query: next(iter(query)))
+def test_the_node_takes_other_words_beside_every_form_and_lifts_what_holds_them(ask, query):
+    body = {"query": query}
+    typed = find_typed(body)
+    before, after = ask(body), ask(rescored(body, typed))
+    assert list(shown(before)) == ["0", "1"]
+    assert list(shown(after)) == ["1", "0"]
+    assert before["hits"]["total"] == after["hits"]["total"]
+    found = set(shown(ask(replace_text(body, typed, REWRITE))))
+    assert found == ({"0", "1"} if "constant_score" in query else {"0", "1", "3"})
+
+
+@pytest.mark.elasticsearch
+def test_words_are_asked_of_a_field_of_numbers_without_harm(ask):
+    body = {"query": {"match": {"year": "1999"}}}
+    assert list(shown(ask(rescored(body, find_typed(body))))) == ["1"]
+    assert list(shown(ask(replace_text(body, find_typed(body), REWRITE)))) == ["1"]
+
+
+def highlights(hit):
+    inner = [highlights(h) for found in hit.get("inner_hits", {}).values() for h in found["hits"]["hits"]]
+    return {hit["_id"]: hit.get("highlight")} | {name: marks for found in inner for name, marks in found.items()}
+
+
+@pytest.mark.elasticsearch
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"query": MATCH},
+        {"retriever": {"standard": {"query": MATCH, "filter": {"term": {"kind": "shoe"}}}}},
+        {"query": {"bool": {"must": MATCH}}, "collapse": {"field": "kind", "inner_hits": {
+            "name": "all", "size": 9, "highlight": {"fields": {"title": {}}}}}},
+    ],
+)  # fmt: skip
+def test_more_is_found_and_the_words_of_the_client_are_marked(ask, body):
+    asked = body | {"highlight": {"fields": {"title": {}}}}
+    before, more = (
+        {name: marks for hit in ask(one)["hits"]["hits"] for name, marks in highlights(hit).items()}
+        for one in (asked, replace_text(asked, find_typed(asked), REWRITE))
+    )
+    assert before == {
+        "0": {"title": ["red <em>boots</em>"]},
+        "1": {"title": ["long <em>boots</em> for waterproof hiking in the mountains"]},
+    }
+    assert more == before | {"3": None}
+
+
+@pytest.mark.elasticsearch
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(trees(lexical, COMPOUND))
+def test_the_matching_set_stays_or_grows_by_what_was_asked(ask, pair):
+    body = {"query": pair[0], "highlight": {"fields": {"title": {}, "parts.name": {}}}}
+    try:
+        before = ask(body)
+    except urllib.error.HTTPError as error:
+        with error:
+            assume(error.code != 400)
+        raise
+    typed = Typed("boots", find_leaves(body))
+    after, more = ask(rescored(body, typed)), ask(replace_text(body, typed, REWRITE))
+    kept = ("matched_queries", "highlight")
+    assert before["hits"]["total"] == after["hits"]["total"]
+    assert shown(before, *kept, "inner_hits") == shown(after, *kept, "inner_hits")
+    assert shown(before, *kept).items() <= shown(more, *kept).items()

@@ -135,7 +135,7 @@ def find_typed(body: Mapping[str, Any], user_query: str = "", path: str = "") ->
     """
     leaves = find_leaves(body)
     if len(leaves) > MAX_LEAVES:
-        return Typed("", (), "ambiguous")
+        return Typed(user_query.strip(), (), "" if user_query.strip() else "ambiguous")
     named = [leaf for leaf in leaves if path and leaf.is_at(path)]
     if named and _is_one(named):
         return Typed(named[0].text.strip(), tuple(named))
@@ -169,8 +169,8 @@ def replace_text(body: Mapping[str, Any], typed: Typed, clauses: Sequence[Clause
     """The body with each scoring leaf of `typed` as one of several choices, the others being the clauses.
 
     They stand at the leaf's own spot, so that filters around it hold; beside a phrase on fields that are searched
-    without it they match but add nothing to the score. Highlights that have no query of their own keep
-    the client's. Leaves that are not in this body, or only filter, stay as they are.
+    without it they match but add nothing to the score. Highlights that have no query of their own keep the client's.
+    Leaves that are not in this body, or only filter, stay as they are.
     """
     found: Any = dict(body)
     replaced: dict[Path, Leaf] = {}
