@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import deque
 from http import HTTPStatus
 from typing import Any, cast
@@ -146,6 +148,8 @@ class PlainProtocol(asyncio.Protocol):
             return
         self._parser = HttpRequestParser(self)
         kept = [item for item in self._headers if item[0] not in (b"connection", b"upgrade", b"http2-settings")]
+        if not self._keep_alive:
+            kept.append((b"connection", b"close"))
         lines = [b"%s %s HTTP/1.1" % (self._method, self._url), *(b"%s: %s" % item for item in kept), b"\r\n"]
         self.data_received(b"\r\n".join(lines) + rest)
 
@@ -166,6 +170,7 @@ class PlainProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
         self._method = self._parser.get_method()
+        self._keep_alive = self._parser.should_keep_alive()
         if self._parser.should_upgrade():
             return
         raw_path, _, query = origin_form(self._url).partition(b"?")
@@ -183,7 +188,7 @@ class PlainProtocol(asyncio.Protocol):
             "state": self._state.copy(),
             **self._ends,
         }
-        exchange = self._exchange = Exchange(self, scope, self._parser.should_keep_alive())
+        exchange = self._exchange = Exchange(self, scope, self._keep_alive)
         if self._current is None:
             self._start(exchange)
         else:
@@ -296,6 +301,8 @@ class Exchange:
         elif self._chunked or self._left is not None:
             self._transport.close()
         else:  # its end is that of the connection: only a reset says that it is not the answer's
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
     async def receive(self) -> Message:

@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +122,13 @@ class Upstream:
     """Nodes of one cluster, asked in turn. `connections` bounds the requests under way, the others wait for a place."""
 
     def __init__(
-        self, urls: Sequence[str], *, ca_file: Path | None = None, timeout_s: float = 60.0, connections: int = 100
+        self,
+        urls: Sequence[str],
+        *,
+        ca_file: Path | None = None,
+        timeout_s: float = 60.0,
+        connections: int = 100,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`timeout_s`: for a place, and between two signs of life of the engine. Raises UsageError."""
         if not urls:
@@ -131,7 +137,7 @@ class Upstream:
             raise UsageError(f"timeout_s and connections must be above 0, but are {timeout_s} and {connections}")
         self._nodes = [Node.at(url) for url in urls]
         self._tls = read_authority(ca_file) if ca_file or any(node.tls for node in self._nodes) else None
-        self._timeout_s = timeout_s
+        self._timeout_s, self._clock = timeout_s, clock
         self._turn = itertools.count()
         self._free = connections
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -180,7 +186,7 @@ class Upstream:
         """Those that answered when last asked, in turn; then those at rest, the soonest due first."""
         if len(self._nodes) == 1:
             return self._nodes
-        first, now = next(self._turn) % len(self._nodes), time.monotonic()
+        first, now = next(self._turn) % len(self._nodes), self._clock()
         turned = self._nodes[first:] + self._nodes[:first]
         return sorted(turned, key=lambda node: max(node.rests_until - now, 0.0))
 
@@ -218,7 +224,7 @@ class Upstream:
     async def _connect(self, node: Node) -> Connection:
         """Raises Unsent; the node then rests. One at rest is tried by one request, not by all that wait."""
         if node.rest_s:
-            node.rests_until = time.monotonic() + node.rest_s
+            node.rests_until = self._clock() + node.rest_s
         loop, tls = asyncio.get_running_loop(), self._tls if node.tls else None
         try:
             async with asyncio.timeout(min(CONNECT_S, self._timeout_s)):
@@ -229,7 +235,7 @@ class Upstream:
         except OSError as error:
             reason = explain(error)
             node.rest_s = min(node.rest_s * 2, LONGEST_REST_S) or REST_S
-            node.rests_until = time.monotonic() + node.rest_s
+            node.rests_until = self._clock() + node.rest_s
             logger.warning("upstream %s could not be reached: %s", node.name, reason)
             raise Unsent(reason) from error
 
