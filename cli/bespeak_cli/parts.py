@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 RewriterName = Literal["model", "last-turn", "none"]
 
 
-def build_parts(settings: Settings, rewriter: Rewriter, encoder_name: str | None, cache_dir: Path) -> Parts:
+def build_parts(
+    settings: Settings, rewriter: Rewriter, encoder_name: str | None, cache_dir: Path, threads: int | None = None
+) -> Parts:
     """An encoder that cannot be loaded costs the embeddings, not the search."""
     from bespeak.encode import load_encoder
     from bespeak.errors import ModelError
     from bespeak.pipeline import Parts
 
     try:
-        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir))
+        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir, threads))
     except ModelError as error:
         click.echo(f"Without embeddings: {error}", err=True)
         return Parts(settings, rewriter, None)

@@ -63,7 +63,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
     )
     store = open_store(ctx, options)
     rewriter = open_rewriter(options["rewriter"], ctx.obj.cache, store)
-    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache)
+    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache, threads=1)
     vectors = ctx.obj.cache / "vectors.db"
     proxy = assemble(
         upstream, store, parts, vectors, token=token, jwt_key=jwt_key, share=share,

@@ -62,13 +62,16 @@ class EncoderConfig:
         return self.query_prefix if kind == "query" else self.document_prefix
 
 
-def load_encoder(name: str | None = None, cache: Path | None = None) -> Encoder:
-    """The encoder of this name, or in this folder; the shipped one if not given. Raises ModelError."""
+def load_encoder(name: str | None = None, cache: Path | None = None, threads: int | None = None) -> Encoder:
+    """The encoder of this name, or in this folder; the shipped one if not given. Raises ModelError.
+
+    `threads` of one run; as many as there are cores, at most 4, if not given.
+    """
     folder = model_folder(name or default_model("encoder"), cache)
     record = verify(folder, cache)
     if record.kind != "encoder":
         raise ModelError(f"the model {record.name} is a {record.kind}, not an encoder: name an encoder")
-    return OnnxEncoder(folder, name=f"{record.name}@{record.version}")
+    return OnnxEncoder(folder, threads, f"{record.name}@{record.version}")
 
 
 class OnnxEncoder:

@@ -46,14 +46,16 @@ def assemble(
     """A proxy in front of `upstream` that personalises by `store` and `parts`, both of which it closes at its end.
 
     `vectors` is the file that vectors of documents are kept in. `token` is for Bespeak's own routes, `jwt_key` what
-    users are signed with; `share` of the users are personalised. At most `model_runs` rewrites, and as
-    many encodings, run at once; half of the cores if not given. `typed_path` says where the user's text stands in queries that hold more than one.
+    users are signed with; `share` of the users are personalised. At most `model_runs` rewrites, and as many encodings,
+    run at once; half of the cores if not given. `typed_path` says where the user's text stands in queries that hold
+    more than one.
     """
     encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
-    parts = replace(parts, encoder=encoder)
+    cache = VectorCache(vectors)
     rewrites, encodings, reads = Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS)
     chains, metrics = Chains(), Metrics()
-    documents = Documents(upstream, encoder, VectorCache(vectors), encodings) if encoder else None
+    documents = Documents(upstream, parts.encoder, cache, encodings) if parts.encoder else None
+    parts = replace(parts, encoder=encoder)
     personaliser = Personaliser(
         upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path
     )
@@ -72,6 +74,7 @@ def assemble(
         own.close,
         rewrites.close,
         encodings.close,
+        cache.close,
         reads.close,
         store.close,
     ]

@@ -21,7 +21,6 @@ from bespeak.dsl import read_mapping
 from bespeak.encode import Encoder, encode_until
 from bespeak.engines import VECTOR_FIELD, IndexInfo, document_text, text_of
 from bespeak.errors import EngineError, EngineRefused
-from bespeak.pipeline import EMBEDDED_CHARS
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.search import Found, version_of
 from bespeak.proxy.upstream import Headers, Upstream
@@ -31,11 +30,13 @@ from bespeak.vectors import VectorCache
 logger = logging.getLogger("bespeak.proxy")
 
 MAX_ANSWER_BYTES = 64_000_000
+EMBEDDED_CHARS = 400
+"""How much of a document is embedded: its beginning says most, and a search has no time for more (20 to 30 ms)."""
 DESCRIBED_S = 60.0
 """How long a mapping is believed: a new index of an old name has its vectors made anew after this."""
 ABSENT_S = 300.0
 LATER_MS = 5000.0
-LATER_TEXTS = 8
+LATER_TEXTS = 2
 """Embedded at once after an answer, so that the searches that come meanwhile wait little."""
 MAX_REMEMBERED = 100_000
 
@@ -66,6 +67,7 @@ class Documents:
         self._described: OrderedDict[tuple[str, bytes], tuple[float, Described]] = OrderedDict()
         self._absent: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._later: asyncio.Task[None] | None = None
+        self._fault = ""
 
     async def embed(self, hits: Sequence[Found], liked: Sequence[str], asker: Headers, deadline: Deadline) -> Embedded:
         """What is not kept is fetched and embedded until the deadline, the hits first, best first."""
@@ -85,9 +87,10 @@ class Documents:
             {doc_id: vector for (_, doc_id), vector in vectors.items() if doc_id in set(liked)},
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._later:
             self._later.cancel()
+            await asyncio.wait([self._later])
 
     def _begin_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Headers) -> None:
         """What was not done in time is done after the answer, of one answer at a time, for the next to have it."""
@@ -114,6 +117,10 @@ class Documents:
                 doc_ids = [hit.doc_id for hit in hits if hit.index == name] + list(liked)
                 rows = self._cache.get(about.space, list(dict.fromkeys(doc_ids)))
                 found |= {(name, doc_id): row for doc_id, row in rows.items()}
+        if self._cache.fault != self._fault:
+            self._fault = self._cache.fault
+            if self._fault:
+                logger.warning("vectors are not kept: %s", self._fault)
         return found
 
     async def _make(
@@ -183,7 +190,7 @@ class Documents:
             answer = await ask(self._upstream, "GET", f"/{quote(name, safe='')}", asker, None, deadline)
             info, _ = read_mapping(name, answer, 0)
             uuid = answer[name]["settings"]["index"]["uuid"]
-            about = Described(info, f"{self._encoder.name} {uuid}")
+            about = Described(info, f"{self._encoder.name} {EMBEDDED_CHARS} {uuid}")
         except (EngineError, LookupError, TypeError, AttributeError):
             about = Described(IndexInfo(name, (), 0, None, None), "")
         self._described[key] = (time.monotonic() + DESCRIBED_S, about)

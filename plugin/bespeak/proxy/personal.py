@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -177,7 +178,10 @@ class Personaliser:
         if reason:
             status: RewriteStatus = "off" if reason == "control" else "gated"
             return Chain(query_id(search), Rewrite(query, query, status=status, reason=reason), untouched=True)
+        began = time.monotonic()
         rewrite = await self._rewrite(query, profile)
+        asked = rewrite.status not in ("gated", "off")
+        self._metrics.rewritten(rewrite.status, time.monotonic() - began if asked else None)
         return Chain(query_id(search), rewrite, added_clauses(rewrite, profile, self._parts.settings))
 
     def leave(self, search: Search, user: UserKey, told: Told) -> None:
@@ -211,7 +215,9 @@ class Personaliser:
         if chain.order:
             found = Order(in_chain(reply, window, chain), "full")
         else:
+            began = time.monotonic()
             found = await self._rank(personal, context, reply, asker)
+            self._metrics.reranked(found.status, time.monotonic() - began)
         order = found.order
         with stage("page"):
             told = self._tell(chain, found.status)

@@ -235,6 +235,8 @@ class Routes:
         if given is None:
             raise Refusal(HTTPStatus.BAD_REQUEST, "the body is true or false")
         await self._stored(partial(self._store.set_consent, user, given))
+        for forget in self._forgets:  # pages under way too begin anew
+            forget(user)
         await answer_json(send, 200, {"consent": given})
 
     async def _answer_rewrite(self, scope: Scope, receive: Receive, send: Send) -> None:

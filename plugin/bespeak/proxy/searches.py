@@ -9,6 +9,7 @@ import asyncio
 import gzip
 import json
 import re
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,11 +57,13 @@ class Called:
     body: bytes
     text: str  # the body, unpacked
     at: datetime  # when it was asked
+    rendered: bool = False  # `text` is what the engine made of a template
 
     @property
     def path(self) -> bytes:
-        """Without the path that the proxy is mounted under, and with nothing of the query."""
-        return target(self.scope).partition(b"?")[0]
+        """Of the search that is asked, without the path that the proxy is mounted under, or anything of the query."""
+        path = target(self.scope).partition(b"?")[0].rstrip(b"/")
+        return path.removesuffix(b"/template") if self.rendered else path
 
 
 class Searches:
@@ -99,8 +102,27 @@ class Searches:
             await self._search(called, receive, send)
         elif called.api == "_msearch":
             await self._msearch(called, receive, send)
+        elif called.api == "_search_template":
+            await self._template(called, receive, send)
         else:
             await self._pass(called, receive, send, *([Told(reason=called.api.strip("_"))] if named else []))
+
+    async def _template(self, called: Called, receive: Receive, send: Send) -> None:
+        """The search that the engine makes of a template; the client's own request stays one by template."""
+        try:
+            status, _, answer = await self._ask(called, b"/_render/template", (), called.text)
+            if status != 200:
+                raise Fault("engine_status")
+            with stage("template"):
+                span = dict(splice.read_object(answer)[0])["template_output"]
+                explained = any(json.loads(called.text).get(name) is True for name in ("explain", "profile"))
+        except Fault as fault:
+            await self._pass(called, receive, send, Told(rerank="failed", reason=fault.stage))
+            return
+        if explained:
+            await self._pass(called, receive, send, Told(reason="explain"))
+            return
+        await self._search(replace(called, text=answer[span.start : span.end], rendered=True), receive, send)
 
     async def _search(self, called: Called, receive: Receive, send: Send) -> None:
         try:
@@ -134,7 +156,7 @@ class Searches:
         def observe(answer: str) -> None:
             self._record(called.at, search, identity, declined.query, declined.told, shown_hits(answer))
 
-        text = search.text if search.edited else None
+        text = search.text if search.edited and not called.rendered else None
         await self._pass(called, receive, send, declined.told, text=text, observe=observe if declined.query else None)
 
     def _left(self, search: Search, user: UserKey | None, fault: Fault) -> Declined:
@@ -154,7 +176,8 @@ class Searches:
     async def _personalise(self, called: Called, personal: Personal) -> Answered:
         """Raises Fault, also where the engine refuses: its refusal of the client's own request is what counts."""
         (status, headers, text), context = await both(
-            self._ask(called, personal.asked.params, personal.asked.text), self._personaliser.contextualise(personal)
+            self._ask(called, called.path, personal.asked.params, personal.asked.text),
+            self._personaliser.contextualise(personal),
         )
         if status != 200:
             raise Fault("engine_status")
@@ -207,7 +230,7 @@ class Searches:
             for part, one in zip(parts, prepared, strict=True)
         )
         contexts = asyncio.gather(*(self._contextualise_part(found) for found in prepared), return_exceptions=True)
-        (status, headers, answer), made = await both(self._ask(called, unfiltered(called), text), contexts)
+        (status, headers, answer), made = await both(self._ask(called, called.path, unfiltered(called), text), contexts)
         if status != 200:
             raise Fault("engine_status")
         with stage("engine_answer"):
@@ -248,28 +271,32 @@ class Searches:
 
     async def _ask_again(self, called: Called, parts: Sequence[Part]) -> list[str]:
         """The answers to searches as they came. Raises Fault."""
-        status, _, answer = await self._ask(called, unfiltered(called), "".join(part.lines for part in parts))
+        status, _, answer = await self._ask(
+            called, called.path, unfiltered(called), "".join(part.lines for part in parts)
+        )
         if status != 200:
             raise Fault("engine_status")
         with stage("engine_answer"):
             spans, _ = splice.read_array(answer, dict(splice.read_object(answer)[0])["responses"].start)
             return [answer[span.start : span.end] for span in spans]
 
-    async def _ask(self, called: Called, params: Params, text: str) -> tuple[int, Headers, str]:
+    async def _ask(self, called: Called, path: bytes, params: Params, text: str) -> tuple[int, Headers, str]:
         """What the engine answers to a body and parameters in place of the client's. Raises Fault."""
         query = urlencode(params, quote_via=quote)
-        place = called.path + (b"?" + query.encode() if query else b"")
+        place = path + (b"?" + query.encode() if query else b"")
         body = text.encode("utf-8", "surrogatepass")
         headers = [pair for pair in called.headers if sent(pair[0].lower())]
         if not any(name.lower() == b"content-type" for name, _ in headers):
             headers.append((b"content-type", b"application/json"))
         headers.append((b"content-length", str(len(body)).encode()))
         with stage("engine"):
+            began = time.monotonic()
             found = await self._upstream.send("POST", place, headers, body)
             try:
                 data = await found.read(MAX_ANSWER_BYTES)
             finally:
                 await found.close()
+            self._metrics.engine_answered(time.monotonic() - began)
             return found.status, found.headers, data.decode("utf-8")
 
     async def _answer(self, called: Called, send: Send, headers: Headers, text: str, told: Sequence[Told]) -> None:
