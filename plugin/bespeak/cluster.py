@@ -57,8 +57,11 @@ class Cluster:
             )
 
     @contextmanager
-    def told(self, missing: Callable[[], EngineError] | None = None) -> Iterator[None]:
-        """Turns every fault of the client's into an EngineError; `missing` makes that of a 404."""
+    def told(self, missing: Callable[[], EngineError] | None = None, timeout_s: float | None = None) -> Iterator[None]:
+        """Turns every fault of the client's into an EngineError; `missing` makes that of a 404.
+
+        `timeout_s` is what was waited, where that is not the cluster's own.
+        """
         import elastic_transport
 
         from elasticsearch import ApiError, UnsupportedProductError
@@ -73,7 +76,8 @@ class Cluster:
             raise self.refused(error.meta.status, error.body, missing) from error
         except elastic_transport.ConnectionTimeout as error:
             raise EngineUnreachable(
-                f"Elasticsearch at {self.url} did not answer within {self.timeout_s:g} s: try again in a moment"
+                f"Elasticsearch at {self.url} did not answer within {timeout_s or self.timeout_s:g} s: "
+                "try again in a moment"
             ) from error
         except elastic_transport.TlsError as error:
             raise EngineUnreachable(

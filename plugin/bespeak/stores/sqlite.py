@@ -18,17 +18,17 @@ from bespeak.errors import StoreError
 from bespeak.events import EPOCH, Batch, Forgotten, Load, microseconds
 from bespeak.profile import PREFERRING, derive
 from bespeak.records import Event, Profile, Rewrite, Term, UserKey
+from bespeak.stores import (
+    ADD_BATCH,
+    EXPORT_BATCH,
+    PREFERENCES_READ,
+    REWRITES_KEPT,
+    SESSION_EVENTS_READ,
+    STATEMENTS_READ,
+)
 
 if TYPE_CHECKING:
     from bespeak.rewrite import RewriteKey
-
-# What a profile reads at most, newest first, so that its cost does not grow with the history.
-STATEMENTS_READ = 200  # more than a profile keeps: a statement may be there several times
-SESSION_EVENTS_READ = 200
-PREFERENCES_READ = 200  # of each action
-REWRITES_KEPT = 100_000
-ADD_BATCH = 1000
-EXPORT_BATCH = 500
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
