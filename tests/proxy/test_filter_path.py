@@ -37,6 +37,8 @@ ANSWER = {
         ("-hits,-took", {"aggregations": ANSWER["aggregations"]}),
         ("hits.total,-hits.total.value", {}),
         ("aggregations,-**.nothing", {"aggregations": ANSWER["aggregations"]}),
+        ("took*k", {}),
+        ("t*ok*k", {}),
         ("**.buckets.*", {}),
     ],
 )

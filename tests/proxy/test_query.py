@@ -493,6 +493,42 @@ def test_leaves_on_the_same_fields_speak_once():
     assert found[1]["bool"]["should"][1]["match"]["title"]["boost"] == 1.0
 
 
+def test_joins_stand_around_other_words_as_around_the_leaf():
+    inner = {"nested": {"path": "parts.makers", "query": {"match": {"parts.makers.name": "boots"}}}}
+    body = {"query": {"has_child": {"type": "answer", "query": {"nested": {"path": "parts", "query": inner}}}}}
+    (asked,) = hoist(find_typed(body), [Clause("hiking")])["bool"]["should"]
+    within = asked["has_child"]["query"]["nested"]["query"]["nested"]
+    assert (within["path"], list(within["query"]["match"])) == ("parts.makers", ["parts.makers.name"])
+
+
+def test_two_rules_of_one_query_are_one_choice():
+    rules = [{"match": {"query": "boots"}}, {"match": {"query": "boots", "ordered": True}}]
+    query = {"intervals": {"title": {"any_of": {"intervals": rules}}}}
+    typed = find_typed({"query": query})
+    assert len(typed.leaves) == 2
+    assert replace_text({"query": query}, typed, REWRITE)["query"]["bool"]["should"][0] == query
+
+
+@pytest.mark.parametrize("boost", ["high", None, [], -1, float("nan"), float("inf"), 10**400, True])
+def test_a_boost_that_is_none_counts_once(boost):
+    body = {"query": {"bool": {"boost": boost, "must": {"match": {"title": {"query": "boots", "boost": boost}}}}}}
+    (asked,) = hoist(find_typed(body), [Clause("hiking")])["bool"]["should"]
+    assert asked["match"]["title"]["boost"] == 1.0
+
+
+@pytest.mark.parametrize("odd", [None, "boots", 1, True, [], ["boots"], [[MATCH]], {}, {"boots": "boots"}, {1: 2}])
+@pytest.mark.parametrize(
+    "kind", ["bool", "match", "multi_match", "intervals", "text_expansion", "knn", "nested", "later"]
+)
+def test_odd_types_hold_no_text(kind, odd):
+    other = {"query": {"bool": {"should": [odd, {kind: odd}, {kind: {"query": odd}}, MATCH]}}}
+    assert find_leaves(other)[-1].fields == ("title",)
+    assert find_leaves({"retriever": {kind: odd}, "knn": odd}) == ()
+    assert find_leaves({"query": odd, "knn": [odd], "retriever": [odd, {"standard": odd}, {"rrf": odd}]}) == ()
+    highlighted = {"query": MATCH, "highlight": odd, "collapse": {"inner_hits": odd}}
+    replace_text(highlighted, find_typed(highlighted), REWRITE)
+
+
 def test_words_have_no_place_beside_a_search_by_meaning():
     body = {"query": {"semantic": {"field": "body", "query": "boots"}}}
     assert find_typed(body).text == "boots"
