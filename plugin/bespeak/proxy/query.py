@@ -177,7 +177,7 @@ def replace_text(body: Mapping[str, Any], typed: Typed, clauses: Sequence[Clause
     for leaf in typed.leaves:
         boost = 0.0 if _repeats(leaf, typed.leaves) else leaf.boost
         added = [query for clause in clauses if (query := _optional(leaf, clause.text, clause.weight * boost))]
-        if not (added and leaf.scoring) or leaf.path in replaced or _get(body, leaf.text_path) != leaf.text:
+        if not (added and leaf.scoring) or _get(body, leaf.text_path) != leaf.text:
             continue
         choice = {"bool": {"should": [_get(body, leaf.path), *added], "minimum_should_match": 1}}
         found = _put(found, leaf.path, choice)
