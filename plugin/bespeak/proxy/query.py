@@ -192,23 +192,25 @@ def replace_text(body: Mapping[str, Any], typed: Typed, clauses: Sequence[Clause
 
 def _body(body: object) -> Iterator[Leaf]:
     yield from _queries(_get(body, ("query",)), Place(("query",)))
-    for place, knn in _each(_get(body, ("knn",)), Place(("knn",))):
-        yield from _knn(knn, place, place)
+    for steps, knn in _each(_get(body, ("knn",))):
+        yield from _knn(knn, Place(("knn", *steps)), Place(("knn", *steps)))
     yield from _retrievers(_get(body, ("retriever",)), Place(("retriever",)))
 
 
 def _queries(value: object, place: Place) -> Iterator[Leaf]:
     """Of one query or a list of them."""
-    for at, query in _each(value, place):
-        if not isinstance(query, Mapping) or len(query) != 1 or len(at.path) > MAX_STEPS:
+    if len(place.path) > MAX_STEPS:
+        return
+    for steps, query in _each(value):
+        if not isinstance(query, Mapping) or len(query) != 1:
             continue
         kind, inner = next(iter(query.items()))
         if not isinstance(inner, Mapping):
             continue
         if kind in CHILDREN:
-            yield from _children(kind, inner, at)
+            yield from _children(kind, inner, place.at(*steps))
         elif kind in LEAVES:
-            yield from LEAVES[kind](kind, inner, at)
+            yield from LEAVES[kind](kind, inner, place.at(*steps))
 
 
 def _children(kind: str, inner: Mapping[str, Any], at: Place) -> Iterator[Leaf]:
@@ -223,9 +225,12 @@ def _children(kind: str, inner: Mapping[str, Any], at: Place) -> Iterator[Leaf]:
 
 def _retrievers(value: object, place: Place) -> Iterator[Leaf]:
     """Of one retriever or a list of them, each by itself or with its weight beside it."""
-    for at, retriever in _each(value, place):
-        if not isinstance(retriever, Mapping) or len(at.path) > MAX_STEPS:
+    if len(place.path) > MAX_STEPS:
+        return
+    for steps, retriever in _each(value):
+        if not isinstance(retriever, Mapping):
             continue
+        at = place.at(*steps)
         if isinstance(retriever.get("retriever"), Mapping):
             yield from _retrievers(retriever["retriever"], at.at("retriever"))
             continue
@@ -244,12 +249,9 @@ def _retrievers(value: object, place: Place) -> Iterator[Leaf]:
                 yield from _retrievers(_get(inner, (member,)), at.at(kind, member))
 
 
-def _each(value: object, place: Place) -> Iterator[tuple[Place, object]]:
-    """What stands at a place by itself, or each of a list."""
-    if isinstance(value, list):
-        yield from ((place.at(i), element) for i, element in enumerate(value))
-    else:
-        yield place, value
+def _each(value: object) -> Iterable[tuple[Path, object]]:
+    """A value that stands by itself, or each of a list with the step to it."""
+    return (((i,), element) for i, element in enumerate(value)) if isinstance(value, list) else [((), value)]
 
 
 # The leaves, one function for each form.
@@ -446,8 +448,8 @@ def _highlights(body: Mapping[str, Any], replaced: Iterable[Leaf]) -> Iterator[t
     queries = [_get(body, root) for root in roots]
     query = queries[0] if len(queries) == 1 else {"bool": {"should": queries}}
     places: dict[Path, object] = {("highlight",): query}
-    for at, _ in _each(_get(body, ("collapse", "inner_hits")), Place(("collapse", "inner_hits"))):
-        places[(*at.path, "highlight")] = query
+    for steps, _ in _each(_get(body, ("collapse", "inner_hits"))):
+        places[("collapse", "inner_hits", *steps, "highlight")] = query
     for wrapper in (wrapper for leaf in replaced for wrapper in leaf.wrappers):
         inside = (*wrapper.path, wrapper.kind)
         places[(*inside, "inner_hits", "highlight")] = _get(body, (*inside, "query"))
