@@ -1,11 +1,12 @@
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from bespeak.assets import ModelRecord, describe_files, write_record
 from bespeak.decode import DECODING
 from bespeak.errors import ModelError, StoreError
-from bespeak.records import Profile, Rewrite, Statement, Term, Turn, UserKey
+from bespeak.records import Preference, Profile, Rewrite, Statement, Term, Turn, UserKey
 from bespeak.rewrite import (
     MODEL,
     CachedRewriter,
@@ -119,7 +120,8 @@ def test_a_rewrite_is_made_once():
     [
         replace(PROFILE, user=UserKey("shop", "ada")),
         replace(PROFILE, user=UserKey("", "bob")),
-        replace(PROFILE, version="p2"),
+        replace(PROFILE, statements=(Statement("I am vegetarian.", "s1"),)),
+        replace(PROFILE, turns=(replace(PROFILE.turns[0], response="In 1969"),)),
     ],
 )
 def test_the_cache_keeps_tenants_users_and_profiles_apart(other):
@@ -128,6 +130,14 @@ def test_the_cache_keeps_tenants_users_and_profiles_apart(other):
     cached.rewrite("and when?", PROFILE)
     assert cached.rewrite("and when?", other).status == "full"
     assert rewriter.asked == 2
+
+
+def test_what_a_rewriter_does_not_read_makes_no_rewrite_stale():
+    rewriter = Counting()
+    cached = CachedRewriter(rewriter, Kept())
+    cached.rewrite("and when?", PROFILE)
+    liked = Preference("d1", "Joe's Garage", 0.3, "click", "c1", datetime(2026, 1, 1, tzinfo=UTC))
+    assert cached.rewrite("and when?", replace(PROFILE, preferences=(liked,), version="p2")).status == "cached"
 
 
 def test_the_cache_keeps_queries_and_models_apart():

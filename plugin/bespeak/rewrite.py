@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +122,7 @@ class CachedRewriter:
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
         if profile.user is None:
             return self._rewriter.rewrite(query, profile, budget_ms)
-        key = RewriteKey(profile.user, profile.version, model_of(self), query)
+        key = RewriteKey(profile.user, version_read(profile), model_of(self), query)
         try:
             if found := self._cache.get_rewrite(key):
                 return replace(found, status="cached")
@@ -134,6 +136,12 @@ class CachedRewriter:
         except StoreError as error:
             return _with_note(made, error)
         return made
+
+
+def version_read(profile: Profile) -> str:
+    """Of what a rewriter reads of a profile: a click on something else makes no rewrite stale."""
+    read = [s.event_id for s in profile.statements], [(t.event_id, t.response) for t in profile.turns]
+    return hashlib.blake2b(json.dumps(read).encode("ascii"), digest_size=16).hexdigest()
 
 
 def _with_note(rewrite: Rewrite, error: StoreError) -> Rewrite:

@@ -36,7 +36,7 @@ class Settings:
     rewrite_ms: float = 3000.0
     # Time that reading the profile and reranking a window may take each, in milliseconds; the proxy's alone.
     profile_ms: float = 500.0
-    rerank_ms: float = 500.0
+    rerank_ms: float = 250.0
     # BM25 weight of the rewritten text beside the query's own 1.0.
     rewrite_weight: float = 1.0
     # BM25 weight of the last turn's words (query and response), and its share in the query's vector.

@@ -182,7 +182,9 @@ class Personaliser:
         rewrite = await self._rewrite(query, profile)
         asked = rewrite.status not in ("gated", "off")
         self._metrics.rewritten(rewrite.status, time.monotonic() - began if asked else None)
-        return Chain(query_id(search), rewrite, added_clauses(rewrite, profile, self._parts.settings))
+        # The last turn's words alone say too little to ask the engine once more.
+        clauses = added_clauses(rewrite, profile, self._parts.settings) if rewrite.changed else ()
+        return Chain(query_id(search), rewrite, clauses)
 
     def leave(self, search: Search, user: UserKey, told: Told) -> None:
         """The first page came as the engine's own: so will those after it, else a hit could come twice or never."""
@@ -401,7 +403,7 @@ def without_itself(profile: Profile, query: str) -> Profile:
     """Asked again, or for a later page, a query is not its own earlier turn."""
     turns = profile.turns
     if turns and not turns[-1].response and turns[-1].query.split() == query.split():
-        return replace(profile, turns=turns[:-1], version=f"{profile.version} before")
+        return replace(profile, turns=turns[:-1])
     return profile
 
 

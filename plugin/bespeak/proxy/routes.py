@@ -207,7 +207,7 @@ class Routes:
         events = self._store.export(user)
         lines = await self._stored(partial(next_lines, events))
         headers = [(b"content-type", b"application/x-ndjson")]
-        async with WhileThere(receive) as there:
+        with WhileThere(receive) as there:
             there.listen()
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             while lines:

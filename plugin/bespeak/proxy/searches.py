@@ -133,7 +133,7 @@ class Searches:
             return
         outcome: Answered | Declined
         try:
-            async with WhileThere(receive) as there:
+            with WhileThere(receive) as there:
                 there.listen_later()
                 prepared = await self._prepare(search, identity)
                 outcome = await self._personalise(called, prepared) if isinstance(prepared, Personal) else prepared
@@ -197,7 +197,7 @@ class Searches:
         if all(who.user is None and not who.reason for who in identities) and not edited(parts):
             await self._pass(called, receive, send)
             return
-        async with WhileThere(receive) as there:
+        with WhileThere(receive) as there:
             there.listen_later()
             prepared = [await self._prepare_part(part, who) for part, who in zip(parts, identities, strict=True)]
             try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bespeak.errors import InputError
 
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SPACE, _SPACES = re.compile(r"[ \t\n\r]*"), frozenset(" \t\n\r")
 _DECODER = json.JSONDecoder()
 
 
@@ -81,6 +81,8 @@ def replace(text: str, parts: Sequence[tuple[int, int, str]]) -> str:
 
 
 def _skip(text: str, at: int) -> int:
+    if text[at : at + 1] not in _SPACES:
+        return at
     found = _SPACE.match(text, at)
     return found.end() if found else at
 
