@@ -1,6 +1,7 @@
 """What the proxy costs: the engine asked directly, through nginx, and through Bespeak, by the same load in one run.
 
-    python benchmarks/proxy.py [--upstream URL] [--path PATH] [--body FILE] [--seconds 5] [--connections 1 8 64]
+    python benchmarks/proxy.py [--upstream URL] [--path PATH] [--body FILE] [--seconds 2] [--rounds 5]
+                               [--connections 1 8 64]
 
 Needs `nginx` and `wrk` (both are Debian packages). Without --upstream the engine is an nginx that answers every request
 with the same 2 KB of JSON, so that what is seen is the way and not the engine. CPU is that of the proxy's processes
@@ -15,18 +16,18 @@ import json
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 WARM_S = 1
 
 NGINX = """
@@ -70,7 +71,7 @@ class Served:
     pids: tuple[int, ...] = ()  # of the proxy; none where the engine is asked directly
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Way:
     """A way to the engine: `start` gives it for as long as its block runs."""
 
@@ -86,39 +87,48 @@ class Figures:
     p99_ms: float
     cpu_us: float  # per request
     rss_mb: float
-    errors: int
+    errors: float
 
 
 def main() -> None:
     options = read_options()
     with contextlib.ExitStack() as ending:
         engine = options.upstream or ending.enter_context(static_engine()).url
-        found = {way.name: measure(way, engine, options) for way in ways()}
-    print_table(found, options.connections)
+        served = {way: ending.enter_context(way.start(engine)) for way in ways()}
+        found = {count: measure(served, count, options) for count in options.connections}
+    print_table(found)
 
 
 def ways() -> list[Way]:
     return [Way("direct", direct), Way("nginx", through_nginx), Way("bespeak passing", through_bespeak)]
 
 
-def measure(way: Way, engine: str, options: argparse.Namespace) -> dict[int, Figures]:
-    with way.start(engine) as served:
-        return {count: measure_load(served, way, count, options) for count in options.connections}
+def measure(served: Mapping[Way, Served], connections: int, options: argparse.Namespace) -> dict[str, Figures]:
+    """The median of each figure over rounds in which each way has its turn, so that all share the machine's moods."""
+    rounds: dict[str, list[Figures]] = {way.name: [] for way in served}
+    for _ in range(options.rounds):
+        for way, at in served.items():
+            rounds[way.name].append(measure_once(at, way, connections, options))
+    return {name: median(figures) for name, figures in rounds.items()}
 
 
-def measure_load(served: Served, way: Way, connections: int, options: argparse.Namespace) -> Figures:
+def median(figures: Sequence[Figures]) -> Figures:
+    return Figures(*(statistics.median(column) for column in zip(*map(astuple, figures), strict=True)))
+
+
+def measure_once(served: Served, way: Way, connections: int, options: argparse.Namespace) -> Figures:
     url = served.url + options.path
     load(url, way.headers, connections, WARM_S, options)
-    before = sum(map(cpu_s, served.pids))
+    before_s = sum(map(cpu_s, served.pids))
     told = load(url, way.headers, connections, options.seconds, options)
-    spent_s = sum(map(cpu_s, served.pids)) - before
+    spent_s = sum(map(cpu_s, served.pids)) - before_s
     return Figures(
         told["requests"] / told["seconds"],
         told["p50_ms"],
         told["p99_ms"],
         spent_s / told["requests"] * 1e6,
         sum(map(rss_mb, served.pids)),
-        int(told["errors"]),
+        told["errors"],
     )
 
 
@@ -139,19 +149,19 @@ def load(
     return told
 
 
-def print_table(found: Mapping[str, Mapping[int, Figures]], connections: list[int]) -> None:
+def print_table(found: Mapping[int, Mapping[str, Figures]]) -> None:
     print(
         f"{'way':<24}{'conn':>5}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'+p50':>8}{'+p99':>8}"
         f"{'CPU us':>9}{'x nginx':>9}{'RSS MB':>8}{'errors':>8}"
     )
-    for count in connections:
-        for name, by_count in found.items():
-            row, plain, nginx = by_count[count], found["direct"][count], found["nginx"][count]
+    for count, by_name in found.items():
+        plain, nginx = by_name["direct"], by_name["nginx"]
+        for name, row in by_name.items():
             ratio = f"{row.cpu_us / nginx.cpu_us:.1f}" if row.cpu_us and nginx.cpu_us else "-"
             print(
                 f"{name:<24}{count:>5}{row.requests_per_s:>9.0f}{row.p50_ms:>9.2f}{row.p99_ms:>9.2f}"
                 f"{row.p50_ms - plain.p50_ms:>8.2f}{row.p99_ms - plain.p99_ms:>8.2f}"
-                f"{row.cpu_us:>9.0f}{ratio:>9}{row.rss_mb:>8.0f}{row.errors:>8}"
+                f"{row.cpu_us:>9.0f}{ratio:>9}{row.rss_mb:>8.0f}{row.errors:>8.0f}"
             )
 
 
@@ -235,9 +245,9 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
+    """Time that the threads of a process have run so far, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def rss_mb(pid: int) -> float:
@@ -250,7 +260,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--upstream", help="URL of a real engine; without it, an nginx that answers 2 KB of JSON")
     parser.add_argument("--path", default="/books/_search", help="what is asked")
     parser.add_argument("--body", type=Path, help="a file whose text is sent by POST; without it, GET without a body")
-    parser.add_argument("--seconds", type=int, default=5, help="how long each load lasts")
+    parser.add_argument("--seconds", type=int, default=2, help="how long each load lasts")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn; the medians are shown")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])
     if not shutil.which("wrk"):
         parser.error("wrk is not installed: it is the package `wrk` of Debian")

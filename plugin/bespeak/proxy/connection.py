@@ -35,7 +35,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.used = False  # it carried a whole request before this one
-        self.idle_since = 0.0
+        self.idle_since = 0.0  # kept by whoever keeps it
         self._loop = asyncio.get_running_loop()
         self._parser = HttpResponseParser(self)
         self._busy = False
@@ -110,7 +110,6 @@ class Connection(asyncio.Protocol):
             self._parser = HttpResponseParser(self)
         self._busy = False
         self.used = True
-        self.idle_since = self._loop.time()
         return True
 
     def drop(self) -> None:
@@ -126,19 +125,25 @@ class Connection(asyncio.Protocol):
             raise self._error
         self._progress = self._loop.time()
         self._waiter = self._loop.create_future()
-        self._timer = self._loop.call_later(self.timeout_s, self._check_time)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.timeout_s, self._check_time)
         try:
             await self._waiter
         finally:
-            self._timer.cancel()
             self._waiter = None
 
     def _check_time(self) -> None:
-        """The time counts from the last sign of life in either direction: a long upload is not late."""
+        """One timer serves wait after wait, since setting one for each costs more than looking now and then.
+
+        The time counts from the last sign of life in either direction: a long upload is not late.
+        """
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
         left_s = self._progress + self.timeout_s - self._loop.time()
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._check_time)
-        elif self._waiter is not None and not self._waiter.done():
+        else:
             self._waiter.set_exception(Late())
 
     def _wake(self) -> None:
@@ -212,6 +217,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
         self.resume_writing()
         if error is None and self._error is None and self.answered and not self.ended and self._ends_with_connection():
             self.ended = True

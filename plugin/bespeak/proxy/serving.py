@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 from collections import deque
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -30,6 +31,9 @@ LONGEST_HEAD_BYTES = 256 * 1024
 
 STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status, status.phrase.encode()) for status in HTTPStatus}
 UNREADABLE = b"HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+CHUNKED = (b"transfer-encoding: chunked",)
+SPOKEN = {"version": "3.0", "spec_version": "2.3"}
 
 logger = logging.getLogger("bespeak.proxy")
 
@@ -69,7 +73,7 @@ class PlainProtocol(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the one being read
         self._waiting: deque[Exchange] = deque()  # pipelined: answered in turn
         self._current: Exchange | None = None  # the one being answered
-        self._writable: asyncio.Future[None] | None = None
+        self.writable: asyncio.Future[None] | None = None
         self._reading_paused = False
         self._idle_since = self.loop.time()
         self._head_bytes = 0
@@ -112,12 +116,12 @@ class PlainProtocol(asyncio.Protocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def pause_writing(self) -> None:
-        self._writable = self.loop.create_future()
+        self.writable = self.loop.create_future()
 
     def resume_writing(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        self._writable = None
+        if self.writable is not None and not self.writable.done():
+            self.writable.set_result(None)
+        self.writable = None
 
     def shutdown(self) -> None:
         """What is in flight is finished, and the connection then closed."""
@@ -158,14 +162,17 @@ class PlainProtocol(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._in_head = True
+        self._in_head, self._expects = True, False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer, which may be discarded (RFC 9110 6.5.1)
-            self._headers.append((name.lower(), value))
+            lower = name.lower()
+            self._headers.append((lower, value))
+            if lower == b"expect":
+                self._expects = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
@@ -173,12 +180,12 @@ class PlainProtocol(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         if self._parser.should_upgrade():
             return
-        raw_path, _, query = origin_form(self._url).partition(b"?")
-        version = self._parser.get_http_version()
+        url = self._url if self._url.startswith(b"/") else origin_form(self._url)
+        raw_path, _, query = url.partition(b"?")
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
+            "asgi": SPOKEN,
+            "http_version": self._parser.get_http_version(),
             "method": self._method.decode(),
             "path": (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace"),
             "raw_path": raw_path,
@@ -188,7 +195,7 @@ class PlainProtocol(asyncio.Protocol):
             "state": self._state.copy(),
             **self._ends,
         }
-        exchange = self._exchange = Exchange(self, scope, self._keep_alive)
+        exchange = self._exchange = Exchange(self, scope, self._keep_alive, self._expects)
         if self._current is None:
             self._start(exchange)
         else:
@@ -221,10 +228,6 @@ class PlainProtocol(asyncio.Protocol):
         if self._waiting:
             self._start(self._waiting.popleft())
 
-    async def drain(self) -> None:
-        if self._writable is not None:
-            await self._writable
-
     def pause_reading(self) -> None:
         if not self._reading_paused:
             self._reading_paused = True
@@ -239,7 +242,7 @@ class PlainProtocol(asyncio.Protocol):
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, protocol: PlainProtocol, scope: Scope, keep_alive: bool) -> None:
+    def __init__(self, protocol: PlainProtocol, scope: Scope, keep_alive: bool, expects: bool) -> None:
         self.keep_alive = keep_alive
         self._protocol, self._scope = protocol, scope
         self._transport = protocol.transport
@@ -249,12 +252,13 @@ class Exchange:
         self._held_bytes = 0
         self._complete = False
         self._told = False  # that the body is complete
-        self._expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+        self._expects = expects
         self._gone = False
         # of the answer
         self._started = False
         self._ended = False
         self._chunked = False
+        self._held_head = b""
         self._left: int | None = None  # bytes to come; None: as many as come
 
     # What the protocol tells.
@@ -299,6 +303,7 @@ class Exchange:
             self.keep_alive = False
             await answer_error(self.send, 500, "bespeak_exception", "Bespeak failed at this; its log says where")
         elif self._chunked or self._left is not None:
+            self._write(b"")
             self._transport.close()
         else:  # its end is that of the connection: only a reset says that it is not the answer's
             sock = self._transport.get_extra_info("socket")
@@ -323,16 +328,26 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": not self._complete}
 
     async def send(self, message: Message) -> None:
-        await self._protocol.drain()
+        if self._protocol.writable is not None:
+            await self._protocol.writable
         if self._gone:
             return
         if not self._started:
-            self._transport.write(self._head(message["status"], message.get("headers", ())))
+            self._held_head = self._head(message["status"], message.get("headers", ()))
             self._started = True
+            self._protocol.loop.call_soon(self._write, b"")
         elif message["type"] == "http.response.body" and not self._ended:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
             raise RuntimeError(f"{message['type']} is out of turn")
+
+    def _write(self, data: bytes) -> None:
+        """The head goes with the first of the body where that is there at once: a write costs more than all else."""
+        if self._held_head:
+            head, self._held_head = self._held_head, b""
+            self._transport.write(head + data)
+        elif data:
+            self._transport.write(data)
 
     def _head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         if self._expects and not self._complete:  # who was not told to go on may send no body, or may
@@ -355,7 +370,7 @@ class Exchange:
             raise RuntimeError("a header of the answer holds a line break")
         return head
 
-    def _framing(self, status: int) -> list[bytes]:
+    def _framing(self, status: int) -> Sequence[bytes]:
         """How the end of the body is told (RFC 9112 6.3)."""
         old = self._scope["http_version"] == "1.0"
         if self._scope["method"] == "HEAD" or status in (204, 304):
@@ -364,27 +379,28 @@ class Exchange:
             self._chunked = True
         elif self._left is None:
             self.keep_alive = False
-        framing = [b"transfer-encoding: chunked"] if self._chunked else []
+        framing = CHUNKED if self._chunked else ()
         if not self.keep_alive:
-            return [*framing, b"connection: close"]
-        return [*framing, b"connection: keep-alive"] if old else framing
+            return (*framing, b"connection: close")
+        return (*framing, b"connection: keep-alive") if old else framing
 
     def _send_body(self, body: bytes, more: bool) -> None:
         if self._chunked:
             end = b"" if more else b"0\r\n\r\n"
-            self._transport.write(b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end)
+            self._write(b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end)
         elif self._scope["method"] != "HEAD":
             if self._left is not None:
                 self._left -= len(body)
                 if self._left < 0 or (self._left and not more):
                     raise RuntimeError("the answer is not as long as its content-length")
-            self._transport.write(body)
+            self._write(body)
         if not more:
             self._end()
 
     def _end(self) -> None:
         self._ended = True
         self._wake()
+        self._write(b"")
         if not self.keep_alive:
             self._transport.close()
         self._protocol.next()

@@ -8,11 +8,11 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from bespeak.errors import EngineError, EngineUnreachable, UsageError
@@ -32,6 +32,7 @@ HOP_BY_HOP = frozenset(
     b" upgrade".split()
 )
 """Headers that speak of one connection only (RFC 9110 7.6.1); what Connection names besides goes with them."""
+NAMES_NONE = frozenset((b"", b",keep-alive", b",close"))
 OWN_PREFIX = b"x-bespeak-"
 
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
@@ -97,8 +98,7 @@ class Node:
         return f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A request as the client sent it, apart from the node that gets it."""
 
     method: str
@@ -150,7 +150,10 @@ class Upstream:
         Of `headers` all go on but what concerns one connection, the host and Bespeak's own; the length of a body given
         as bytes is set anew. Raises UpstreamUnreachable, UpstreamTimeout, and what a streamed body raises.
         """
-        await self._take_place()
+        if self._free > 0:
+            self._free -= 1
+        else:
+            await self._wait_for_place()
         try:
             node, connection = await self._ask_any(Outgoing(method, target, headers, body))
         except BaseException:
@@ -213,7 +216,7 @@ class Upstream:
 
     def _kept(self, node: Node) -> Connection | None:
         """The one used last, so that what is too many grows old and is dropped."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         while node.idle:
             connection = node.idle.pop()
             if connection.open and now - connection.idle_since < IDLE_S:
@@ -241,10 +244,7 @@ class Upstream:
 
     # Places.
 
-    async def _take_place(self) -> None:
-        if self._free > 0:
-            self._free -= 1
-            return
+    async def _wait_for_place(self) -> None:
         given = asyncio.get_running_loop().create_future()
         self._waiting.append(given)
         try:
@@ -274,6 +274,7 @@ class Upstream:
 
     def take_back(self, node: Node, connection: Connection) -> None:
         if connection.finish():
+            connection.idle_since = self._clock()
             node.idle.append(connection)
         self._give_place()
 
@@ -374,11 +375,19 @@ def frame(node: Node, request: Outgoing) -> tuple[bytes, bytes | AsyncIterator[b
     return b"\r\n".join(lines), body
 
 
-def end_to_end(headers: Headers) -> Iterable[tuple[bytes, bytes]]:
+def end_to_end(headers: Headers) -> Headers:
     """Headers without those that speak of one connection only."""
-    named = [value for name, value in headers if name.lower() == b"connection"]
-    dropped = HOP_BY_HOP.union(token.strip().lower() for token in b",".join(named).split(b",")) if named else HOP_BY_HOP
-    return [item for item in headers if item[0].lower() not in dropped]
+    kept, named = [], b""
+    for item in headers:
+        name = item[0].lower()
+        if name not in HOP_BY_HOP:
+            kept.append(item)
+        elif name == b"connection":
+            named += b"," + item[1].lower()
+    if named in NAMES_NONE:
+        return kept
+    dropped = {token.strip() for token in named.split(b",")}
+    return [item for item in kept if item[0].lower() not in dropped]
 
 
 async def chunked(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
