@@ -233,6 +233,9 @@ def test_a_query_of_the_url_is_a_search_too(proxy, elasticsearch_url, index):
     assert ours.told["rewrite"] == "full"
     assert set(ours.ids) == set(own.ids)
     assert ours.ids != own.ids
+    recall = {"ext": {"bespeak": {"mode": "recall"}}}
+    wider = call(proxy, f"/{index}/_search?q=coat&df=text&default_operator=AND&size=20", recall, **AS_ADA)
+    assert wider.json["hits"]["total"]["value"] > own.json["hits"]["total"]["value"]
     source = quote(json.dumps({"query": COAT, "size": 20}))
     path = f"/{index}/_search?source={source}&source_content_type=application/json"
     assert call(proxy, path, **AS_ADA).told["rewrite"] == "full"

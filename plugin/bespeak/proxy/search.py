@@ -140,12 +140,18 @@ def sorted_by_score(sort: Any, pit: bool) -> bool:
 def typed_text(search: Search, path: str = "") -> Typed:
     """What the user typed, wherever it stands; `q` of the URL is a query of its own."""
     user_query = search.ubi.get("user_query")
-    query = dict(search.params).get("q")
-    body = search.body
-    if query is not None:
-        field_ = dict(search.params).get("df")
-        body = {"query": {"query_string": {"query": query} | ({"default_field": field_} if field_ else {})}}
-    return find_typed(body, user_query if isinstance(user_query, str) else "", path)
+    return find_typed(queried(search), user_query if isinstance(user_query, str) else "", path)
+
+
+def queried(search: Search) -> Mapping[str, Any]:
+    """The body as it is searched: `q` of the URL goes before its query."""
+    given = dict(search.params)
+    if "q" not in given:
+        return search.body
+    options = {"default_field": given.get("df"), "default_operator": given.get("default_operator"),
+               "analyzer": given.get("analyzer"), "lenient": given.get("lenient")}  # fmt: skip
+    query = {"query": given["q"]} | {name: value for name, value in options.items() if value}
+    return {**search.body, "query": {"query_string": query}}
 
 
 class Asked(NamedTuple):
@@ -169,9 +175,11 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
     if inside and not has_inner_hits(search.body.get("collapse")):
         changes["seq_no_primary_term"] = "true"
     if clauses and search.mode == "recall":
-        found = replace_text(search.body, typed, clauses)
+        found = replace_text(queried(search), typed, clauses)
         changes |= {name: json.dumps(value) for name, value in found.items() if value != search.body.get(name)}
-    dropped = ("from", "size", "filter_path", "seq_no_primary_term")
+    dropped = ["from", "size", "filter_path", "seq_no_primary_term"]
+    if "query" in changes:
+        dropped += ["q", "df", "default_operator", "analyzer", "lenient"]
     params = tuple(pair for pair in search.params if pair[0] not in dropped)
     if "pit" not in search.body and "preference" not in dict(params):
         params = (*params, ("preference", preference))  # all pages from the same copies of the shards

@@ -498,8 +498,8 @@ def unfiltered(called: Called) -> Params:
 
 def filtered(called: Called, text: str) -> str:
     """The answer as the client's `filter_path` cuts it."""
-    wanted = [value for name, value in called.params if name == "filter_path"]
-    return json.dumps(apply(json.loads(text), ",".join(wanted)), separators=(",", ":")) if wanted else text
+    wanted = dict(called.params).get("filter_path")  # of several the last counts, as in Elasticsearch
+    return text if wanted is None else json.dumps(apply(json.loads(text), wanted), separators=(",", ":"))
 
 
 def shown_hits(answer: str) -> tuple[Found, ...]:
