@@ -1,4 +1,4 @@
-"""A real Elasticsearch answers through the proxy what it answers directly, byte for byte but for what the clock says."""
+"""A real Elasticsearch answers through the proxy what it answers directly, byte for byte but for the time it took."""
 
 import gzip
 import http.client
@@ -7,10 +7,10 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
-from elasticsearch import Elasticsearch, NotFoundError
 from elasticsearch.helpers import bulk, scan
 
 from bespeak.proxy import Proxy, Upstream
+from elasticsearch import Elasticsearch, NotFoundError
 from proxy_server import serving
 
 pytestmark = pytest.mark.elasticsearch
