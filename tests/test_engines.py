@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import math
 import os
 import shutil
 import socket
-import threading
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from answering import HTML, PRODUCT, answering
 from bespeak.cluster import read_url
 from bespeak.engines import MAX_WORDS, IndexInfo, check_index_name, shorten
 from bespeak.engines.elastic import ElasticsearchEngine
@@ -489,44 +487,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 # Elasticsearch that is not there, or says no
-
-HTML = b"<html><body>It works!</body></html>"
-
-
-@contextmanager
-def answering(status, body=HTML, content_type="text/html", wait_s=0.0, headers=()):
-    """The URL of a server that gives one answer to everything."""
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            time.sleep(wait_s)
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in headers:
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_PUT = do_HEAD = do_DELETE = do_GET  # noqa: N815
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-PRODUCT = (("X-Elastic-Product", "Elasticsearch"),)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_a_query_without_session_belongs_to_that_of_its_events(store, events_fir
     store.add([event("query", 7, user=UserKey("t", "u"), query_id="q", text="silver")])
     assert [t.query for t in store.profile(USER, "s", NOW).turns] == ["gold"]
     assert [e.session_id for e in store.export(USER)] == ["", "s"]
+    assert store.profile(UserKey("t", "u"), "s", NOW).turns == ()
 
 
 def test_consent_is_kept_until_given_again(store):

@@ -50,19 +50,20 @@ KEPT: Mapping[str, Any] = {"type": "object", "enabled": False}  # comes back as 
 FIELDS: Mapping[str, Mapping[str, Any]] = {
     # `session` is where a turn belongs: the event's own or, for a UBI query, which has none, that of the events on it.
     # `on_query` is the digest of user and query_id where the event tells the session of its query; `awaits` is the same
-    # digest where the event has none yet.
+    # digest where the event has none yet. `at` sorts as time does, then event_id.
     EVENTS: {
-        "user": KEYWORD, "at_us": LONG, "event_id": KEYWORD, "action": KEYWORD, "session": KEYWORD,
-        "on_query": KEYWORD, "awaits": KEYWORD, "event": KEPT,
+        "user": KEYWORD, "at": KEYWORD, "action": KEYWORD, "session": KEYWORD, "on_query": KEYWORD, "awaits": KEYWORD,
+        "event": KEPT,
     },
     CONSENT: {"user": KEYWORD},
     REWRITES: {"user": KEYWORD, "at_us": LONG, "rewrite": KEPT},
     LOADS: {"load": KEPT, "of": KEYWORD, "line_no": LONG, "reason": KEPT},
 }  # fmt: skip
 
-# A user's events lie together, newest first, so that a profile's searches end after the hits they want.
-NEWEST_FIRST = {"user": "asc", "at_us": "desc", "event_id": "desc"}
-OLDEST_FIRST = {"at_us": "asc", "event_id": "asc"}
+# A user's events lie together, newest first, so that a profile's searches end after the hits they want. Elasticsearch
+# 9.5 ends them so where the index is sorted by keywords, but not by numbers or dates: hence `at` is a keyword.
+NEWEST_FIRST = {"user": "asc", "at": "desc"}
+OLDEST_FIRST = {"at": "asc"}
 
 
 class Search(NamedTuple):
@@ -234,7 +235,7 @@ class ElasticsearchStore:
         if not queries:
             return
         body = {
-            "query": {"terms": {"awaits": queries}}, "sort": _sort({"awaits": "asc", "event_id": "asc"}),
+            "query": {"terms": {"awaits": queries}}, "sort": _sort({"awaits": "asc", "at": "asc"}),
             "size": PAGE, "_source": ["awaits"],
         }  # fmt: skip
         for hits in self._pages(Search(EVENTS, body)):
@@ -494,10 +495,7 @@ def _sort(fields: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _create_event(event: Event) -> Action:
     user = _digest(*event.user)
-    found = {
-        "user": user, "at_us": microseconds(event.timestamp), "event_id": event.event_id, "action": event.action,
-        "event": _kept(event),
-    }  # fmt: skip
+    found = {"user": user, "at": _at(event), "action": event.action, "event": _kept(event)}
     if event.query_id and event.session_id:
         found["on_query"] = _query_digest(event)
     if event.action != "impression":  # no part of a profile, only of an export
@@ -508,10 +506,15 @@ def _create_event(event: Event) -> Action:
     return Action("create", _digest(*event.user, event.event_id), user, found)
 
 
+def _at(event: Event) -> str:
+    return f"{microseconds(event.timestamp) + (1 << 62):016x}-{event.event_id}"  # years before 1970 sort too
+
+
 def _kept(event: Event) -> dict[str, Any]:
     """All that gives the event again. Its attributes as text: any JSON comes back as it was."""
     kept = {
-        "tenant": event.user.tenant, "user_id": event.user.user_id, "session_id": event.session_id,
+        "event_id": event.event_id, "at_us": microseconds(event.timestamp), "tenant": event.user.tenant,
+        "user_id": event.user.user_id, "session_id": event.session_id,
         "query_id": event.query_id, "text": event.text, "doc_id": event.doc_id, "title": event.title,
         "value": event.value, "attributes": _json(event.attributes) if event.attributes else "",
     }  # fmt: skip
@@ -525,10 +528,10 @@ def _events(user: UserKey, hits: Iterable[Mapping[str, Any]]) -> list[Event]:
 def _read_event(user: UserKey, found: Mapping[str, Any]) -> Event:
     kept = found["event"]
     return Event(
-        event_id=found["event_id"],
+        event_id=kept["event_id"],
         user=user,
         action=found["action"],
-        timestamp=EPOCH + timedelta(microseconds=found["at_us"]),
+        timestamp=EPOCH + timedelta(microseconds=kept["at_us"]),
         session_id=kept.get("session_id", ""),
         query_id=kept.get("query_id", ""),
         text=kept.get("text", ""),
