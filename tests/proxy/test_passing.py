@@ -55,12 +55,22 @@ def error_of(answer):
         b"/a//b/./../c/_search?&&x&y=&z=%zz",
         b"/_search?q=%C3%A9t%c3%a9&q=second",
         b"/books/_doc/a;b:c@d!$'()*,=~",
+        b'/books/_search?q={"a":[1|2^3]}<>`',
+        "/bücher/_search?q=grüße".encode(),
     ],
 )
 def test_target_goes_byte_for_byte(asked):
     with proxied(OK) as (engine, url):
         exchange(url, request(asked))
     assert engine.asked[0].line == b"GET " + asked + b" HTTP/1.1"
+
+
+def test_targets_beyond_ascii_on_one_connection():
+    with proxied(OK) as (engine, url), connected(url) as client:
+        for target_ in ("/é", "/e", "/ö?ö"):
+            client.sendall(f"GET {target_} HTTP/1.1\r\nHost: p\r\nX: ü\r\n\r\n".encode())
+            assert client.recv(1000).endswith(b"ok")
+    assert [asked.line.split()[1].decode() for asked in engine.asked] == ["/é", "/e", "/ö?ö"]
 
 
 def test_target_with_scheme_and_host_reaches_no_other_host():
@@ -82,6 +92,8 @@ def test_headers_go_but_for_those_of_the_connection_and_our_own():
         b"Accept-Encoding: gzip, br",
         b"X-Opaque-Id: 1",
         b"X-Opaque-Id: 2",
+        b"X-Empty:",
+        b"X-Latin: \xe9",
         b"Keep-Alive: timeout=5",
         b"Connection: X-Secret",
         b"X-Secret: of this connection",
@@ -104,6 +116,8 @@ def test_headers_go_but_for_those_of_the_connection_and_our_own():
         (b"accept-encoding", b"gzip, br"),
         (b"x-opaque-id", b"1"),
         (b"x-opaque-id", b"2"),
+        (b"x-empty", b""),
+        (b"x-latin", b"\xe9"),
         (b"user-agent", b"test"),
     ]
 
@@ -199,6 +213,7 @@ def test_requests_sent_ahead_are_answered_in_turn():
     ("sent", "status"),
     [
         (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /\xe9\rX-Forged:1 HTTP/1.1\r\nHost: p\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (b"CONNECT elsewhere:1 HTTP/1.1\r\nHost: elsewhere:1\r\n\r\n", b"501"),
         (b"GET / HTTP/1.1\r\n" + b"X-Long: %s\r\n" % (b"x" * 1000) * 400, b"431"),

@@ -62,6 +62,7 @@ GET = ("GET", b"/", None)
         (["https://elastic@h:9200"], "for h holds credentials"),
         (["http://h:9200/?x=1"], "query or fragment"),
         (["http://h:9200/ü"], "percent-encoded"),
+        (["http://bücher:9200"], "Punycode"),
     ],
 )
 def test_a_url_that_cannot_be_is_refused_in_words(urls, said):
@@ -93,6 +94,56 @@ def test_connections_are_kept():
     with raw_engine(OK) as engine:
         assert ask(Upstream([engine.url]), *[GET] * 5) == [(200, b"ok")] * 5
     assert engine.connections == 1
+
+
+def test_an_ipv6_address_may_be_written():
+    with pytest.raises(UpstreamUnreachable, match="could not be reached"):
+        ask(Upstream(["http://[::1]:1"]), GET)
+
+
+def test_connections_that_are_too_many_are_closed_after_a_while():
+    async def run():
+        upstream = Upstream([engine.url], clock=lambda: now[0])
+        answers = [await upstream.send("GET", b"/", [], None) for _ in range(3)]
+        for answer in answers:
+            await answer.read(10)
+            await answer.close()
+        for second in range(10, 60, 10):
+            now[0] = float(second)
+            await ask_once(upstream, *GET)
+        await asyncio.to_thread(closed.acquire, timeout=PATIENCE_S)
+        await asyncio.to_thread(closed.acquire, timeout=PATIENCE_S)
+        await ask_once(upstream, *GET)
+        await upstream.close()
+
+    def answer(side, asked):
+        side.sendall(OK)
+        if side.recv(1, socket.MSG_PEEK) == b"":
+            closed.release()
+
+    now, closed = [0.0], threading.Semaphore(0)
+    with raw_engine(answer) as engine:
+        asyncio.run(run())
+    assert engine.connections == 3
+
+
+def test_a_dead_cluster_is_logged_once_not_by_every_request(caplog):
+    upstream = Upstream([free_url()])
+    for _ in range(3):
+        with pytest.raises(UpstreamUnreachable):
+            ask(upstream, GET)
+    assert caplog.text.count("could not be reached") == 1
+
+
+def test_a_body_that_is_slow_to_come_does_not_make_the_engine_late():
+    async def body():
+        for _ in range(3):
+            await asyncio.sleep(0.15)
+            yield b"x"
+
+    with raw_engine(OK) as engine:
+        assert ask(Upstream([engine.url], timeout_s=0.1), ("POST", b"/_bulk", body())) == [(200, b"ok")]
+    assert engine.asked[0].body == b"1\r\nx\r\n" * 3 + b"0\r\n\r\n"
 
 
 def test_a_connection_that_the_engine_will_close_is_not_kept():

@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._head_only = head_only
         self._keep_alive = False
         self._may_send: asyncio.Event | None = None
+        self._starved = False  # the caller has to give more of the body: the engine is not to blame
         self._sender: asyncio.Task[None] | None = None
         self._error: Exception | None = None
         self._chunks: list[bytes] = []
@@ -135,12 +136,13 @@ class Connection(asyncio.Protocol):
     def _check_time(self) -> None:
         """One timer serves wait after wait, since setting one for each costs more than looking now and then.
 
-        The time counts from the last sign of life in either direction: a long upload is not late.
+        The time counts from the last sign of life in either direction: a long upload is not late,
+        and what waits for the client waits as long as it takes.
         """
         self._timer = None
         if self._waiter is None or self._waiter.done():
             return
-        left_s = self._progress + self.timeout_s - self._loop.time()
+        left_s = self.timeout_s if self._starved else self._progress + self.timeout_s - self._loop.time()
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._check_time)
         else:
@@ -165,11 +167,14 @@ class Connection(asyncio.Protocol):
                 await self._permission(self._may_send)
                 if self.answered:
                     return
+            self._starved = True
             async for chunk in body:
+                self._starved = False
                 if self.ended or not self.open:
                     return
                 await self._write(chunk)
-            self._sender = None
+                self._starved = True
+            self._sender, self._starved, self._progress = None, False, self._loop.time()
         except Exception as error:
             self._fail(error)
 

@@ -75,7 +75,7 @@ async def give(answer: Answer, send: Send, added: Headers = ()) -> None:
     """An answer to the client as it comes. Raises EngineUnreachable where it is cut."""
     headers = [*end_to_end(answer.headers), *added]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    body = answer.whole
+    body = answer.take_whole()
     while body is None:
         if chunk := await answer.next_chunk():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

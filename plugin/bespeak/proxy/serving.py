@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import struct
 from collections import deque
@@ -32,6 +33,7 @@ LONGEST_HEAD_BYTES = 256 * 1024
 STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status, status.phrase.encode()) for status in HTTPStatus}
 UNREADABLE = b"HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
+CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 CHUNKED = (b"transfer-encoding: chunked",)
 SPOKEN = {"version": "3.0", "spec_version": "2.3"}
 
@@ -78,6 +80,7 @@ class PlainProtocol(asyncio.Protocol):
         self._idle_since = self.loop.time()
         self._head_bytes = 0
         self._in_head = True
+        self._masked_url = b""
 
     # What the transport tells.
 
@@ -104,6 +107,8 @@ class PlainProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head:
             self._head_bytes += len(data)
+            if not data.isascii():
+                data = self._mask(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -114,6 +119,15 @@ class PlainProtocol(asyncio.Protocol):
             self._refuse(HTTPStatus.BAD_REQUEST)
         if self._in_head and self._head_bytes > LONGEST_HEAD_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def _mask(self, data: bytes) -> bytes:
+        """A target with bytes beyond ASCII, as shells and curl send it, is hidden from the parser, that refuses it."""
+        line, newline, rest = data.partition(b"\n")
+        words = line.split(b" ")
+        if line.isascii() or len(words) != 3 or CONTROL.search(words[1]):
+            return data
+        self._masked_url = words[1]
+        return b" ".join((words[0], b"/", words[2])) + newline + rest
 
     def pause_writing(self) -> None:
         self.writable = self.loop.create_future()
@@ -180,7 +194,9 @@ class PlainProtocol(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         if self._parser.should_upgrade():
             return
-        url = self._url if self._url.startswith(b"/") else origin_form(self._url)
+        url, self._masked_url = self._masked_url or self._url, b""
+        if not url.startswith(b"/"):
+            url = origin_form(url)
         raw_path, _, query = url.partition(b"?")
         scope = {
             "type": "http",
@@ -207,6 +223,7 @@ class PlainProtocol(asyncio.Protocol):
             self._exchange.take(data)
 
     def on_message_complete(self) -> None:
+        self._in_head = True
         if self._exchange is not None:
             self._exchange.take_end()
             self._exchange = None

@@ -88,10 +88,10 @@ class Node:
         if parts.query or parts.fragment:
             raise UsageError(f"the upstream's URL for {host} has a query or fragment: take it out")
         tls = parts.scheme == "https"
-        prefix = parts.path.rstrip("/").encode("ascii", "strict") if parts.path.isascii() else b""
-        if not parts.path.isascii():
-            raise UsageError(f"the path of the upstream's URL for {host} must be percent-encoded")
-        return cls(host, port or (443 if tls else 80), parts.netloc.encode("idna"), prefix, tls)
+        if not url.isascii():
+            raise UsageError("an upstream's URL must be ASCII: write the host in Punycode, the path percent-encoded")
+        prefix = parts.path.rstrip("/").encode()
+        return cls(host, port or (443 if tls else 80), parts.netloc.encode(), prefix, tls)
 
     @property
     def name(self) -> str:
@@ -181,7 +181,9 @@ class Upstream:
                 raise UpstreamTimeout(f"the engine did not answer within {self._timeout_s:g} s") from error
             except Broken as error:
                 raise UpstreamUnreachable(f"{error} before it answered") from error
-            node.rest_s = node.rests_until = 0.0
+            if node.rest_s:
+                node.rest_s = node.rests_until = 0.0
+                logger.info("upstream %s answers again", node.name)
             return node, connection
         raise UpstreamUnreachable(f"the engine could not be reached: {reason}")
 
@@ -215,7 +217,7 @@ class Upstream:
         raise AssertionError("a new connection was used before")
 
     def _kept(self, node: Node) -> Connection | None:
-        """The one used last, so that what is too many grows old and is dropped."""
+        """The one used last: what is too many grows old, and is dropped."""
         now = self._clock()
         while node.idle:
             connection = node.idle.pop()
@@ -225,8 +227,9 @@ class Upstream:
         return None
 
     async def _connect(self, node: Node) -> Connection:
-        """Raises Unsent; the node then rests. One at rest is tried by one request, not by all that wait."""
-        if node.rest_s:
+        """Raises Unsent; the node then rests. One whose rest is over is tried by one request, not by all that wait."""
+        trying = node.rest_s > 0 and self._clock() >= node.rests_until
+        if trying:
             node.rests_until = self._clock() + node.rest_s
         loop, tls = asyncio.get_running_loop(), self._tls if node.tls else None
         try:
@@ -237,9 +240,10 @@ class Upstream:
             return connection
         except OSError as error:
             reason = explain(error)
-            node.rest_s = min(node.rest_s * 2, LONGEST_REST_S) or REST_S
-            node.rests_until = self._clock() + node.rest_s
-            logger.warning("upstream %s could not be reached: %s", node.name, reason)
+            if trying or not node.rest_s:
+                node.rest_s = min(node.rest_s * 2, LONGEST_REST_S) or REST_S
+                node.rests_until = self._clock() + node.rest_s
+                logger.warning("upstream %s could not be reached: %s", node.name, reason)
             raise Unsent(reason) from error
 
     # Places.
@@ -274,7 +278,9 @@ class Upstream:
 
     def take_back(self, node: Node, connection: Connection) -> None:
         if connection.finish():
-            connection.idle_since = self._clock()
+            now = connection.idle_since = self._clock()
+            while node.idle and now - node.idle[0].idle_since > IDLE_S:
+                node.idle.pop(0).drop()
             node.idle.append(connection)
         self._give_place()
 
@@ -289,9 +295,8 @@ class Answer:
         self.headers: Headers = connection.headers
         """As received, those of the connection included."""
 
-    @property
-    def whole(self) -> bytes | None:
-        """The body where all of it is here already and not yet taken, else None."""
+    def take_whole(self) -> bytes | None:
+        """The body where all of it that was not yet taken is here, else None."""
         connection = self._connection
         return connection.take() if connection is not None and connection.ended else None
 
