@@ -209,6 +209,28 @@ def test_requests_sent_ahead_are_answered_in_turn():
     assert [line for line in answers.split() if line.startswith(b"/")] == [b"/0", b"/1", b"/2", b"/3"]
 
 
+@pytest.mark.parametrize("after", [b"\r\n", b"GET /never HTTP/1.1\r\nHost: p\r\n\r\n"])
+def test_what_follows_the_last_request_changes_nothing(after):
+    with proxied(OK) as (engine, url):
+        assert split(exchange(url, request(b"/", b"POST", [], b"{}") + after))[2] == b"ok"
+    assert [asked.line for asked in engine.asked] == [b"POST / HTTP/1.1"]
+
+
+def test_nonsense_after_a_request_costs_it_no_answer():
+    with proxied(OK) as (engine, url):
+        answer = exchange(url, b"GET / HTTP/1.1\r\nHost: p\r\n\r\n" + b"nonsense\r\n\r\n")
+    assert split(answer)[2] == b"ok"
+    assert len(engine.asked) == 1
+
+
+def test_nonsense_in_a_body_breaks_the_request_off():
+    head = b"POST /_bulk HTTP/1.1\r\nHost: p\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    with proxied(OK) as (engine, url), connected(url) as client:
+        client.sendall(head + b"nonsense\r\n")
+        assert b"200" not in read_all(client)
+    assert engine.asked == []
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

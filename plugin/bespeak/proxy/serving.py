@@ -71,7 +71,7 @@ class PlainProtocol(asyncio.Protocol):
         self.loop = _loop or asyncio.get_running_loop()
         self._server, self._state = server_state, app_state
         self._keep_alive_s = config.timeout_keep_alive
-        self._parser = HttpRequestParser(self)
+        self._parser = self._new_parser()
         self._exchange: Exchange | None = None  # the one being read
         self._waiting: deque[Exchange] = deque()  # pipelined: answered in turn
         self._current: Exchange | None = None  # the one being answered
@@ -81,6 +81,13 @@ class PlainProtocol(asyncio.Protocol):
         self._head_bytes = 0
         self._in_head = True
         self._masked_url = b""
+        self._refused = False
+
+    def _new_parser(self) -> HttpRequestParser:
+        """Some clients end a body with a line break that is not of it, even where they close the connection."""
+        parser = HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
 
     # What the transport tells.
 
@@ -105,6 +112,8 @@ class PlainProtocol(asyncio.Protocol):
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self._in_head:
             self._head_bytes += len(data)
             if not data.isascii():
@@ -154,7 +163,12 @@ class PlainProtocol(asyncio.Protocol):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """What cannot be read as HTTP ends the connection; an answer under way is broken off."""
+        """What cannot be read as HTTP ends the connection, after the answer under way if that is to another request."""
+        self._refused = True
+        self._waiting.clear()
+        if self._current is not None and self._current is not self._exchange:
+            self._current.keep_alive = False
+            return
         if self._current is None and not self.transport.is_closing():
             self.transport.write(UNREADABLE % (status, status.phrase.encode()))
         self.transport.close()
@@ -164,7 +178,7 @@ class PlainProtocol(asyncio.Protocol):
         if self._method == b"CONNECT":
             self._refuse(HTTPStatus.NOT_IMPLEMENTED)
             return
-        self._parser = HttpRequestParser(self)
+        self._parser = self._new_parser()
         kept = [item for item in self._headers if item[0] not in (b"connection", b"upgrade", b"http2-settings")]
         if not self._keep_alive:
             kept.append((b"connection", b"close"))
@@ -241,6 +255,8 @@ class PlainProtocol(asyncio.Protocol):
         self._server.total_requests += 1
         self._current = None
         self._idle_since = self.loop.time()
+        if self.transport.is_closing():
+            self._waiting.clear()
         self.resume_reading()
         if self._waiting:
             self._start(self._waiting.popleft())
