@@ -97,7 +97,10 @@ class EventStore(Protocol):
         ...
 
     def forget(self, user: UserKey) -> Forgotten:
-        """Deletes the user's events, consent and cached rewrites, so that no byte of them stays in the store."""
+        """Deletes the user's events, consent and cached rewrites, so that no byte of them stays in the store.
+
+        A cluster finds nothing of them at once, and rewrites its files later.
+        """
         ...
 
     def set_consent(self, user: UserKey, given: bool) -> None: ...
