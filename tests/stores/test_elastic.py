@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -132,6 +133,31 @@ class TestIndices:
     def test_a_name_that_no_index_can_have_is_refused(self):
         with pytest.raises(UsageError, match="lower case"):
             ElasticsearchStore("http://127.0.0.1:9200", prefix="Bespeak-")
+
+
+@pytest.mark.elasticsearch
+def test_no_file_holds_what_was_forgotten_once_its_shard_lets_go_of_it(store, elastic_place, client):
+    """A shard keeps what was deleted for its copies for about half a minute."""
+
+    def documents():
+        rows = client.cat.segments(index=names, h="docs.count,docs.deleted", format="json")
+        return sum(int(row["docs.count"]) for row in rows), sum(int(row["docs.deleted"]) for row in rows)
+
+    names = [elastic_place.prefix + kind for kind in ("events", "rewrites", "consent")]
+    stays = UserKey("", "stays")
+    for n in range(5):
+        store.add([event("statement", n * 9, user=user, text=f"zebra {n}") for user in (USER, stays)])
+        store.add([event("query", n * 9 + 1, user=user, query_id=f"{n}", text="zebra") for user in (USER, stays)])
+        store.add([event("click", n * 9, user=user, session_id="s", query_id=f"{n}") for user in (USER, stays)])
+    store.put_rewrite(Key(USER), REWRITE)
+    store.set_consent(USER, False)
+    assert store.forget(USER) == (15, 1, 1)
+    end = time.monotonic() + 180
+    while documents()[1] and time.monotonic() < end:
+        time.sleep(3)
+        store.scrub()
+    assert documents() == (15, 0)
+    assert len(list(store.export(stays))) == 15
 
 
 class Interrupted(ElasticsearchStore):
