@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bespeak.records import Clause, Rewrite, UserKey
@@ -16,7 +16,7 @@ LIFE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What the first page decided. `order` holds (index, doc_id) of the window's hits as they were ranked.
+    """What the first page decided. `order` holds keys of the window's hits as they were ranked.
 
     Where the first page was the engine's own, for whatever reason, so are all: `untouched`.
     """
@@ -24,8 +24,9 @@ class Chain:
     query_id: str
     rewrite: Rewrite
     clauses: tuple[Clause, ...] = ()
-    order: tuple[tuple[str, str], ...] = ()
+    order: Sequence[int] = ()
     untouched: bool = False
+    consent: bool = True  # to the recording of what is asked and shown
     begun: float = 0.0  # by the clock of `Chains`
 
 

@@ -9,10 +9,11 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeAlias
+from urllib.parse import quote, urlencode
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from bespeak.encode import Encoder, encode_until
 from bespeak.engines import VECTOR_FIELD, IndexInfo, document_text, text_of
 from bespeak.errors import EngineError, EngineRefused
 from bespeak.proxy.bounds import Bounds
-from bespeak.proxy.search import Found, version_of
+from bespeak.proxy.search import Found, Params, Search, these, version_of
 from bespeak.proxy.upstream import Headers, Upstream
 from bespeak.records import Vector
 from bespeak.vectors import VectorCache
@@ -32,15 +33,56 @@ logger = logging.getLogger("bespeak.proxy")
 MAX_ANSWER_BYTES = 64_000_000
 EMBEDDED_CHARS = 400
 """How much of a document is embedded: its beginning says most, and a search has no time for more (20 to 30 ms)."""
-DESCRIBED_S = 60.0
+DESCRIBED_S = 10.0
 """How long a mapping is believed: a new index of an old name has its vectors made anew after this."""
+MAX_DESCRIBED = 2_000
+MAX_TARGET_CHARS = 2_000
+"""Of names asked at once: Elasticsearch takes 4096 bytes of a request's first line."""
 ABSENT_S = 300.0
 LATER_MS = 5000.0
 LATER_TEXTS = 2
 """Embedded at once after an answer, so that the searches that come meanwhile wait little."""
 MAX_REMEMBERED = 100_000
 
-CREDENTIALS = (b"authorization", b"cookie", b"es-secondary-authorization", b"es-security-runas-user")
+CREDENTIALS = (
+    b"authorization", b"cookie", b"es-client-authentication", b"es-secondary-authorization", b"es-security-runas-user",
+)  # fmt: skip
+INDEX_OPTIONS = ("ignore_unavailable", "allow_no_indices", "expand_wildcards", "ignore_throttled")
+
+Key: TypeAlias = tuple[str, str]
+"""Index and doc_id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, and where: our own questions go where the client's search went, by the same names and with the same
+    rights, so that what an alias's filter or a right on an alias alone keeps from the client is kept from us too.
+    """
+
+    headers: Headers
+    index: str = ""  # as in the client's path; "" for all
+    params: Params = ()
+    pit: object = None
+
+    @classmethod
+    def of(cls, search: Search, headers: Headers) -> Asker:
+        options = tuple(pair for pair in search.params if pair[0] in INDEX_OPTIONS)
+        return cls(headers, search.index, options, search.body.get("pit"))
+
+    async def search(self, upstream: Upstream, body: Mapping[str, object], deadline: Deadline) -> list[dict[str, Any]]:
+        """The hits. Raises EngineError, and TimeoutError at the deadline."""
+        if self.pit is not None:
+            target, body = "/_search", {**body, "pit": self.pit}
+        else:
+            index = f"/{quote(self.index, safe=',')}" if self.index else ""
+            target = f"{index}/_search" + (f"?{urlencode(self.params)}" if self.params else "")
+        answer = await ask(upstream, "POST", target, self.headers, body, deadline)
+        hits: list[dict[str, Any]] = answer["hits"]["hits"]
+        return hits
+
+    def digest(self) -> bytes:
+        content = repr((credentials(self.headers), self.index, self.params))
+        return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,46 +104,60 @@ class Embedded:
 class Documents:
     """Asks the cluster with the client's own credentials, and nothing that the client might not see."""
 
-    def __init__(self, upstream: Upstream, encoder: Encoder, cache: VectorCache, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        encoder: Encoder,
+        cache: VectorCache,
+        bounds: Bounds,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: by which what is known of an index, or of what it lacks, grows old."""
         self._upstream, self._encoder, self._cache, self._bounds = upstream, encoder, cache, bounds
+        self._clock = clock
         self._described: OrderedDict[tuple[str, bytes], tuple[float, Described]] = OrderedDict()
-        self._absent: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._absent: OrderedDict[tuple[bytes, str], float] = OrderedDict()
         self._later: asyncio.Task[None] | None = None
         self._fault = ""
 
-    async def embed(self, hits: Sequence[Found], liked: Sequence[str], asker: Headers, deadline: Deadline) -> Embedded:
-        """What is not kept is fetched and embedded until the deadline, the hits first, best first."""
-        names = list(dict.fromkeys(hit.index for hit in hits))
-        described = {name: await self._describe(name, asker, deadline) for name in names}
+    async def embed(self, hits: Sequence[Found], liked: Sequence[str], asker: Asker, deadline: Deadline) -> Embedded:
+        """What is not kept is fetched and embedded until the deadline, the hits first, best first.
+
+        What the user likes is looked for in the indices that the hits are of. Raises EngineError and TimeoutError.
+        """
+        described = await self._describe(list(dict.fromkeys(hit.index for hit in hits)), asker, deadline)
         kept = await asyncio.to_thread(self._kept, hits, liked, described)
-        absent = [hit for hit in hits if not hit.version or kept.get((hit.index, hit.doc_id), ("",))[0] != hit.version]
-        known = {doc_id for _, doc_id in kept}
-        unknown = [doc_id for doc_id in liked if doc_id not in known]
+        absent = [hit for hit in hits if not hit.version or kept.get(key_of(hit), ("",))[0] != hit.version]
+        known, whose = {doc_id for _, doc_id in kept}, asker.digest()
+        unknown = [doc_id for doc_id in liked if doc_id not in known and not self._is_absent(whose, doc_id)]
         made = await self._make(absent, unknown, described, kept, asker, deadline) if absent or unknown else {}
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
-        stale = {(hit.index, hit.doc_id) for hit in absent} - set(made)
-        if left := [hit for hit in absent if (hit.index, hit.doc_id) in stale]:
+        if left := [hit for hit in absent if key_of(hit) not in made]:
             self._begin_later(left, described, asker)
-        return Embedded(
-            tuple(None if (key := (hit.index, hit.doc_id)) in stale else vectors.get(key) for hit in hits),
-            {doc_id: vector for (_, doc_id), vector in vectors.items() if doc_id in set(liked)},
-        )
+        late = {key_of(hit) for hit in left}
+        found: dict[str, Vector] = {}
+        for doc_id in liked:
+            for name in described:
+                if (name, doc_id) in vectors:
+                    found.setdefault(doc_id, vectors[name, doc_id])
+        return Embedded(tuple(None if key_of(h) in late else vectors.get(key_of(h)) for h in hits), found)
 
     async def close(self) -> None:
         if self._later:
             self._later.cancel()
             await asyncio.wait([self._later])
 
-    def _begin_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Headers) -> None:
+    def _begin_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Asker) -> None:
         """What was not done in time is done after the answer, of one answer at a time, for the next to have it."""
         if self._later is None or self._later.done():
             self._later = asyncio.create_task(self._make_later(hits, described, asker))
 
-    async def _make_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Headers) -> None:
+    async def _make_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Asker) -> None:
         kept = {name: about for name, about in described.items() if about.space}
-        for start in range(0, len(hits), LATER_TEXTS):
-            some = [hit for hit in hits[start : start + LATER_TEXTS] if hit.index in kept]
+        left = [hit for hit in hits if hit.index in kept]
+        for start in range(0, len(left), LATER_TEXTS):
             try:
+                some = left[start : start + LATER_TEXTS]
                 await self._make(some, [], kept, {}, asker, Deadline.after_ms(LATER_MS))
             except Exception as error:  # nobody waits for it; the next search tries again
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
@@ -109,9 +165,9 @@ class Documents:
 
     def _kept(
         self, hits: Sequence[Found], liked: Sequence[str], described: Mapping[str, Described]
-    ) -> dict[tuple[str, str], tuple[str, Vector]]:
-        """(version, vector) by index and doc_id."""
-        found: dict[tuple[str, str], tuple[str, Vector]] = {}
+    ) -> dict[Key, tuple[str, Vector]]:
+        """(version, vector). What is liked is taken as it was last embedded; it moves an order, and is not shown."""
+        found: dict[Key, tuple[str, Vector]] = {}
         for name, about in described.items():
             if about.space:
                 doc_ids = [hit.doc_id for hit in hits if hit.index == name] + list(liked)
@@ -128,34 +184,36 @@ class Documents:
         absent: Sequence[Found],
         unknown: Sequence[str],
         described: Mapping[str, Described],
-        kept: Mapping[tuple[str, str], tuple[str, Vector]],
-        asker: Headers,
+        kept: Mapping[Key, tuple[str, Vector]],
+        asker: Asker,
         deadline: Deadline,
-    ) -> dict[tuple[str, str], Vector]:
-        made: dict[tuple[str, str], Vector] = {}
+    ) -> dict[Key, Vector]:
+        """Vectors of the documents that are there, hits first; those kept for the same version as they are."""
+        if deadline.over:
+            return {}
+        there = await self._fetch(absent, unknown, described, asker, deadline)
+        self._remember_absent(asker.digest(), set(unknown) - {doc_id for _, doc_id in there})
+        known = {key: kept[key][1] for key in there if kept.get(key, ("",))[0] == there[key].version}
+        vectors = await self._embed({key: there[key] for key in there if key not in known}, described, deadline)
         for name, about in described.items():
-            doc_ids = [hit.doc_id for hit in absent if hit.index == name]
-            doc_ids += [doc_id for doc_id in unknown if not self._is_absent(about.space, doc_id)]
-            if not doc_ids or deadline.over:
-                continue
-            there = await self._fetch(name, list(dict.fromkeys(doc_ids)), about, asker, deadline)
-            self._remember_absent(about.space, set(doc_ids) - set(there))
-            known = {d: kept[name, d][1] for d in there if kept.get((name, d), ("",))[0] == there[d].version}
-            vectors = await self._embed({d: there[d] for d in there if d not in known}, about, deadline)
-            made |= {(name, doc_id): vector for doc_id, vector in known.items()}
-            rows = {doc_id: (there[doc_id].version, vector) for doc_id, vector in vectors.items()}
+            rows = {key[1]: (there[key].version, vector) for key, vector in vectors.items() if key[0] == name}
             if about.space and rows:
                 await asyncio.to_thread(self._cache.put, about.space, rows)
-            made |= {(name, doc_id): vector for doc_id, vector in vectors.items()}
-        return made
+        return known | vectors
 
-    async def _embed(self, there: Mapping[str, Fetched], about: Described, deadline: Deadline) -> dict[str, Vector]:
-        """The index's own vectors where it has them; of the rest those that are done in time."""
-        made = {doc_id: document.vector for doc_id, document in there.items() if document.vector is not None}
-        bare = [doc_id for doc_id in there if doc_id not in made]
-        texts = [document_text(there[d].source, about.info.fields) or all_text(there[d].source) for d in bare]
+    async def _embed(
+        self, there: Mapping[Key, Fetched], described: Mapping[str, Described], deadline: Deadline
+    ) -> dict[Key, Vector]:
+        """The index's own vectors where it has them; of the rest those that are done in time.
+
+        A document without any text is near to nothing: its vector is all 0.
+        """
+        made = {key: document.vector for key, document in there.items() if document.vector is not None}
+        texts = {key: text_in(there[key], described[key[0]].info.fields) for key in there if key not in made}
+        made |= {key: np.zeros(self._encoder.dim, np.float32) for key, text in texts.items() if not text.strip()}
+        bare = [key for key in texts if key not in made]
         if bare and not deadline.over:
-            cut = [text[:EMBEDDED_CHARS] for text in texts]
+            cut = [texts[key][:EMBEDDED_CHARS] for key in bare]
             vectors = await self._bounds.run(
                 lambda within: encode_until(self._encoder, cut, "document", within), deadline.left_s * 1000
             )
@@ -163,48 +221,102 @@ class Documents:
         return made
 
     async def _fetch(
-        self, index: str, doc_ids: Sequence[str], about: Described, asker: Headers, deadline: Deadline
-    ) -> dict[str, Fetched]:
-        """The documents that are there, in the order asked."""
+        self,
+        hits: Sequence[Found],
+        liked: Sequence[str],
+        described: Mapping[str, Described],
+        asker: Asker,
+        deadline: Deadline,
+    ) -> dict[Key, Fetched]:
+        """The documents that are there: the hits in the order given, then what is liked."""
+        of_these = {"terms": {"_index": list(described)}}
+        wanted = {"bool": {"filter": [of_these, {"ids": {"values": list(liked)}}]}}
+        asked = [(these(hits), 2)] * bool(hits) + [(wanted, 1)] * bool(liked)  # hits first, whatever else has such ids
+        fields = {field for about in described.values() for field in about.info.fields}
+        described_all = all(about.info.fields for about in described.values())
+        comparable = {name for name, about in described.items() if self._compares(about.info)}
         body: dict[str, Any] = {
-            "query": {"ids": {"values": list(doc_ids)}},
-            "size": len(doc_ids),
+            "query": {"bool": {"should": [{"constant_score": {"filter": q, "boost": b}} for q, b in asked]}},
+            "size": len(hits) + 2 * len(liked),
             "seq_no_primary_term": True,
             "track_total_hits": False,
-            "_source": list(about.info.fields) or {"excludes": [VECTOR_FIELD]},
+            "_source": sorted(fields) if described_all else {"excludes": [VECTOR_FIELD]},
         }
-        comparable = about.info.encoder == self._encoder.name and about.info.dim == self._encoder.dim
         if comparable:
             body["fields"] = [VECTOR_FIELD]
-        answer = await ask(self._upstream, "POST", f"/{quote(index, safe='')}/_search", asker, body, deadline)
-        hits = {hit["_id"]: _fetched(hit, comparable) for hit in answer["hits"]["hits"]}
-        return {doc_id: hits[doc_id] for doc_id in doc_ids if doc_id in hits}
+        found = {
+            (hit["_index"], hit["_id"]): _fetched(hit, hit["_index"] in comparable)
+            for hit in await asker.search(self._upstream, body, deadline)
+            if hit["_index"] in described
+        }
+        return {key: found[key] for key in dict.fromkeys([*map(key_of, hits), *found]) if key in found}
 
-    async def _describe(self, name: str, asker: Headers, deadline: Deadline) -> Described:
-        """What the asker may see of an index; without the right to see its mapping nothing of it is kept."""
-        key = (name, hashlib.blake2b(repr(credentials(asker)).encode(), digest_size=16).digest())
-        until, about = self._described.get(key, (0.0, None))
-        if about is not None and time.monotonic() < until:
-            return about
+    def _compares(self, info: IndexInfo) -> bool:
+        return info.encoder == self._encoder.name and info.dim == self._encoder.dim
+
+    async def _describe(self, names: Sequence[str], asker: Asker, deadline: Deadline) -> dict[str, Described]:
+        """What the asker may see of these indices; without the right to see its mapping nothing of one is kept."""
+        whose = asker.digest()
+        found = {}
+        for name in names:
+            until, about = self._described.get((name, whose), (0.0, None))
+            if about is not None and self._clock() < until:
+                found[name] = about
+        for some in chunks([name for name in names if name not in found]):
+            answer = await self._mappings(some, asker, deadline)
+            for name in some:
+                found[name] = self._read(name, answer)
+                self._described[name, whose] = (self._clock() + DESCRIBED_S, found[name])
+        _bound(self._described, MAX_DESCRIBED)
+        return {name: found[name] for name in names}
+
+    async def _mappings(self, names: Sequence[str], asker: Asker, deadline: Deadline) -> Mapping[str, Any]:
+        """By the indices' own names, else by the client's: a right may be on an alias alone."""
+        for target in (",".join(names), asker.index):
+            if target and "*" not in target:
+                with suppress(EngineError):
+                    place = f"/{quote(target, safe=',')}"
+                    return await ask(self._upstream, "GET", place, asker.headers, None, deadline)
+        return {}
+
+    def _read(self, name: str, answer: Mapping[str, Any]) -> Described:
+        """Vectors are kept apart by all that they are made of, so that fields that are kept from one are from none."""
         try:
-            answer = await ask(self._upstream, "GET", f"/{quote(name, safe='')}", asker, None, deadline)
-            info, _ = read_mapping(name, answer, 0)
+            info, _ = read_mapping(name, {name: answer[name]}, 0)
             uuid = answer[name]["settings"]["index"]["uuid"]
-            about = Described(info, f"{self._encoder.name} {EMBEDDED_CHARS} {uuid}")
-        except (EngineError, LookupError, TypeError, AttributeError):
-            about = Described(IndexInfo(name, (), 0, None, None), "")
-        self._described[key] = (time.monotonic() + DESCRIBED_S, about)
-        _bound(self._described)
-        return about
+        except (LookupError, TypeError, AttributeError):
+            return Described(IndexInfo(name, (), 0, None, None), "")
+        of = repr((self._encoder.name, EMBEDDED_CHARS, uuid, info.fields, self._compares(info)))
+        return Described(info, of)
 
-    def _is_absent(self, space: str, doc_id: str) -> bool:
-        return time.monotonic() < self._absent.get((space, doc_id), 0.0)
+    def _is_absent(self, whose: bytes, doc_id: str) -> bool:
+        return self._clock() < self._absent.get((whose, doc_id), 0.0)
 
-    def _remember_absent(self, space: str, doc_ids: Iterable[str]) -> None:
+    def _remember_absent(self, whose: bytes, doc_ids: Iterable[str]) -> None:
         """What the user likes may lie in another index, or be deleted: not to be asked for at every query."""
         for doc_id in doc_ids:
-            self._absent[space, doc_id] = time.monotonic() + ABSENT_S
-        _bound(self._absent)
+            self._absent[whose, doc_id] = self._clock() + ABSENT_S
+        _bound(self._absent, MAX_REMEMBERED)
+
+
+def key_of(hit: Found) -> Key:
+    return hit.index, hit.doc_id
+
+
+def text_in(document: Fetched, fields: Sequence[str]) -> str:
+    return document_text(document.source, fields) or all_text(document.source)
+
+
+def chunks(names: Sequence[str]) -> Iterator[list[str]]:
+    """Names that fit into one request's first line."""
+    some: list[str] = []
+    for name in names:
+        if some and len(quote(",".join([*some, name]), safe=",")) > MAX_TARGET_CHARS:
+            yield some
+            some = []
+        some.append(name)
+    if some:
+        yield some
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +347,10 @@ def credentials(headers: Headers) -> list[tuple[bytes, bytes]]:
 async def ask(
     upstream: Upstream, method: str, target: str, asker: Headers, content: object | None, deadline: Deadline
 ) -> dict[str, Any]:
-    """A question of our own, with the client's credentials. Raises EngineError, and TimeoutError at the deadline."""
+    """A question of our own, with the client's credentials.
+
+    Raises EngineRefused where the client may not ask it, else EngineError, and TimeoutError at the deadline.
+    """
     body = None if content is None else json.dumps(content).encode()
     headers = [*credentials(asker), (b"accept", b"application/json")]
     if body is not None:
@@ -246,6 +361,8 @@ async def ask(
             text = await answer.read(MAX_ANSWER_BYTES)
         finally:
             await answer.close()
+    if answer.status == 429 or answer.status >= 500:
+        raise EngineError(f"the engine could not answer a question about an index (status {answer.status})")
     if answer.status != 200:
         raise EngineRefused(f"the engine refused a question about an index (status {answer.status})")
     try:
@@ -257,6 +374,6 @@ async def ask(
     return read
 
 
-def _bound(kept: OrderedDict[Any, Any]) -> None:
-    while len(kept) > MAX_REMEMBERED:
+def _bound(kept: OrderedDict[Any, Any], limit: int) -> None:
+    while len(kept) > limit:
         kept.popitem(last=False)

@@ -10,16 +10,17 @@ import logging
 import re
 import time
 import uuid
+from array import array
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, TypeVar
-from urllib.parse import quote
 
 from bespeak import gate
 from bespeak.deadline import Deadline, Late
+from bespeak.errors import EngineRefused
 from bespeak.pipeline import (
     MAX_PREFERENCES,
     Context,
@@ -33,7 +34,7 @@ from bespeak.pipeline import (
 )
 from bespeak.proxy.bounds import Bounds, Breaker, Busy
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Documents, Embedded, all_text, ask
+from bespeak.proxy.documents import Asker, Documents, Embedded, all_text
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.query import Typed
 from bespeak.proxy.search import (
@@ -48,7 +49,7 @@ from bespeak.proxy.search import (
     words_body,
     write_page,
 )
-from bespeak.proxy.upstream import Headers, Upstream
+from bespeak.proxy.upstream import Headers, TooLarge, Upstream
 from bespeak.records import Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
 from bespeak.rerank import Judge
 from bespeak.rewrite import failed, rewrite_query
@@ -118,6 +119,7 @@ class Personal:
     typed: Typed
     chain: Chain
     asked: Asked
+    session_id: str
     first: bool  # the chain begins here
     digest: bytes
 
@@ -157,20 +159,21 @@ class Personaliser:
         typed = typed_text(search, self._typed_path)
         if typed.reason:
             return Declined(Told(reason=typed.reason))
-        digest, begun = search.digest(), self._chains.clock()
+        digest, begun = search.digest(user, session_id), self._chains.clock()
         chain = self._chains.get(user, digest) if search.offset else None
         if chain is not None:
             profile, first = Profile(user, session_id), False
         else:
             profile, first = await self._profile(user, session_id, typed.text), True
-            chain = replace(await self._begin(search, typed.text, profile, control), begun=begun)
+            begins = await self._begin(search, typed.text, profile, control)
+            chain = replace(begins, begun=begun, consent=profile.consent)
         if chain.untouched:
             self._chains.put(user, digest, chain)
             told = Told(chain.rewrite.status, "off", chain.rewrite.reason, chain.query_id)
-            return Declined(told, typed.text if profile.consent else "")
+            return Declined(told, typed.text if chain.consent else "")
         with stage("plan"):
             asked = widen(search, self._parts.settings.window, typed, chain.clauses, f"bespeak-{digest.hex()[:16]}")
-        return Personal(search, user, profile, typed, chain, asked, first, digest)
+        return Personal(search, user, profile, typed, chain, asked, session_id, first, digest)
 
     async def _begin(self, search: Search, query: str, profile: Profile, control: bool) -> Chain:
         """What holds for this page and for those after it."""
@@ -186,12 +189,12 @@ class Personaliser:
         clauses = added_clauses(rewrite, profile, self._parts.settings) if rewrite.changed else ()
         return Chain(query_id(search), rewrite, clauses)
 
-    def leave(self, search: Search, user: UserKey, told: Told) -> None:
+    def leave(self, search: Search, user: UserKey, session_id: str, told: Told) -> None:
         """The first page came as the engine's own: so will those after it, else a hit could come twice or never."""
         if not search.offset:
             rewrite = Rewrite("", "", status="off", reason=told.reason)
             chain = Chain(told.query_id, rewrite, untouched=True, begun=self._chains.clock())
-            self._chains.put(user, search.digest(), chain)
+            self._chains.put(user, search.digest(user, session_id), chain)
 
     async def contextualise(self, personal: Personal) -> Context:
         """The vectors of what is asked; needs no answer of the engine's. Raises Fault."""
@@ -225,7 +228,7 @@ class Personaliser:
             told = self._tell(chain, found.status)
             added = self._explained(personal, reply, order, found, told) if search.explained else {}
             text = write_page(reply, order, search, added)
-        keys = tuple((reply.hits[i].index, reply.hits[i].doc_id) for i in order[:window])
+        keys = array("q", (place_key(reply.hits[i]) for i in order[:window]))
         self._chains.put(personal.user, personal.digest, replace(chain, order=keys))
         shown = tuple(reply.hits[i] for i in order[search.offset : search.offset + search.size])
         return Completed(text, told, shown)
@@ -255,9 +258,12 @@ class Personaliser:
         """What the rewrite's words score in the hits, and their vectors, at once and within the budget."""
         deadline = Deadline.after_ms(self._parts.settings.rerank_ms)
         liked = [preference.doc_id for preference in personal.profile.preferences[:MAX_PREFERENCES]]
-        embedding = self._documents.embed(hits, liked, asker, deadline) if self._documents else no_vectors(hits)
-        body = words_body(personal.search, personal.typed, personal.chain.clauses, hits)
-        return await both(score_words(self._upstream, body, hits, asker, deadline), embedding)
+        body, whose = (
+            words_body(personal.search, personal.typed, personal.chain.clauses, hits),
+            Asker.of(personal.search, asker),
+        )
+        embedding = self._documents.embed(hits, liked, whose, deadline) if self._documents else no_vectors(hits)
+        return await both(score_words(self._upstream, body, hits, whose, deadline), embedding)
 
     def _explained(
         self, personal: Personal, reply: Reply, order: Sequence[int], found: Order, told: Told
@@ -330,6 +336,8 @@ class Personaliser:
         except (Late, TimeoutError) as error:
             breaker.failed()
             raise Fault(f"{name}_late") from error
+        except (EngineRefused, TooLarge) as error:  # what this client may not ask says nothing of other clients
+            raise Fault(f"{name}_refused") from error
         except Exception as error:  # a fault of ours, of any kind, must not become the client's
             breaker.failed()
             logger.warning("personalising failed at %s: %s", name, type(error).__name__)
@@ -363,14 +371,12 @@ class Order:
 
 
 async def score_words(
-    upstream: Upstream, body: Mapping[str, object] | None, hits: Sequence[Found], asker: Headers, deadline: Deadline
+    upstream: Upstream, body: Mapping[str, object] | None, hits: Sequence[Found], asker: Asker, deadline: Deadline
 ) -> list[float]:
     """What `body` scores in each hit; 0 where it does not match. Raises EngineError and TimeoutError."""
     if body is None:
         return [0.0] * len(hits)
-    indices = "" if "pit" in body else "/" + quote(",".join(sorted({hit.index for hit in hits})), safe=",")
-    answer = await ask(upstream, "POST", f"{indices}/_search", asker, body, deadline)
-    found = {(hit["_index"], hit["_id"]): float(hit["_score"]) for hit in answer["hits"]["hits"]}
+    found = {(hit["_index"], hit["_id"]): float(hit["_score"]) for hit in await asker.search(upstream, body, deadline)}
     return [found.get((hit.index, hit.doc_id), 0.0) for hit in hits]
 
 
@@ -395,8 +401,13 @@ def in_chain(reply: Reply, window: int, chain: Chain) -> list[int]:
     """As the first page ranked them; hits that came in since follow, then what is beyond the window."""
     places = {key: place for place, key in enumerate(chain.order)}
     inside = range(min(window, len(reply.hits)))
-    keys = [(reply.hits[i].index, reply.hits[i].doc_id) for i in inside]
+    keys = [place_key(reply.hits[i]) for i in inside]
     return [*sorted(inside, key=lambda i: (places.get(keys[i], len(places)), i)), *range(window, len(reply.hits))]
+
+
+def place_key(hit: Found) -> int:
+    """Of one process alone: a chain of thousands of hits is small by it."""
+    return hash((hit.index, hit.doc_id))
 
 
 def without_itself(profile: Profile, query: str) -> Profile:

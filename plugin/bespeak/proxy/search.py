@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -14,9 +15,12 @@ from bespeak.dsl import MAX_WINDOW
 from bespeak.errors import InputError
 from bespeak.proxy import splice
 from bespeak.proxy.query import Typed, find_typed, hoist, replace_text
-from bespeak.records import Clause
+from bespeak.records import Clause, UserKey
 
 Params: TypeAlias = tuple[tuple[str, str], ...]
+
+RANK_WINDOW = 10
+"""`rank_window_size` of a retriever that names none."""
 
 PINNED = 1e30
 """A `pinned` query gives its documents scores above this: what an operator pinned stays where it is."""
@@ -37,17 +41,17 @@ class Search:
     bespeak: Mapping[str, Any] = field(default_factory=dict)  # the body's ext.bespeak
     edited: bool = False  # what was for Bespeak was taken out of the body
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str, default: Any = None) -> Any:
         """A parameter of the URL goes before the body's member of the same name, as in Elasticsearch."""
-        return dict(self.params).get(name, self.body.get(name))
+        return dict(self.params).get(name, self.body.get(name, default))
 
     @property
     def offset(self) -> int:
-        return _whole(self.get("from"), 0, "from")
+        return _whole(self.get("from", 0), "from")
 
     @property
     def size(self) -> int:
-        return _whole(self.get("size"), 10, "size")
+        return _whole(self.get("size", 10), "size")
 
     @property
     def mode(self) -> Literal["boost", "recall"]:
@@ -57,16 +61,17 @@ class Search:
     def explained(self) -> bool:
         return self.bespeak.get("explain") is True
 
-    def digest(self) -> bytes:
-        """Equal for the pages of one search."""
+    def digest(self, user: UserKey, session_id: str) -> bytes:
+        """Equal for the pages of one search of one session."""
         params = [pair for pair in self.params if pair[0] not in ("from", "size")]
         body = {name: value for name, value in self.body.items() if name not in ("from", "size")}
-        content = json.dumps([self.index, sorted(params), body, dict(self.bespeak)], sort_keys=True)
+        asked = [*user, session_id, self.index, sorted(params), body, dict(self.bespeak)]
+        content = json.dumps(asked, sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 def read_search(index: str, params: Params, text: str) -> Search:
-    """Raises InputError where the body is no JSON object."""
+    """Raises InputError where the body is no JSON object, or `from` or `size` no number that the engine takes."""
     given = dict(params)
     if "source" in given and not text.strip():
         text = given["source"]
@@ -81,8 +86,12 @@ def read_search(index: str, params: Params, text: str) -> Search:
     ubi, bespeak = (value if isinstance(value, dict) else {} for value in (ours.get("ubi"), ours.get("bespeak")))
     if any(value is not None for value in ours.values()):
         text, body = without_ours(text, dict(members)["ext"].start, body)
-        return Search(index, params, text, body, ubi, bespeak, edited=True)
-    return Search(index, params, text, body)
+        search = Search(index, params, text, body, ubi, bespeak, edited=True)
+    else:
+        search = Search(index, params, text, body)
+    for name in ("from", "size"):
+        _whole(search.get(name, 0), name)
+    return search
 
 
 def without_ours(text: str, at: int, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -94,14 +103,15 @@ def without_ours(text: str, at: int, body: dict[str, Any]) -> tuple[str, dict[st
     return splice.edit_object(text, 0, {"ext": splice.edit_object(text, at, {}, OURS)}), kept | {"ext": left}
 
 
-def _whole(value: Any, default: int, name: str) -> int:
-    try:
-        number = default if value is None else int(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is no whole number") from error
-    if number < 0 or isinstance(value, bool):
+def _whole(value: Any, name: str) -> int:
+    """As Elasticsearch reads it: a number's fraction is cut off, a text is a whole number. Raises InputError."""
+    if value is None:
+        raise InputError(f"{name} is null")
+    if isinstance(value, str) and not re.fullmatch(r"\+?\d{1,10}", value, re.ASCII):
+        raise InputError(f"{name} is no whole number")
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not -1 < float(value) < 2**31:
         raise InputError(f"{name} is no whole number from 0 on")
-    return number
+    return int(value)
 
 
 def decline(search: Search) -> str:
@@ -116,6 +126,10 @@ def decline(search: Search) -> str:
         return "slice"
     if not sorted_by_score(search.get("sort"), pit="pit" in search.body):
         return "sort"
+    if any(not sorted_by_score(inner.get("sort"), pit=False) for inner in standard_retrievers(search.body)):
+        return "sort"
+    if any(inner.get("search_after") is not None for inner in standard_retrievers(search.body)):
+        return "search_after"
     for name in ("explain", "profile"):  # somebody looks at how the engine came to its order
         if search.get(name) in (True, "true", ""):
             return name
@@ -131,9 +145,11 @@ def sorted_by_score(sort: Any, pit: bool) -> bool:
     if sort is None or sort == []:
         return True
     keys = sort.split(",") if isinstance(sort, str) else sort if isinstance(sort, list) else [sort]
-    return not pit and all(
-        key in ("_score", "_score:desc", {"_score": "desc"}, {"_score": {"order": "desc"}}, {"_score": {}})
-        for key in keys
+    # Several, or with a point in time even the score by itself, give each hit a key for `search_after`.
+    return (
+        not pit
+        and len(keys) == 1
+        and keys[0] in ("_score", "_score:desc", {"_score": "desc"}, {"_score": {"order": "desc"}}, {"_score": {}})
     )
 
 
@@ -154,6 +170,18 @@ def queried(search: Search) -> Mapping[str, Any]:
     return {**search.body, "query": {"query_string": query}}
 
 
+def these(hits: Sequence[Found]) -> dict[str, Any]:
+    """A query for these hits and no others: an id may stand in several indices."""
+    found: dict[str, list[str]] = {}
+    for hit in hits:
+        found.setdefault(hit.index, []).append(hit.doc_id)
+    parts = [
+        {"bool": {"filter": [{"term": {"_index": index}}, {"ids": {"values": doc_ids}}]}}
+        for index, doc_ids in found.items()
+    ]
+    return parts[0] if len(parts) == 1 else {"bool": {"should": parts, "minimum_should_match": 1}}
+
+
 class Asked(NamedTuple):
     """What the engine is asked in place of a search, and what of its answer is to be reranked."""
 
@@ -169,10 +197,13 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
     is the client's; in `recall` mode `clauses` (the rewrite's words) stand beside each text that the user typed.
     """
     offset, size = search.offset, search.size
-    window = min(window, most_hits(search) or window)
+    window = min(window, most_hits(search))
     inside = offset < window
+    if grows_with_size(search.body):
+        window, inside = min(window, size), not offset
     changes = {"from": str(0 if inside else offset), "size": str(max(window, offset + size) if inside else size)}
-    if inside and not has_inner_hits(search.body.get("collapse")):
+    collapsed = [search.body, *standard_retrievers(search.body)]
+    if inside and not any(has_inner_hits(part.get("collapse")) for part in collapsed):
         changes["seq_no_primary_term"] = "true"
     if clauses and search.mode == "recall":
         found = replace_text(queried(search), typed, clauses)
@@ -199,21 +230,58 @@ def words_body(search: Search, typed: Typed, clauses: Sequence[Clause], hits: Se
     words = hoist(typed, clauses) if clauses and search.mode == "boost" else None
     if words is None or not hits:
         return None
-    ids = {"ids": {"values": list(dict.fromkeys(hit.doc_id for hit in hits))}}
-    pit = {"pit": search.body["pit"]} if "pit" in search.body else {}
-    n_indices = len({hit.index for hit in hits})  # an id may stand in each
-    size = min(len(hits) * n_indices, MAX_WINDOW)
-    return {"query": {"bool": {"must": [words], "filter": [ids]}}, "size": size, "_source": False} | pit
+    kept = {name: search.body[name] for name in ("pit", "runtime_mappings") if name in search.body}
+    return {"query": {"bool": {"must": [words], "filter": [these(hits)]}}, "size": len(hits), "_source": False} | kept
 
 
-def most_hits(search: Search) -> int | None:
+def most_hits(search: Search) -> int:
     """How many hits may be asked without another answer: a compound retriever ranks only its own window."""
     retriever = search.body.get("retriever")
-    if not isinstance(retriever, dict) or set(retriever) <= {"standard", "knn", "rescorer"}:
-        return None
-    inner = next(iter(retriever.values()), None)
-    given = inner.get("rank_window_size") if isinstance(inner, dict) else None
-    return given if isinstance(given, int) and not isinstance(given, bool) else search.offset + search.size
+    found = MAX_WINDOW
+    while isinstance(retriever, dict) and len(retriever) == 1:
+        kind, inner = next(iter(retriever.items()))
+        if kind in ("standard", "knn") or not isinstance(inner, dict):
+            break
+        found = min(found, _window_size(kind, inner))
+        retriever = inner.get("retriever")
+    return found
+
+
+def _window_size(kind: str, inner: Mapping[str, Any]) -> int:
+    rescorers = inner.get("rescore")
+    given = [inner.get("rank_window_size", RANK_WINDOW)]
+    if kind == "rescorer":
+        given = [part.get("window_size") for part in _each(rescorers) if isinstance(part, dict)]
+    return min((n for n in given if isinstance(n, int) and n > 0), default=RANK_WINDOW)
+
+
+def standard_retrievers(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the body's retriever says where it is a `standard` one, of which hits come as they are."""
+    found = body.get("retriever")
+    inner = found.get("standard") if isinstance(found, dict) else None
+    return [inner] if isinstance(inner, dict) else []
+
+
+def grows_with_size(body: Mapping[str, Any]) -> bool:
+    """Does it find more the more is asked? So does `knn` that does not say how many, and what is turned into one."""
+    if any(isinstance(knn, dict) and "k" not in knn for knn in _each(body.get("knn"))):
+        return True
+    return any(_grows(body.get(name)) for name in ("query", "retriever"))
+
+
+def _grows(part: Any) -> bool:
+    if isinstance(part, list):
+        return any(map(_grows, part))
+    if not isinstance(part, dict):
+        return False
+    knn, semantic = part.get("knn"), part.get("semantic")
+    if isinstance(knn, dict) and not {"k", "num_candidates"} <= set(knn):
+        return True
+    return (isinstance(semantic, dict) and "query" in semantic) or any(map(_grows, part.values()))
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,21 +28,22 @@ from bespeak.proxy.passing import Message, Receive, Scope, Send, WhileThere, pas
 from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, both, stage
 from bespeak.proxy.recording import Recorder, impressions, query_recorded
 from bespeak.proxy.search import Found, Params, Search, read_reply, read_search
-from bespeak.proxy.upstream import Headers, Upstream
-from bespeak.records import UserKey
+from bespeak.proxy.upstream import Headers, Upstream, end_to_end
 
 MAX_BODY_BYTES = 16_000_000
 MAX_ANSWER_BYTES = 64_000_000
 MAX_OBSERVED_BYTES = 4_000_000
 """Of an answer that passes untouched, what is read to record the hits that were shown."""
+MAX_PERSONAL_PARTS = 20
+"""Of the searches of one `_msearch`, what is personalised. It also bounds the header, of which clients and balancers
+take some thousand bytes."""
 MIN_ZIPPED_BYTES = 1_400
 MAX_TITLE_CHARS = 300
 
 SEARCHES = re.compile(r"(?:/(?P<index>[^/]+))?/(?P<api>_search|_msearch|_async_search)(?P<template>/template)?/?")
 OTHER_FORMS = (b"yaml", b"cbor", b"smile", b"form-urlencoded")
-NOT_SENT = {b"host", b"content-length", b"content-encoding", b"transfer-encoding", b"accept-encoding", b"expect",
-            b"connection", b"keep-alive", b"te", b"trailer", b"upgrade"}  # fmt: skip
-NOT_RETURNED = {b"content-length", b"content-encoding", b"transfer-encoding", b"connection", b"keep-alive"}
+NOT_SENT = {b"host", b"content-length", b"content-encoding", b"accept-encoding", b"expect"}
+NOT_RETURNED = {b"content-length", b"content-encoding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Searches:
                 prepared = await self._prepare(search, identity)
                 outcome = await self._personalise(called, prepared) if isinstance(prepared, Personal) else prepared
         except Fault as fault:
-            outcome = self._left(search, identity.user, fault)
+            outcome = self._left(search, identity, fault)
         if isinstance(outcome, Answered):
             done = outcome.done
             self._record(called.at, search, identity, outcome.query, done.told, done.shown)
@@ -159,10 +160,10 @@ class Searches:
         text = search.text if search.edited and not called.rendered else None
         await self._pass(called, receive, send, declined.told, text=text, observe=observe if declined.query else None)
 
-    def _left(self, search: Search, user: UserKey | None, fault: Fault) -> Declined:
+    def _left(self, search: Search, who: Identity, fault: Fault) -> Declined:
         told = Told(rerank="failed", reason=fault.stage)
-        if user is not None:
-            self._personaliser.leave(search, user, told)
+        if who.user is not None:
+            self._personaliser.leave(search, who.user, who.session_id, told)
         return Declined(told)
 
     async def _prepare(self, search: Search, identity: Identity) -> Personal | Declined:
@@ -199,11 +200,16 @@ class Searches:
             return
         with WhileThere(receive) as there:
             there.listen_later()
-            prepared = [await self._prepare_part(part, who) for part, who in zip(parts, identities, strict=True)]
+            prepared = await self._prepare_parts(parts, identities)
             try:
-                found = await self._complete_parts(called, parts, prepared) if any_personal(prepared) else None
+                found = (
+                    await self._complete_parts(called, parts, identities, prepared) if any_personal(prepared) else None
+                )
             except Fault as fault:
-                prepared = [p if isinstance(p, Declined) else self._left(p.search, p.user, fault) for p in prepared]
+                prepared = [
+                    one if isinstance(one, Declined) else self._left(one.search, who, fault)
+                    for one, who in zip(prepared, identities, strict=True)
+                ]
                 found = None
         if found is None:
             told = [one.told for one in prepared if isinstance(one, Declined)]
@@ -215,14 +221,27 @@ class Searches:
             self._record(called.at, part.search, who, query, told_one, hits)
         await self._answer(called, send, headers, done.text, [told_one for _, told_one, _ in done.parts])
 
+    async def _prepare_parts(self, parts: Sequence[Part], identities: Sequence[Identity]) -> list[Personal | Declined]:
+        """All at once, so that together they take no longer than one may: what no model run was free for is late.
+
+        Of more searches than anybody looks at, the first are personalised.
+        """
+        some = zip(parts[:MAX_PERSONAL_PARTS], identities[:MAX_PERSONAL_PARTS], strict=True)
+        prepared = await asyncio.gather(*(self._prepare_part(part, who) for part, who in some))
+        return [*prepared, *(Declined(Told(reason="too_many_searches")) for _ in parts[MAX_PERSONAL_PARTS:])]
+
     async def _prepare_part(self, part: Part, identity: Identity) -> Personal | Declined:
         try:
             return await self._prepare(part.search, identity)
         except Fault as fault:
-            return self._left(part.search, identity.user, fault)
+            return self._left(part.search, identity, fault)
 
     async def _complete_parts(
-        self, called: Called, parts: Sequence[Part], prepared: Sequence[Personal | Declined]
+        self,
+        called: Called,
+        parts: Sequence[Part],
+        identities: Sequence[Identity],
+        prepared: Sequence[Personal | Declined],
     ) -> tuple[CompletedParts, Headers]:
         """Raises Fault."""
         text = "".join(
@@ -238,10 +257,12 @@ class Searches:
             spans, _ = splice.read_array(answer, members["responses"].start)
             if len(spans) != len(parts):
                 raise InputError("another number of answers than of searches")
-        done = []
-        for found, span, context in zip(prepared, spans, made, strict=True):
-            own = answer[span.start : span.end]
-            done.append(await self._complete_part(called, found, own, span.value, context))
+        done = await asyncio.gather(
+            *(
+                self._complete_part(called, found, who, answer[span.start : span.end], span.value, context)
+                for found, who, span, context in zip(prepared, identities, spans, made, strict=True)
+            )
+        )
         failed = [i for i, (own, _, _) in enumerate(done) if own is None]
         again = await self._ask_again(called, [parts[i] for i in failed]) if failed else []
         texts = dict(zip(failed, again, strict=True))
@@ -254,7 +275,13 @@ class Searches:
         return await self._personaliser.contextualise(found) if isinstance(found, Personal) else Context()
 
     async def _complete_part(
-        self, called: Called, found: Personal | Declined, own: str, value: Any, context: Context | BaseException
+        self,
+        called: Called,
+        found: Personal | Declined,
+        who: Identity,
+        own: str,
+        value: Any,
+        context: Context | BaseException,
     ) -> tuple[str | None, Told, tuple[Found, ...]]:
         """The answer to one search, None where it has to be asked again as it came."""
         if isinstance(found, Declined):
@@ -267,7 +294,7 @@ class Searches:
             done = await self._personaliser.complete(found, context, own, called.headers)
             return done.text, done.told, done.shown
         except Fault as fault:
-            return None, self._left(found.search, found.user, fault).told, ()
+            return None, self._left(found.search, who, fault).told, ()
 
     async def _ask_again(self, called: Called, parts: Sequence[Part]) -> list[str]:
         """The answers to searches as they came. Raises Fault."""
@@ -285,8 +312,8 @@ class Searches:
         query = urlencode(params, quote_via=quote)
         place = path + (b"?" + query.encode() if query else b"")
         body = text.encode("utf-8", "surrogatepass")
-        headers = [pair for pair in called.headers if sent(pair[0].lower())]
-        if not any(name.lower() == b"content-type" for name, _ in headers):
+        headers = [pair for pair in end_to_end(called.headers) if sent(pair[0].lower())]
+        if not called.body and not any(name.lower() == b"content-type" for name, _ in headers):
             headers.append((b"content-type", b"application/json"))
         headers.append((b"content-length", str(len(body)).encode()))
         with stage("engine"):
@@ -301,7 +328,7 @@ class Searches:
 
     async def _answer(self, called: Called, send: Send, headers: Headers, text: str, told: Sequence[Told]) -> None:
         body = text.encode("utf-8", "surrogatepass")
-        kept = [pair for pair in headers if pair[0].lower() not in NOT_RETURNED]
+        kept = [pair for pair in end_to_end(headers) if pair[0].lower() not in NOT_RETURNED]
         if len(body) >= MIN_ZIPPED_BYTES and takes_gzip(called.headers):
             body = await asyncio.to_thread(gzip.compress, body, 3)
             kept.append((b"content-encoding", b"gzip"))
@@ -325,7 +352,7 @@ class Searches:
             body = text.encode("utf-8", "surrogatepass")
             length = (b"content-length", str(len(body)).encode())
             left = [p for p in called.headers if p[0].lower() not in (b"content-length", b"content-encoding")]
-            scope = {**scope, "headers": [*left, length]}
+            scope = {**scope, "headers": [*left, length], "query_string": without_source(scope)}
         self._count(told)
         seen = Seen(send) if observe else None
         added = [header(*told)] if told else []
@@ -438,18 +465,30 @@ def read_call(scope: Scope, body: bytes) -> Called:
 
 def read_msearch(called: Called) -> list[Part]:
     """Raises InputError for what is no sequence of pairs of lines."""
-    lines = called.text.removesuffix("\n").split("\n")
+    *lines, end = called.text.split("\n")
+    if end:
+        raise InputError("the last line has no end")
+    if len(lines) % 2 and not lines.pop().strip():
+        lines = lines[:]  # an empty line at the end is none to Elasticsearch
     if len(lines) % 2:
         raise InputError("a line is missing")
     parts = []
     for head, body in zip(lines[::2], lines[1::2], strict=True):
+        if not body.strip():
+            raise InputError("a search is missing")
         head = head.strip() or "{}"
         members = {name: span.value for name, span in splice.read_object(head)[0]}
-        index = members.get("index", called.index)
-        params = tuple((name, value) for name, value in members.items() if isinstance(value, str))
-        names = ",".join(map(str, index)) if isinstance(index, list) else str(index)
-        parts.append(Part(head, read_search(names, params, body.strip())))
+        params = tuple((name, listed(value)) for name, value in members.items())
+        names = {name: value for name, value in params if name in ("index", "indices")}
+        parts.append(Part(head, read_search(next(iter(names.values()), called.index), params, body)))
     return parts
+
+
+def listed(value: Any) -> str:
+    """A member of a header line as a parameter of a URL has it."""
+    if isinstance(value, list):
+        return ",".join(map(listed, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def any_personal(prepared: Sequence[Personal | Declined]) -> bool:
@@ -468,9 +507,18 @@ def gunzip(data: bytes, limit: int) -> bytes:
         made = unpacker.decompress(data, limit)
     except zlib.error as error:
         raise InputError("the body is no gzip") from error
-    if not unpacker.eof:
-        raise InputError("the body is cut short or too long")
+    if not unpacker.eof or unpacker.unused_data:
+        raise InputError("the body is cut short or too long, or more follows it")
     return made
+
+
+def without_source(scope: Scope) -> bytes:
+    """The query of a URL without the body that it may hold: Elasticsearch refuses it beside another."""
+    given: bytes = scope.get("query_string", b"")
+    if b"source" not in given:
+        return given
+    kept = [pair for pair in given.split(b"&") if pair.split(b"=")[0] not in (b"source", b"source_content_type")]
+    return b"&".join(kept)
 
 
 def names_user(headers: Headers) -> bool:
@@ -487,8 +535,8 @@ def takes_gzip(headers: Headers) -> bool:
 
 
 def header(*told: Told) -> tuple[bytes, bytes]:
-    """One member for each search of the request, in order."""
-    return b"X-Bespeak", ", ".join(map(str, told)).encode("ascii", "replace")
+    """One member for each search of the request, in order; one for all that are too many."""
+    return b"X-Bespeak", ", ".join(map(str, told[: MAX_PERSONAL_PARTS + 1])).encode("ascii", "replace")
 
 
 def unfiltered(called: Called) -> Params:
@@ -499,7 +547,10 @@ def unfiltered(called: Called) -> Params:
 def filtered(called: Called, text: str) -> str:
     """The answer as the client's `filter_path` cuts it."""
     wanted = dict(called.params).get("filter_path")  # of several the last counts, as in Elasticsearch
-    return text if wanted is None else json.dumps(apply(json.loads(text), wanted), separators=(",", ":"))
+    if wanted is None:
+        return text
+    # A number beyond all bounds would come out as no JSON: that raises.
+    return json.dumps(apply(json.loads(text, strict=False), wanted), separators=(",", ":"), allow_nan=False)
 
 
 def shown_hits(answer: str) -> tuple[Found, ...]:
