@@ -23,6 +23,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 LISTEN_AFTER_S = 0.05
 """What is over sooner is not watched for a client that goes away: most is, and watching costs a task."""
 
+BODY_FOLLOWS = "bespeak.body_follows"
+"""In the start of an answer: all of its body is sent next, so that a server that knows this may write both at once."""
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 PRODUCT = (b"X-Elastic-Product", b"Elasticsearch")
 """On errors of ours too: official clients of some versions look for it before they look at the status, and would
@@ -73,9 +75,12 @@ async def pass_on(
 
 async def give(answer: Answer, send: Send, added: Headers = ()) -> None:
     """An answer to the client as it comes. Raises EngineUnreachable where it is cut."""
-    headers = [*end_to_end(answer.headers), *added]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     body = answer.take_whole()
+    start: Message = {"type": "http.response.start", "status": answer.status}
+    start["headers"] = [*end_to_end(answer.headers), *added]
+    if body is not None:
+        start[BODY_FOLLOWS] = True
+    await send(start)
     while body is None:
         if chunk := await answer.next_chunk():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

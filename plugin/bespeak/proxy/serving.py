@@ -23,7 +23,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.server import ServerState
 
 from bespeak.errors import EngineUnreachable
-from bespeak.proxy.passing import Message, Scope, answer_error, report
+from bespeak.proxy.passing import BODY_FOLLOWS, Message, Scope, answer_error, report
 
 KEEP_ALIVE_S = 3600
 """Elasticsearch closes no connection that rests, and its clients count on that."""
@@ -246,9 +246,12 @@ class PlainProtocol(asyncio.Protocol):
 
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange
-        task = self.loop.create_task(exchange.run())
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        exchange.task = self.loop.create_task(exchange.run())
+        self._server.tasks.add(exchange.task)
+
+    def forget(self, exchange: Exchange) -> None:
+        """Told by the task itself: a callback at its end would cost the loop another turn."""
+        self._server.tasks.discard(exchange.task)
 
     def next(self) -> None:
         """An answer is complete."""
@@ -274,6 +277,8 @@ class PlainProtocol(asyncio.Protocol):
 
 class Exchange:
     """One request and its answer."""
+
+    task: asyncio.Task[None]
 
     def __init__(self, protocol: PlainProtocol, scope: Scope, keep_alive: bool, expects: bool) -> None:
         self.keep_alive = keep_alive
@@ -320,6 +325,12 @@ class Exchange:
     # What the app does.
 
     async def run(self) -> None:
+        try:
+            await self._answer()
+        finally:
+            self._protocol.forget(self)
+
+    async def _answer(self) -> None:
         try:
             await self._protocol.app(self._scope, self.receive, self.send)
         except EngineUnreachable as error:
@@ -368,14 +379,15 @@ class Exchange:
         if not self._started:
             self._held_head = self._head(message["status"], message.get("headers", ()))
             self._started = True
-            self._protocol.loop.call_soon(self._write, b"")
+            if BODY_FOLLOWS not in message:
+                self._write(b"")
         elif message["type"] == "http.response.body" and not self._ended:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
             raise RuntimeError(f"{message['type']} is out of turn")
 
     def _write(self, data: bytes) -> None:
-        """The head goes with the first of the body where that is there at once: a write costs more than all else."""
+        """The head goes with the body where that is there at once: a write costs more than all else."""
         if self._held_head:
             head, self._held_head = self._held_head, b""
             self._transport.write(head + data)
