@@ -450,6 +450,23 @@ def test_what_is_too_long(both, index):
     both.check(Ask("GET", "/", headers=[(f"X-{n}", "y" * 50) for n in range(many)]) for many in (10, 100))
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_a_head_that_the_engine_cannot_read_harms_nobody_after(elasticsearch_url, proxy, method):
+    """The engine answers it, reads nothing more on that connection, and yet keeps it open."""
+    too_long = Ask(method, "/", b"{}" if method == "POST" else None, headers=[("X-Long", "x" * 20_000)])
+    for _ in range(3):
+        ways = [Way(url, b"") for url in (elasticsearch_url, proxy, proxy)]
+        with contextlib.ExitStack() as ending:
+            for way in ways:
+                ending.callback(way.close)
+            own, ours, others = ways
+            answer = own.ask(too_long)
+            assert answer.status == 400
+            assert ours.ask(too_long) == answer
+            assert others.ask(Ask("GET", "/")).status == 200
+            assert ours.ask(Ask("GET", "/")).status == 200
+
+
 # Searches and other bodies.
 
 

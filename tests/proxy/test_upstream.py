@@ -152,6 +152,12 @@ def test_a_connection_that_the_engine_will_close_is_not_kept():
     assert engine.connections == 3
 
 
+def test_a_connection_on_which_a_request_could_not_be_read_is_not_kept():
+    with raw_engine(OK.replace(b"200 OK", b"400 Bad Request")) as engine:
+        assert ask(Upstream([engine.url]), *[GET] * 3) == [(400, b"ok")] * 3
+    assert engine.connections == 3
+
+
 def test_a_dead_node_costs_no_request():
     with raw_engine(OK) as engine:
         found = ask(Upstream([free_url(), engine.url, free_url()]), *[("POST", b"/_bulk", b"{}")] * 6)

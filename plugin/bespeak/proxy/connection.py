@@ -18,6 +18,10 @@ READ_AHEAD_BYTES = 256 * 1024
 CONTINUE_S = 1.0
 """How long an engine may think over `Expect: 100-continue` before the body goes out all the same (RFC 9110 10.1.1)."""
 
+UNREAD = 400
+"""The status of a request that could not be read. Elasticsearch keeps such a connection open and reads nothing more of
+it: the next request on it would wait in vain. Not every 400 is one, but only a new connection is sure."""
+
 
 class Broken(Exception):
     """The connection ended, or no longer spoke HTTP, before the answer was whole."""
@@ -104,7 +108,8 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """Whether it can carry another request; where it cannot, it is dropped."""
-        if not (self.ended and self._keep_alive and self._sender is None and self._error is None and self.open):
+        sound = self.ended and self._sender is None and self._error is None and self.open
+        if not (sound and self._keep_alive and self.status != UNREAD):
             self.drop()
             return False
         if self._head_only:  # the parser still waits for the body that an answer to HEAD has not
