@@ -202,8 +202,7 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
     if grows_with_size(search.body):
         window, inside = min(window, size), not offset
     changes = {"from": str(0 if inside else offset), "size": str(max(window, offset + size) if inside else size)}
-    collapsed = [search.body, *standard_retrievers(search.body)]
-    if inside and not any(has_inner_hits(part.get("collapse")) for part in collapsed):
+    if inside and not holds_inner_hits(search.body):
         changes["seq_no_primary_term"] = "true"
     if clauses and search.mode == "recall":
         found = replace_text(queried(search), typed, clauses)
@@ -217,9 +216,13 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
     return Asked(params, splice.edit_object(search.text, 0, changes), window if inside else 0)
 
 
-def has_inner_hits(collapse: Any) -> bool:
-    """Elasticsearch would write versions into these too, where the client expects none."""
-    return isinstance(collapse, dict) and collapse.get("inner_hits") is not None
+def holds_inner_hits(part: Any) -> bool:
+    """Elasticsearch would write versions into the hits inside hits and aggregations too, where none are expected."""
+    if isinstance(part, list):
+        return any(map(holds_inner_hits, part))
+    if not isinstance(part, dict):
+        return False
+    return "inner_hits" in part or "top_hits" in part or any(map(holds_inner_hits, part.values()))
 
 
 def words_body(search: Search, typed: Typed, clauses: Sequence[Clause], hits: Sequence[Found]) -> dict[str, Any] | None:
