@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
 if TYPE_CHECKING:
     from bespeak.events import EventStore
+    from bespeak.pipeline import Parts
+    from bespeak.proxy import Proxy
+    from bespeak.rewrite import Rewriter
+
+STORE_S = 2.0
+PROBE_S = 3.0
+"""How long a node may take to say at the start what it is."""
+GRACE_S = 25
+"""How long what is in flight may take after a signal: Kubernetes kills after 30 s."""
 
 
 @click.command()
@@ -35,21 +51,20 @@ if TYPE_CHECKING:
 @click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
 @click.option("--rerank-ms", type=click.FloatRange(min=1), help="Time that reranking may take, in milliseconds.")
 @click.option("--model-runs", type=click.IntRange(1), help="Models that run at once; half of the cores if not given.")
-@click.option("--connections", default=100, show_default=True, type=click.IntRange(1), help="To each node at most.")
+@click.option("--connections", default=100, show_default=True, type=click.IntRange(1),
+              help="Requests to Elasticsearch at once; the others wait.")  # fmt: skip
 @click.option("--timeout-s", default=60.0, show_default=True, type=click.FloatRange(min=0.1),
-              help="Seconds that Elasticsearch may take to begin an answer.")  # fmt: skip
+              help="Seconds that Elasticsearch may be silent.")  # fmt: skip
 @click.pass_context
 def serve(ctx: click.Context, /, **options: Any) -> None:
     """Stand between any client and Elasticsearch, and personalise the searches that name a user.
 
-    All else passes untouched. Stop it with Ctrl-C or SIGTERM: what is in flight is finished.
+    All else passes untouched. Stop it with Ctrl-C or SIGTERM: what is in flight is finished. Twice breaks it off.
     """
     from bespeak.proxy.assembly import assemble
     from bespeak.proxy.identity import JwtKey, Share
     from bespeak.proxy.routes import check_binding, read_token
     from bespeak.proxy.upstream import Upstream
-    from bespeak_cli.parts import build_parts, open_rewriter
-    from bespeak_cli.search import read_settings
 
     token = read_token(options["token_file"]) if options["token_file"] else None
     check_binding(options["host"], token)
@@ -61,15 +76,19 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         timeout_s=options["timeout_s"],
         connections=options["connections"],
     )
-    store = open_store(ctx, options)
-    rewriter = open_rewriter(options["rewriter"], ctx.obj.cache, store)
-    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache, threads=1)
-    vectors = ctx.obj.cache / "vectors.db"
-    proxy = assemble(
-        upstream, store, parts, vectors, token=token, jwt_key=jwt_key, share=share,
-        model_runs=options["model_runs"], typed_path=options["typed"],
-    )  # fmt: skip
-    listen(proxy, options["host"], options["port"])
+    log_lines()
+    with bind(options["host"], options["port"]) as listener:
+        refuse_itself(options["upstream"], options["host"], listener.getsockname()[1])
+        store = open_store(ctx, options)
+        ctx.call_on_close(store.close)
+        parts = open_parts(ctx, options, store)
+        proxy = assemble(
+            upstream, store, parts, ctx.obj.cache / "vectors.db", token=token, jwt_key=jwt_key, share=share,
+            model_runs=options["model_runs"], typed_path=options["typed"],
+        )  # fmt: skip
+        users = f"as signed ({jwt_key.algorithm})" if jwt_key else "as each request says; --user-key wants them signed"
+        tell(ctx, options, listener.getsockname()[1], store, parts, users)
+        listen(proxy, listener)
 
 
 def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
@@ -95,28 +114,179 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     return SqliteStore(ctx.obj.data / "bespeak.db", timeout_s=STORE_S)
 
 
-STORE_S = 2.0
+def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
+    """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there."""
+    from bespeak.encode import load_encoder
+    from bespeak.pipeline import Parts
+    from bespeak_cli.parts import build_parts
+    from bespeak_cli.search import read_settings
+
+    settings, rewriter = read_settings(options), open_rewriter(ctx, options, store)
+    if options["encoder"]:
+        return Parts(settings, rewriter, load_encoder(options["encoder"], ctx.obj.cache, 1))
+    return build_parts(settings, rewriter, None, ctx.obj.cache, threads=1)
 
 
-def listen(proxy: Any, host: str, port: int) -> None:
-    """Serves until it is told to stop. Raises StoreError where the port is taken."""
-    import logging
-    import socket
+def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Rewriter:
+    """Nothing is built here: a proxy that starts again at night has no minute for it, and mostly no memory."""
+    from bespeak.errors import ModelError
+    from bespeak.rewrite import CachedRewriter, LastTurn, choose_rewriter
 
-    import uvicorn
+    try:
+        return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache), store)
+    except ModelError as error:
+        click.echo(f"Without the language model, with the words of the last turn instead: {error}", err=True)
+        return LastTurn()
 
+
+# What is said at the start.
+
+
+def tell(ctx: click.Context, options: dict[str, Any], port: int, store: EventStore, parts: Parts, users: str) -> None:
+    """What listens where and with what; the operator sees at once what was mistyped or is not up yet."""
+    host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
+    logging.disable()  # what does not answer yet is told once
+    try:
+        nodes = asyncio.run(describe_nodes(options["upstream"], options["ca_file"]))
+        profiles = describe_store(ctx, options, store)
+    finally:
+        logging.disable(logging.NOTSET)
+    lines = [
+        *nodes,
+        ("rewriter", parts.rewriter.name),
+        ("encoder", parts.encoder.name if parts.encoder else "none: hits are ordered by their words alone"),
+        ("profiles", profiles),
+        ("users", users),
+        ("share", f"{options['share']} of the users"),
+        ("/_bespeak", "for who has the token" if options["token_file"] else "for this machine alone"),
+    ]
+    click.echo(f"Bespeak is at http://{host}:{port}", err=True)
+    for name, told in lines:
+        click.echo(f"  {name:<10} {told}", err=True)
+
+
+async def describe_nodes(urls: Sequence[str], ca_file: Path | None) -> list[tuple[str, str]]:
+    told = await asyncio.gather(*(describe_node(url, ca_file) for url in urls))
+    return [("upstream", f"{url}: {what}") for url, what in zip(urls, told, strict=True)]
+
+
+async def describe_node(url: str, ca_file: Path | None) -> str:
+    """What answers there. It is asked without credentials: those are the clients'."""
+    from bespeak.errors import EngineError
+    from bespeak.proxy.upstream import Upstream
+
+    upstream = Upstream([url], ca_file=ca_file, connections=1)
+    try:
+        async with asyncio.timeout(PROBE_S):
+            answer = await upstream.send("GET", b"/", [(b"accept", b"application/json")], None)
+            text = await answer.read(100_000)
+            await answer.close()
+    except EngineError as error:
+        return f"does not answer yet ({error})"
+    except TimeoutError:
+        return f"does not answer yet (nothing within {PROBE_S:g} s)"
+    finally:
+        await upstream.close()
+    if answer.status in (401, 403):
+        return "answers, and wants credentials: each client sends its own"
+    if answer.status >= 500:
+        return f"is not ready yet (status {answer.status})"
+    return describe_answer(text)
+
+
+def describe_answer(text: bytes) -> str:
+    """
+    >>> describe_answer(b'{"cluster_name": "shop", "version": {"number": "9.1.0"}}')
+    'Elasticsearch 9.1.0, cluster shop'
+    """
+    try:
+        about = json.loads(text)
+        return f"Elasticsearch {about['version']['number']}, cluster {about['cluster_name']}"
+    except (ValueError, LookupError, TypeError):
+        return "what answers there does not look like Elasticsearch: check the URL"
+
+
+def describe_store(ctx: click.Context, options: dict[str, Any], store: EventStore) -> str:
+    """Where profiles lie; where they cannot be read searches pass as they come, and start being personal later."""
+    from datetime import UTC, datetime
+
+    from bespeak.errors import StoreError
+    from bespeak.records import UserKey
+
+    place = f"in the cluster, by {urlsplit(options['upstream'][0]).netloc}"
+    if options["profiles"] == "sqlite":
+        place = str((ctx.obj.data / "bespeak.db").resolve())
+    try:
+        store.profile(UserKey("", "nobody"), "", datetime.now(UTC))
+    except StoreError as error:
+        return f"{place}; nothing is personalised yet: {error}"
+    return place
+
+
+# Listening.
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Raises UsageError where the port is taken, or the address is not this machine's."""
     from bespeak.errors import UsageError
-    from bespeak.proxy.serving import server_config
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise UsageError(
-            f"cannot listen on {host} port {port} ({error.strerror}): choose another with --port"
+            f"cannot listen on {host} port {port} ({reason}): choose others with --host and --port"
         ) from error
-    with listener:
-        shown = f"[{host}]" if ":" in host else host
-        click.echo(f"Bespeak is at http://{shown}:{listener.getsockname()[1]}", err=True)
-        uvicorn.Server(server_config(proxy)).run([listener])
+
+
+def refuse_itself(urls: Sequence[str], host: str, port: int) -> None:
+    """A proxy in front of itself would pass each request on without end. Raises UsageError."""
+    from bespeak.errors import UsageError
+    from bespeak.proxy.routes import is_loopback
+
+    for parts in map(urlsplit, urls):
+        named = parts.hostname or ""
+        here = named == host or (is_loopback(named) and (is_loopback(host) or host in ("", "0.0.0.0", "::")))
+        if here and parts.port == port:
+            raise UsageError(f"--upstream names the proxy's own port {port}: give the URL of Elasticsearch")
+
+
+class OneLine(logging.Formatter):
+    """A line for each record. Of an exception its kind alone: its message may hold what a client sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = (record.getMessage().splitlines() or [""])[0]
+        if record.exc_info and record.exc_info[0]:
+            told = f"{told} ({record.exc_info[0].__name__})"
+        return f"{self.formatTime(record)} {record.levelname} {record.name}: {told}"
+
+
+def log_lines() -> None:
+    """Warnings to stderr. What the client of the profiles' store warns of is told by the store's own faults."""
+    shown = logging.StreamHandler()
+    shown.setFormatter(OneLine())
+    logging.basicConfig(handlers=[shown], level=logging.WARNING)
+    for name in ("elastic_transport", "elasticsearch", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def listen(proxy: Proxy, listener: socket.socket) -> None:
+    """Serves until it is told to stop."""
+    import uvicorn
+
+    from bespeak.proxy.serving import server_config
+
+    class Server(uvicorn.Server):
+        """The first signal lets what is in flight finish, the next breaks it off; events are written in both cases."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if not self.should_exit:
+                self.should_exit = True
+                return
+            for task in tuple(self.server_state.tasks):
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            for connection in tuple(self.server_state.connections):
+                connection.loop.call_soon_threadsafe(connection.transport.abort)
+
+    Server(server_config(proxy, timeout_graceful_shutdown=GRACE_S)).run([listener])
