@@ -46,6 +46,9 @@ class ScriptedRewriter:
             return Rewrite(query, query, status="full", model="scripted 1")
         return Rewrite(query, self.table[query], self.terms, "full", model="scripted 1")
 
+    def forget(self, user: UserKey) -> None:
+        pass
+
 
 class MemoryEngine:
     """Counts matching words instead of BM25; otherwise as EngineQuery says."""

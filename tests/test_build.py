@@ -8,9 +8,10 @@ from tokenizers import Tokenizer
 
 from bespeak.assets import asset_folder, verify
 from bespeak.build import MAX_TOKENS, Graph, build_rewriter, quantise_blocks
-from bespeak.decode import MAX_NEW_TOKENS, OnnxScorer
+from bespeak.decode import MAX_NEW_TOKENS
 from bespeak.errors import ModelError
 from bespeak.rewrite import MODEL, find_model
+from bespeak.scorer import OnnxScorer
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `rewriter`)")
 

@@ -46,8 +46,11 @@ class Scripted:
         self.fed: list[list[int]] = []
 
     @contextmanager
-    def begin(self, budget_ms):
+    def begin(self, budget_ms, whose=None):
         yield self._feed
+
+    def forget(self, user):
+        pass
 
     def _feed(self, token_ids, past):
         if self._late_after is not None and len(self.fed) >= self._late_after:

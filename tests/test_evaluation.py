@@ -186,6 +186,9 @@ class CountingRewriter(ScriptedRewriter):
         self.asked.append(query)
         return Rewrite(query, f"{query} more", status=self.status)
 
+    def forget(self, user):
+        pass
+
 
 def test_a_rewrite_is_kept_by_query_profile_and_version(tmp_path):
     topic, other = Topic("q1", "quiet ones", ("I sleep badly.",)), Topic("q2", "quiet ones", ("I like noise.",))

@@ -50,6 +50,9 @@ class Counting(ScriptedRewriter):
         self.asked += 1
         return Rewrite(query, f"{query} Zappa", status=self.status, model=f"scripted {self.version}")
 
+    def forget(self, user):
+        pass
+
 
 class Faulty(ScriptedRewriter):
     def __init__(self, error):
@@ -58,6 +61,9 @@ class Faulty(ScriptedRewriter):
 
     def rewrite(self, query, profile, budget_ms=None):
         raise self.error
+
+    def forget(self, user):
+        pass
 
 
 @pytest.mark.parametrize("rewriter", [Unchanged(), LastTurn(), Counting(), CachedRewriter(Counting(), Kept())])

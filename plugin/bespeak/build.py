@@ -192,9 +192,10 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.weights: dict[str, npt.NDArray[Any]] = {}
+        self._levelled: set[str] = set()
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
-        self.weights.setdefault(name, np.ascontiguousarray(values))
+        self.weights.setdefault(name, np.asarray(values, order="C"))
         return name
 
     def ints(self, *values: int) -> str:
@@ -222,20 +223,40 @@ class Graph:
         return self.micro("SkipSimplifiedLayerNormalization", inputs, outputs, epsilon=EPSILON)
 
     def matmul(self, x: str, weights: Floats, out: str) -> str:
-        """x W', W in 255 levels with one scale per output channel, x scaled to 8 bits as it comes.
+        """x W', both in 255 levels: W with one scale per output channel, x with one per token.
 
-        The levels are unsigned, with 128 for zero: processors without VNNI add pairs of products of a signed and an
+        Both are unsigned, with 128 for zero: processors without VNNI add pairs of products of a signed and an
         unsigned byte in 16 bits, and lose what does not fit.
         """
+        from onnx import TensorProto
+
         scales = np.maximum(np.abs(weights).max(axis=1), 1e-12) / np.float32(127)  # (n_out,)
         levels = (np.clip(np.rint(weights / scales[:, None]), -127, 127) + 128).astype(np.uint8)
-        inputs = [
-            x,
-            self.weight(f"{out}.levels", levels.T),
-            self.weight(f"{out}.scales", scales.astype(np.float32)),
-            self.weight(f"{out}.zeros", np.full(len(scales), 128, np.uint8)),
-        ]
-        return self.micro("DynamicQuantizeMatMul", inputs, [out])
+        zero = self.weight("zero", np.array(128, np.uint8))
+        self.weight(f"{out}.scales", scales.astype(np.float32))
+        self.add("MatMulInteger", [self.levels(x), self.weight(f"{out}.levels", levels.T), zero, zero], [f"{out}.sums"])
+        self.add("Cast", [f"{out}.sums"], [f"{out}.floats"], to=TensorProto.FLOAT)
+        self.add("Mul", [f"{out}.floats", f"{out}.scales"], [f"{out}.by_channel"])
+        return self.add("Mul", [f"{out}.by_channel", f"{x}.scales"], [out])
+
+    def levels(self, x: str) -> str:
+        """x in levels, and `x.scales`, one per token: what a token becomes does not depend on those beside it.
+
+        A scale for all (`DynamicQuantizeLinear`) would make a text come out otherwise when its beginning was kept.
+        """
+        from onnx import TensorProto
+
+        if x not in self._levelled:
+            self._levelled.add(x)
+            self.add("Abs", [x], [f"{x}.sizes"])
+            self.add("ReduceMax", [f"{x}.sizes", self.ints(-1)], [f"{x}.size"], keepdims=1)
+            self.add("Div", [f"{x}.size", self.weight("most", np.array(127, np.float32))], [f"{x}.step"])
+            self.add("Max", [f"{x}.step", self.weight("least", np.array(1e-12, np.float32))], [f"{x}.scales"])
+            self.add("Div", [x, f"{x}.scales"], [f"{x}.steps"])
+            self.add("Round", [f"{x}.steps"], [f"{x}.rounded"])
+            self.add("Add", [f"{x}.rounded", self.weight("middle", np.array(128, np.float32))], [f"{x}.shifted"])
+            self.add("Cast", [f"{x}.shifted"], [f"{x}.levels"], to=TensorProto.UINT8)
+        return f"{x}.levels"
 
 
 def quantise_blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
@@ -249,7 +270,9 @@ def quantise_blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
 
 
 def _graph(base: Base, report: Progress) -> Any:
-    """Token ids and past keys and values in; scores of the next token, and the grown keys and values, out."""
+    """Token ids and past keys and values in; the grown ones out, and scores of what follows each token from
+    `first_scored` on (counted from the end: -1 is the last).
+    """
     from onnx import TensorProto, helper
 
     graph = Graph()
@@ -261,16 +284,16 @@ def _graph(base: Base, report: Progress) -> Any:
     for layer in range(N_LAYERS):
         total, normed = _layer(graph, base, layer, total, normed)
         report(f"layer {layer + 1} of {N_LAYERS}", 0.45 + 0.4 * (layer + 1) / N_LAYERS)
-    last = graph.add("Slice", [normed, graph.ints(-1), graph.ints(2**31 - 1), graph.ints(1)], ["last"])
+    last = graph.add("Slice", [normed, "first_scored", graph.ints(2**31 - 1), graph.ints(1)], ["last"])
     graph.micro(
         "MatMulNBits", [last, "embedding.levels", "embedding.scales"], ["logits"],
         K=WIDTH, N=len(embedding), bits=8, block_size=BLOCK, accuracy_level=4,
     )  # fmt: skip
     caches = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
     value = helper.make_tensor_value_info
-    inputs = [value("input_ids", TensorProto.INT64, ["batch", "tokens"])]
+    inputs = [value("input_ids", TensorProto.INT64, ["batch", "tokens"]), value("first_scored", TensorProto.INT64, [1])]
     inputs += [value(f"past.{name}", TensorProto.FLOAT, ["batch", 1, "past", HEAD]) for name in caches]
-    outputs = [value("logits", TensorProto.FLOAT, ["batch", 1, len(embedding)])]
+    outputs = [value("logits", TensorProto.FLOAT, ["batch", "scored", len(embedding)])]
     outputs += [value(f"present.{name}", TensorProto.FLOAT, ["batch", 1, "all", HEAD]) for name in caches]
     report("writing the file", 0.88)
     return helper.make_graph(graph.nodes, MODEL, inputs, outputs, _tensors(graph.weights))

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from bespeak.deadline import Deadline, Late
+from bespeak.deadline import Late
 from bespeak.errors import ModelError
 from bespeak.grounding import Grounded, Lexicon, attribute, fold, sources, words
-from bespeak.records import Profile, Rewrite, Turn
+from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewrite import MODEL, failed, model_of
+from bespeak.scorer import Floats, Whose
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
-DECODING = 1
+DECODING = 2
 """Raised when the same model decodes otherwise, so that rewrites kept from before are not served."""
 
 N_CONTROL = 4
@@ -32,11 +29,8 @@ N_CONTROL = 4
 STATEMENT_TOKENS, HISTORY_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 220, 220, 80, 40
 ANSWER_CHARS = 400
 MAX_NEW_TOKENS = 64
-N_LAYERS, HEAD = 18, 256
 DERAILED = 8.0
 """A token inside a word is e^8 times less likely than another: the word was begun for the sake of that other one."""
-
-Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 class Feed(Protocol):
@@ -56,8 +50,15 @@ class Scorer(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def begin(self, budget_ms: float | None) -> AbstractContextManager[Feed]:
-        """A new text. It is ended `budget_ms` from now, or at the current deadline, also in the middle of a run."""
+    def begin(self, budget_ms: float | None, whose: Whose | None = None) -> AbstractContextManager[Feed]:
+        """A new text. It is ended `budget_ms` from now, or at the current deadline, also in the middle of a run.
+
+        What was read before of texts of the same user and session (`whose`) need not be read again.
+        """
+        ...
+
+    def forget(self, user: UserKey) -> None:
+        """Drops what is kept of the user's texts."""
         ...
 
 
@@ -77,7 +78,8 @@ class LanguageModel:
         tokenizer = self._scorer.tokenizer
         follow = Grounded(Lexicon(query, sources(query, profile))) if self._grounded else None
         try:
-            with self._scorer.begin(budget_ms) as feed:
+            whose = (profile.user, profile.session_id) if profile.user else None
+            with self._scorer.begin(budget_ms, whose) as feed:
                 text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
         except Late as late:
             reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
@@ -87,6 +89,9 @@ class LanguageModel:
         if [fold(word) for word in words(text)] == [fold(word) for word in words(query)]:
             text = query
         return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+
+    def forget(self, user: UserKey) -> None:
+        self._scorer.forget(user)
 
 
 def prompt(query: str, profile: Profile, tokenizer: Tokenizer) -> list[int]:
@@ -238,67 +243,3 @@ def _contains(folded: list[str], answer: list[str], at_least: int = 10) -> bool:
     """Does the whole of a long answer stand in the text?"""
     size = len(answer)
     return size >= at_least and any(folded[i : i + size] == answer for i in range(len(folded) - size + 1))
-
-
-class OnnxScorer:
-    """The built model's folder, run by onnxruntime; opened when first asked."""
-
-    def __init__(self, folder: Path, threads: int = 2) -> None:
-        self._folder, self._threads = folder, threads
-        self._opening = threading.Lock()
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        path = self._folder / "tokenizer.json"
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise ModelError(f"{path} cannot be read ({error}): run 'bespeak models build'") from error
-
-    @cached_property
-    def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-        options.log_severity_level = 4  # a run that is ended in time is no error to print
-        # The graph is written with fused operators; looking for more costs time and finds none.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self._folder / "model.onnx"
-        try:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions have no common class below this
-            raise ModelError(f"{path} cannot be loaded ({error}): run 'bespeak models build'") from error
-
-    @contextmanager
-    def begin(self, budget_ms: float | None) -> Iterator[Feed]:
-        with self._opening:
-            session = self._session
-        deadline = Deadline.after_ms(budget_ms)
-        with deadline.model_run() as run:
-            yield _OnnxFeed(session, run, deadline)
-
-
-class _OnnxFeed:
-    """What is past is held as its keys and values, so that each token is computed once."""
-
-    def __init__(self, session: Any, run: Any, deadline: Deadline) -> None:
-        self._session, self._run, self._deadline = session, run, deadline
-        names = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
-        self._names = [f"past.{name}" for name in names]
-        self._outputs = ["logits", *(f"present.{name}" for name in names)]
-        self._nothing = dict.fromkeys(self._names, np.zeros((1, 1, 0, HEAD), np.float32))
-
-    def __call__(self, token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
-        self._deadline.check()
-        try:
-            feeds = {"input_ids": np.array([token_ids], np.int64), **(past or self._nothing)}
-            scores, *present = self._session.run(self._outputs, feeds, self._run)
-        except Exception as error:  # onnxruntime's own exceptions have no common class below this
-            if self._deadline.over or self._run.terminate:
-                raise Late from error
-            raise ModelError(f"the language model failed ({error}): run 'bespeak models verify'") from error
-        return scores[0, -1], dict(zip(self._names, present, strict=True))

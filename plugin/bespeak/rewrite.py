@@ -18,7 +18,7 @@ from bespeak.records import Profile, Rewrite, Turn, UserKey
 MODEL = "gemma3-270m-rewriter"
 """Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
 
-RECIPE = 2
+RECIPE = 3
 """Raised when the same parts are built into another file."""
 
 
@@ -30,6 +30,10 @@ class Rewriter(Protocol):
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
         """What is not done within `budget_ms` comes back as the query itself, with the status `late`."""
+        ...
+
+    def forget(self, user: UserKey) -> None:
+        """Drops what is kept in memory of the user's texts."""
         ...
 
 
@@ -79,6 +83,9 @@ class Unchanged:
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:  # noqa: ARG002
         return Rewrite(query, query, status="off", model=model_of(self))
 
+    def forget(self, user: UserKey) -> None:
+        pass
+
 
 class LastTurn:
     """Adds the words of the last turn that say most: the baseline that a language model has to beat."""
@@ -93,6 +100,9 @@ class LastTurn:
         added = salient(profile.turns[-1], query, self._n_words) if profile.turns else []
         text = " ".join([query, *added])
         return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+
+    def forget(self, user: UserKey) -> None:
+        pass
 
 
 def salient(turn: Turn, query: str, n_words: int) -> list[str]:
@@ -137,6 +147,9 @@ class CachedRewriter:
             return _with_note(made, error)
         return made
 
+    def forget(self, user: UserKey) -> None:
+        self._rewriter.forget(user)
+
 
 def version_read(profile: Profile) -> str:
     """Of what a rewriter reads of a profile: a click on something else makes no rewrite stale."""
@@ -159,7 +172,8 @@ def choose_rewriter(
         case "last-turn":
             return LastTurn()
         case "model":
-            from bespeak.decode import DECODING, LanguageModel, OnnxScorer
+            from bespeak.decode import DECODING, LanguageModel
+            from bespeak.scorer import OnnxScorer
 
             folder, version = find_model(cache_dir)
             return LanguageModel(OnnxScorer(folder, threads), f"{version}.{DECODING}", grounded)

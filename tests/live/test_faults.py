@@ -64,6 +64,9 @@ class FaultyRewriter:
         self.released.wait(30)
         raise ModelError("released")
 
+    def forget(self, user):
+        pass
+
 
 def same_as_direct(ours, url, index):
     own = call(url, f"/{index}/_search", BODY)

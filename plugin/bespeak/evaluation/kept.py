@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bespeak.errors import StoreError
-from bespeak.records import Matrix, Profile, Rewrite, Term, Vector
+from bespeak.records import Matrix, Profile, Rewrite, Term, UserKey, Vector
 
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
@@ -103,6 +103,9 @@ class KeptRewriter:
         if made.status in ("full", "cached"):
             self._rewrites[key] = replace(made, status="full")
         return made
+
+    def forget(self, user: UserKey) -> None:
+        self._rewriter.forget(user)
 
     def save(self) -> None:
         rows = {key: asdict(rewrite) for key, rewrite in sorted(self._rewrites.items())}

@@ -63,7 +63,7 @@ def assemble(
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: users.value)
     searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics)
-    forgets = [chains.forget, *([lambda _: encoder.clear()] if encoder else [])]
+    forgets = [chains.forget, parts.rewriter.forget, *([lambda _: encoder.clear()] if encoder else [])]
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
         ready=lambda: missing(upstream), token=token, forgets=forgets,
