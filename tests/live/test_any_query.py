@@ -65,8 +65,8 @@ def base(elasticsearch_url):
     name = new_index_name()
     load(elasticsearch_url, f"{name}-a", 1, 0, N_DOCS)
     load(elasticsearch_url, f"{name}-b", 3, 100, 100 + N_DOCS)
-    actions = [{"add": {"index": f"{name}-*", "alias": f"{name}-all"}},
-               {"add": {"index": f"{name}-*", "alias": f"{name}-cheap", "filter": {"range": {"price": {"lt": 160}}}}}]  # fmt: skip
+    both, cheap = {"index": f"{name}-*", "alias": f"{name}-all"}, {"range": {"price": {"lt": 160}}}
+    actions = [{"add": both}, {"add": both | {"alias": f"{name}-cheap", "filter": cheap}}]
     assert call(elasticsearch_url, "/_aliases", {"actions": actions}).status == 200
     yield name
     for index in ("a", "b"):
@@ -186,7 +186,8 @@ rescores = st.sampled_from(
 retrievers = st.one_of(
     st.builds(lambda q: {"standard": {"query": q}}, leaves),
     st.builds(lambda q: {"standard": {"query": q, "filter": FILTERS[0], "min_score": 0.2}}, leaves),
-    st.builds(lambda q: {"standard": {"query": q, "collapse": {"field": "stuff", "inner_hits": {"name": "c"}}}}, leaves),
+    st.builds(lambda q: {"standard": {"query": q, "collapse": {"field": "stuff", "inner_hits": {"name": "c"}}}},
+              leaves),
     st.builds(lambda q: {"standard": {"query": q, "sort": ["price"]}}, leaves),
     st.builds(lambda q, n: {"rescorer": {"retriever": {"standard": {"query": q}}, "rescore": {
         "window_size": n, "query": {"rescore_query": {"match": {"text": "silk"}}}}}}, leaves,
@@ -206,7 +207,7 @@ bodies = st.one_of(
     st.builds(join, queries, beside, st.none(), rescores),
     st.builds(join, queries, beside, knns, st.just({})),
     st.builds(lambda q, k: {"query": {"bool": {"should": [q, {"knn": k}]}}}, queries, knns),
-    st.builds(lambda r, more: {"retriever": r} | {k: v for k, v in more.items() if k in ("aggs", "highlight", "fields")},
+    st.builds(lambda r, more: {"retriever": r, **{name: more[name] for name in ("aggs", "highlight") if name in more}},
               retrievers, beside),
 )  # fmt: skip
 places = st.sampled_from(["{}-a", "{}-b", "{}-a,{}-b", "{}-*", "{}-all", "{}-cheap", "{}-b,-{}-a"])
@@ -331,7 +332,7 @@ def test_parameters_of_the_url(elasticsearch_url, proxy, base, query):
 
 @pytest.mark.parametrize("place", ["/_all", "", "/_search", "/{}-nothing", "/{}-a,{}-nothing", "/{}-nothing*"])
 def test_places_of_all_kinds(elasticsearch_url, proxy, base, place):
-    body = {"query": {"bool": {"must": [{"match": {"text": "coat"}}],
-                               "filter": [{"terms": {"_index": [f"{base}-a", f"{base}-b"]}}]}}, "size": WINDOW}  # fmt: skip
+    ours = {"terms": {"_index": [f"{base}-a", f"{base}-b"]}}
+    body = {"query": {"bool": {"must": [{"match": {"text": "coat"}}], "filter": [ours]}}, "size": WINDOW}
     path = f"{place.replace('{}', base)}/_search"
     check(call(proxy, path, body, **AS_ADA), call(elasticsearch_url, path, body))

@@ -91,6 +91,7 @@ class Described:
 
     info: IndexInfo
     space: str
+    sourceless: bool = False  # its documents' sources are not stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,14 +234,18 @@ class Documents:
         wanted = {"bool": {"filter": [of_these, {"ids": {"values": list(liked)}}]}}
         asked = [(these(hits), 2)] * bool(hits) + [(wanted, 1)] * bool(liked)  # hits first, whatever else has such ids
         fields = {field for about in described.values() for field in about.info.fields}
-        described_all = all(about.info.fields for about in described.values())
+        source: object = sorted(fields)
+        if not all(about.info.fields for about in described.values()):
+            source = {"excludes": [VECTOR_FIELD]}
+        if any(about.sourceless for about in described.values()):
+            source = True  # no part of what is not there may be asked for
         comparable = {name for name, about in described.items() if self._compares(about.info)}
         body: dict[str, Any] = {
             "query": {"bool": {"should": [{"constant_score": {"filter": q, "boost": b}} for q, b in asked]}},
             "size": len(hits) + 2 * len(liked),
             "seq_no_primary_term": True,
             "track_total_hits": False,
-            "_source": sorted(fields) if described_all else {"excludes": [VECTOR_FIELD]},
+            "_source": source,
         }
         if comparable:
             body["fields"] = [VECTOR_FIELD]
@@ -284,10 +289,11 @@ class Documents:
         try:
             info, _ = read_mapping(name, {name: answer[name]}, 0)
             uuid = answer[name]["settings"]["index"]["uuid"]
+            sourceless = answer[name]["mappings"].get("_source", {}).get("enabled") in (False, "false")
         except (LookupError, TypeError, AttributeError):
             return Described(IndexInfo(name, (), 0, None, None), "")
         of = repr((self._encoder.name, EMBEDDED_CHARS, uuid, info.fields, self._compares(info)))
-        return Described(info, of)
+        return Described(info, of, sourceless)
 
     def _is_absent(self, whose: bytes, doc_id: str) -> bool:
         return self._clock() < self._absent.get((whose, doc_id), 0.0)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from bespeak.encode import well_formed
 from bespeak.errors import BespeakError, InputError
 from bespeak.pipeline import Context
 from bespeak.proxy import splice
@@ -468,9 +469,9 @@ def read_msearch(called: Called) -> list[Part]:
     *lines, end = called.text.split("\n")
     if end:
         raise InputError("the last line has no end")
-    if len(lines) % 2 and not lines.pop().strip():
-        lines = lines[:]  # an empty line at the end is none to Elasticsearch
-    if len(lines) % 2:
+    if len(lines) % 2 and not lines[-1].strip():
+        lines.pop()  # an empty line at the end is none to Elasticsearch
+    if len(lines) % 2 or not lines:
         raise InputError("a line is missing")
     parts = []
     for head, body in zip(lines[::2], lines[1::2], strict=True):
@@ -550,7 +551,7 @@ def filtered(called: Called, text: str) -> str:
     if wanted is None:
         return text
     # A number beyond all bounds would come out as no JSON: that raises.
-    return json.dumps(apply(json.loads(text, strict=False), wanted), separators=(",", ":"), allow_nan=False)
+    return json.dumps(apply(json.loads(text), wanted), separators=(",", ":"), allow_nan=False)
 
 
 def shown_hits(answer: str) -> tuple[Found, ...]:
@@ -564,4 +565,4 @@ def shown_hits(answer: str) -> tuple[Found, ...]:
 def title_of(source: Mapping[str, Any]) -> str:
     """What a person would call a hit: its title or name."""
     found = next((source[name] for name in ("title", "name") if isinstance(source.get(name), str)), "")
-    return str(found)[:MAX_TITLE_CHARS]
+    return well_formed(str(found)[:MAX_TITLE_CHARS])

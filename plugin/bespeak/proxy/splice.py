@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from bespeak.errors import InputError
 
 _SPACE, _SPACES = re.compile(r"[ \t\n\r]*"), frozenset(" \t\n\r")
-_DECODER = json.JSONDecoder(strict=False)  # control characters in texts, as Elasticsearch takes and repeats them
+_DECODER = json.JSONDecoder()
 
 
 class Span(NamedTuple):
