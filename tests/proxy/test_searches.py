@@ -1,0 +1,281 @@
+"""What a personal search asks of the engine, of whom, and what becomes of it where something is refused or breaks."""
+
+import contextlib
+import gzip
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import pytest
+
+from bespeak.events import new_event
+from bespeak.proxy.searches import MAX_ANSWER_BYTES, MAX_PERSONAL_PARTS
+from bespeak.records import UserKey
+from bespeak.settings import Settings
+from fakes import BagEncoder
+from personal_proxy import ADA, call, personal_proxy
+from proxy_server import connected, exchange, read_all, request, serving, split
+
+AS_ADA = {"X_Bespeak_User": "ada", "X_Bespeak_Session": "s"}
+COAT = {"query": {"match": {"text": "coat"}}}
+TEXTS = ["coat", "coat wool", "coat silk", "coat felt", "coat linen", "coat leather"]
+
+
+@dataclass
+class Engine:
+    """Answers searches with the same six hits, and notes what it was asked."""
+
+    asked: list = field(default_factory=list)
+    forbidden: set = field(default_factory=set)  # credentials that may search an alias, and nothing by its index
+    fill: int = 0  # bytes of blank beside each widened answer
+    pause_s: float = 0.0
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        headers = dict(scope["headers"])
+        self.asked.append((scope["method"], scope["path"], scope["query_string"], headers, body))
+        status, answer = self.answer(scope["path"], headers, body)
+        own = [(b"content-type", b"application/json"), (b"x-elastic-product", b"Elasticsearch")]
+        await send({"type": "http.response.start", "status": status, "headers": own})
+        if self.fill and b'"size":6' in body:
+            for _ in range(self.fill // 1_000_000 + 1):
+                await send({"type": "http.response.body", "body": b" " * 1_000_000, "more_body": True})
+        await send({"type": "http.response.body", "body": answer})
+
+    def answer(self, path, headers, body):
+        time.sleep(self.pause_s)
+        if headers.get(b"authorization") in self.forbidden and (path.startswith("/i") or b'"ids"' in body):
+            return 403, b'{"error": {}, "status": 403}'
+        if path.endswith("_msearch"):
+            parts = [self.one(json.loads(line)) for line in body.decode().splitlines()[1::2]]
+            return 200, json.dumps({"took": 1, "responses": parts}).encode()
+        if path.endswith("_search"):
+            return 200, json.dumps(self.one(json.loads(body or b"{}"))).encode()
+        mapping = {"mappings": {"properties": {"text": {"type": "text"}}}, "settings": {"index": {"uuid": "u"}}}
+        return 200, json.dumps({"i": mapping}).encode()
+
+    def one(self, asked):
+        first, size = asked.get("from", 0), asked.get("size", 10)
+        versions = {"_seq_no": 1, "_primary_term": 1} if asked.get("seq_no_primary_term") else {}
+        hits = [
+            {"_index": "i", "_id": f"d{n}", "_score": 9.0 - n / 10, "_source": {"text": text}, **versions}
+            for n, text in enumerate(TEXTS)
+        ][first : first + size]
+        hits_ = {"total": {"value": len(TEXTS), "relation": "eq"}, "max_score": 9.0, "hits": hits}
+        return {"took": 1, "timed_out": False, "hits": hits_, "status": 200}
+
+
+@contextlib.contextmanager
+def proxied(tmp_path, engine=None, window=6, **options):
+    engine = engine or Engine()
+    settings = Settings(window=window, profile_ms=5000, rerank_ms=5000)
+    with serving(engine) as url, personal_proxy(url, tmp_path / "p", settings=settings, **options) as (proxy, store):
+        yield engine, proxy, store
+
+
+def test_the_engine_hears_nothing_of_who_asks(tmp_path):
+    with proxied(tmp_path) as (engine, url, _):
+        body = COAT | {"ext": {"ubi": {"client_id": "ada", "user_query": "coat"}, "bespeak": {"explain": True}}}
+        headers = {"Authorization": "Basic eDp5", "Cookie": "c=1", "X_Opaque_Id": "o", "X_Bespeak_Session": "s"}
+        assert call(url, "/alias/_search?expand_wildcards=open", body, **headers).told["rerank"] == "full"
+        assert len(engine.asked) >= 3
+        for method, path, query, given, sent in engine.asked:
+            assert b"ada" not in sent + query
+            assert b"ubi" not in sent
+            assert not any(name.startswith(b"x-bespeak") for name in given)
+            assert given[b"authorization"] == b"Basic eDp5"
+            assert given[b"cookie"] == b"c=1"
+            if method == "POST":  # where the client's search went, an alias and its filter hold for ours
+                assert path == "/alias/_search"
+                assert b"expand_wildcards=open" in query
+
+
+def test_what_one_client_may_not_ask_costs_the_others_nothing(tmp_path):
+    engine = Engine(forbidden={b"Basic bad"})
+    with proxied(tmp_path, engine) as (_, url, _):
+        for _ in range(8):
+            ours = call(url, "/alias/_search", COAT, Authorization="Basic bad", **AS_ADA)
+            assert (ours.status, ours.told["rerank"], ours.told["reason"]) == (200, "failed", "embed_refused")
+            assert ours.ids == [f"d{n}" for n in range(6)]
+        assert call(url, "/alias/_search", COAT, Authorization="Basic good", **AS_ADA).told["rerank"] == "full"
+
+
+def test_what_is_kept_is_asked_for_once(tmp_path):
+    with proxied(tmp_path) as (engine, url, _):
+        for _ in range(2):
+            call(url, "/alias/_search", {"query": {"match": {"text": "hat"}}}, **AS_ADA)
+        by_id = [asked for asked in engine.asked if b'"ids"' in asked[-1]]
+        assert len(by_id) == 1
+
+
+def test_nothing_is_recorded_of_who_refused_on_any_page(tmp_path):
+    with proxied(tmp_path) as (_, url, store):
+        before = len(list(store.export(ADA)))
+        store.set_consent(ADA, False)
+        for offset in (0, 2, 4):
+            page = call(url, "/i/_search", COAT | {"from": offset, "size": 2}, **AS_ADA)
+            assert page.told["reason"] == "refused"
+    assert len(list(store.export(ADA))) == before
+
+
+def test_of_many_searches_the_first_are_personal(tmp_path):
+    n = MAX_PERSONAL_PARTS + 15
+    lines = "".join(f"{{}}\n{json.dumps({'query': {'match': {'text': f'coat {n}'}}})}\n" for n in range(n)).encode()
+    with proxied(tmp_path) as (_, url, _):
+        ours = call(url, "/i/_msearch", lines, Content_Type="application/x-ndjson", **AS_ADA)
+    told = ours.headers["X-Bespeak"].split(", ")
+    assert len(ours.json["responses"]) == n
+    assert ["rerank=full" in one for one in told] == [True] * MAX_PERSONAL_PARTS + [False]
+    assert told[-1].endswith("reason=too_many_searches")
+    plain = [hit["_id"] for hit in ours.json["responses"][-1]["hits"]["hits"]]
+    assert plain == [f"d{n}" for n in range(6)]
+    assert [hit["_id"] for hit in ours.json["responses"][0]["hits"]["hits"]] != plain
+
+
+def test_searches_of_one_request_wait_together(tmp_path):
+    """Each may take its whole budget, but not one after the other."""
+
+    class Slow:
+        name, version = "slow", "1"
+
+        def rewrite(self, query, profile, budget_ms=None):
+            time.sleep(min(budget_ms or 9000, 9000) / 1000)
+            raise TimeoutError
+
+        def forget(self, user):
+            pass
+
+    lines = "".join(f"{{}}\n{json.dumps({'query': {'match': {'text': f'coat {n}'}}})}\n" for n in range(12)).encode()
+    settings = Settings(window=6, rewrite_ms=300, profile_ms=5000, rerank_ms=5000)
+    with serving(Engine()) as engine, personal_proxy(engine, tmp_path / "p", rewriter=Slow(), settings=settings,
+                                                     model_runs=1) as (url, _):  # fmt: skip
+        ours = call(url, "/i/_msearch", lines, Content_Type="application/x-ndjson", **AS_ADA)
+        statuses = [one.split(";")[0] for one in ours.headers["X-Bespeak"].split(", ")]
+    # One could run in the budget that all share; the others found no free run in it.
+    assert statuses.count("rewrite=late") >= 11
+
+
+def test_a_body_in_the_url_goes_on_without_what_is_for_bespeak(tmp_path):
+    body = quote(json.dumps(COAT | {"sort": ["n"], "ext": {"ubi": {"client_id": "ada"}}}))
+    with proxied(tmp_path) as (engine, url, _):
+        ours = call(url, f"/i/_search?source={body}&pretty&source_content_type=application/json")
+        assert ours.told["reason"] == "sort"
+        _, _, query, _, sent = engine.asked[-1]
+    assert query == b"pretty"
+    assert json.loads(sent) == COAT | {"sort": ["n"]}
+
+
+@pytest.mark.parametrize("body", [gzip.compress(b"{}") + gzip.compress(b" "), b"\x1f\x8b broken", bytes(10)])
+def test_a_packed_body_that_is_not_read_passes_as_it_came(tmp_path, body):
+    with proxied(tmp_path) as (engine, url, _):
+        with contextlib.suppress(Exception):  # the engine of this test cannot read it either
+            call(url, "/i/_search", body, Content_Encoding="gzip", **AS_ADA)
+        assert engine.asked[-1][-1] == body
+        assert engine.asked[-1][3][b"content-encoding"] == b"gzip"
+
+
+def test_a_body_without_a_type_is_the_engines_to_refuse(tmp_path):
+    body = json.dumps(COAT).encode()
+    with proxied(tmp_path) as (engine, url, _):
+        exchange(url, request(b"/i/_search", b"POST", [b"X-Bespeak-User: ada", b"X-Bespeak-Session: s"], body))
+        assert all(b"content-type" not in asked[3] for asked in engine.asked if b"match" in asked[-1][:12])
+
+
+def test_a_client_that_waits_to_be_asked_for_the_body(tmp_path):
+    body = json.dumps(COAT).encode()
+    headers = [b"Content-Type: application/json", b"X-Bespeak-User: ada", b"X-Bespeak-Session: s",
+               b"Expect: 100-continue"]  # fmt: skip
+    whole = request(b"/i/_search", b"POST", headers, body)
+    head, _, _ = whole.partition(b"\r\n\r\n")
+    with proxied(tmp_path) as (_, url, _), connected(url) as client:
+        client.sendall(head + b"\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 100")
+        client.sendall(body)
+        status, told, answer = split(read_all(client))
+    assert status.startswith(b"HTTP/1.1 200")
+    assert any(line.startswith(b"X-Bespeak: ") and b"rerank=full" in line for line in told)
+    assert len(json.loads(answer)["hits"]["hits"]) == 6
+
+
+def test_an_answer_that_is_too_long_to_read_is_the_clients_own(tmp_path):
+    with proxied(tmp_path, Engine(fill=MAX_ANSWER_BYTES)) as (_, url, _):
+        ours = call(url, "/i/_search", COAT | {"size": 3}, **AS_ADA)
+        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", "engine")
+        assert ours.ids == ["d0", "d1", "d2"]
+        assert call(url, "/_bespeak/health/live").status == 200
+
+
+def test_a_client_that_goes_away_is_no_fault(tmp_path, caplog):
+    class Slow(BagEncoder):
+        def encode(self, texts, kind="document"):
+            time.sleep(0.4 if kind == "query" else 0)
+            return super().encode(texts, kind)
+
+    body = json.dumps(COAT).encode()
+    headers = [b"Content-Type: application/json", b"X-Bespeak-User: ada", b"X-Bespeak-Session: s"]
+    with proxied(tmp_path, encoder=Slow()) as (_, url, _), caplog.at_level(logging.WARNING):
+        for n in range(7):
+            with connected(url) as client:
+                client.sendall(request(b"/i/_search?n=%d" % n, b"POST", headers, body))
+                time.sleep(0.15)
+        assert not caplog.records
+        time.sleep(0.5)
+        assert call(url, "/i/_search", COAT, **AS_ADA).told["rerank"] == "full"
+        assert 'stage="rerank"} 0.0' in call(url, "/_bespeak/metrics").body.decode()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("query_id", ["a\r\nX-Evil: 1", "a; rerank=full", "ä", "x" * 101, "", 7, None, ["q"]])
+def test_no_id_of_a_clients_writes_a_header(tmp_path, query_id):
+    body = COAT | {"ext": {"ubi": {"client_id": "ada", "query_id": query_id}}}
+    with proxied(tmp_path) as (_, url, _):
+        ours = call(url, "/i/_search", body, X_Bespeak_Session="s")
+    assert "X-Evil" not in ours.headers
+    assert len(ours.told["query_id"]) == 32
+    assert ours.told["rerank"] == "full"
+
+
+# What an explanation says.
+
+BEA = UserKey("", "bea")
+LIKED = [("d2", "silk", 40), ("d3", "felt", 3), ("d4", "linen", 20)]
+
+
+def explained(tmp_path, left_out, name):
+    """Of each hit what is told, for a user who liked all but one of these."""
+    with proxied(tmp_path / name) as (_, url, store):
+        events = [
+            new_event(BEA, "purchase", datetime(2026, 1, 1 + days % 28, tzinfo=UTC), doc_id=doc_id, title=title)
+            for doc_id, title, days in LIKED
+        ]
+        store.add([event for event in events if event.doc_id != left_out])
+        body = COAT | {"ext": {"bespeak": {"explain": True}}}
+        ours = call(url, "/i/_search", body, X_Bespeak_User="bea", X_Bespeak_Session="s")
+        assert ours.told["rerank"] == "full"
+        return {hit["_id"]: hit for hit in ours.json["bespeak"]["hits"]}, {e.doc_id: e.event_id for e in events}
+
+
+def test_an_explanation_is_true_to_the_computation(tmp_path):
+    for name in ("all", "d2", "d3", "d4"):
+        (tmp_path / name).mkdir()
+    told, event_ids = explained(tmp_path, "", "all")
+    weights = Settings().weights.as_tuple()
+    for hit in told.values():
+        scores = [hit["scores"][name] for name in ("lexical", "embedding", "user")]
+        mixed = sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)
+        assert hit["score"] == pytest.approx(mixed, abs=1e-5)
+        assert hit["because"] == sorted(hit["because"], key=lambda because: -because["share"])
+    for doc_id, event_id in event_ids.items():
+        without, _ = explained(tmp_path, doc_id, doc_id)
+        shares = {because["event_id"]: because["share"] for because in told[doc_id]["because"]}
+        assert shares[event_id] > 0
+        assert without[doc_id]["score"] < told[doc_id]["score"]
+        assert event_id not in {because["event_id"] for hit in without.values() for because in hit["because"]}
