@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import click
 
 if TYPE_CHECKING:
+    from bespeak.encode import Encoder
     from bespeak.events import EventStore
     from bespeak.pipeline import Parts
     from bespeak.proxy import Proxy
@@ -153,8 +154,8 @@ def tell(ctx: click.Context, options: dict[str, Any], port: int, store: EventSto
         logging.disable(logging.NOTSET)
     lines = [
         *nodes,
-        ("rewriter", parts.rewriter.name),
-        ("encoder", parts.encoder.name if parts.encoder else "none: hits are ordered by their words alone"),
+        ("rewriter", describe_rewriter(parts.rewriter)),
+        ("encoder", describe_encoder(parts.encoder)),
         ("profiles", profiles),
         ("users", users),
         ("share", f"{options['share']} of the users"),
@@ -204,6 +205,27 @@ def describe_answer(text: bytes) -> str:
         return f"Elasticsearch {about['version']['number']}, cluster {about['cluster_name']}"
     except (ValueError, LookupError, TypeError):
         return "what answers there does not look like Elasticsearch: check the URL"
+
+
+def describe_rewriter(rewriter: Rewriter) -> str:
+    """Tried once: the first search then waits for no model to be read, and one that fails is seen at the start."""
+    from bespeak.records import Profile, Turn
+
+    made = rewriter.rewrite("How do I close it?", Profile(turns=(Turn("How do I open a file?", "", ""),)))
+    return rewriter.name if made.status != "failed" else f"{rewriter.name}, which fails: {made.reason}"
+
+
+def describe_encoder(encoder: Encoder | None) -> str:
+    """Tried once, as the rewriter is."""
+    from bespeak.errors import ModelError
+
+    if encoder is None:
+        return "none: hits are ordered by their words alone"
+    try:
+        encoder.encode(["How do I close it?"], kind="query")
+    except ModelError as error:
+        return f"{encoder.name}, which fails: {error}"
+    return encoder.name
 
 
 def describe_store(ctx: click.Context, options: dict[str, Any], store: EventStore) -> str:
