@@ -119,7 +119,8 @@ class Bounds:
             self._running.add(deadline)
         try:
             with deadline.held():
-                deadline.check()
+                if deadline.over:
+                    raise Busy("no model run could begin in time")
                 result = function(deadline)
         except StopIteration as error:  # no coroutine can raise it
             self._end(deadline)

@@ -205,7 +205,10 @@ class Personaliser:
             "encode",
             self._reranking,
             lambda: self._encodings.run(
-                lambda _: contextualise(personal.chain.rewrite, personal.profile, encoder, settings),
+                in_time(
+                    lambda _: contextualise(personal.chain.rewrite, personal.profile, encoder, settings),
+                    settings.rerank_ms,
+                ),
                 settings.rerank_ms,
             ),
         )
@@ -310,7 +313,8 @@ class Personaliser:
             return Rewrite(query, query, status="off", reason="resting")
         try:
             made = await self._rewrites.run(
-                lambda within: rewrite_query(query, profile, rewriter, within.left_s * 1000), budget_ms
+                in_time(lambda within: rewrite_query(query, profile, rewriter, within.left_s * 1000), budget_ms),
+                budget_ms,
             )
         except Busy as error:
             return Rewrite(query, query, status="late", reason=str(error))
@@ -378,6 +382,17 @@ async def score_words(
         return [0.0] * len(hits)
     found = {(hit["_index"], hit["_id"]): float(hit["_score"]) for hit in await asker.search(upstream, body, deadline)}
     return [found.get((hit.index, hit.doc_id), 0.0) for hit in hits]
+
+
+def in_time(function: Callable[[Deadline], T], budget_ms: float) -> Callable[[Deadline], T]:
+    """A run that waited so long for others that it would only be late is not begun, and is no fault of the stage."""
+
+    def begin(within: Deadline) -> T:
+        if within.left_s * 1000 < budget_ms / 4:
+            raise Busy("no model run was free in time")
+        return function(within)
+
+    return begin
 
 
 async def no_vectors(hits: Sequence[Found]) -> Embedded:
