@@ -314,7 +314,13 @@ PARAMETERS = list(
         ["q=coat&terminate_after=1000", "q=coat&timeout=5s", "q=coat&suggest_field=text"],
         ["q=coat&ignore_unavailable=true&expand_wildcards=all", "q=coat&allow_no_indices=false", "q=coat&format=json"],
         ["q=coat&nonsense=1", "q=coat&size=1_0", "q=coat&from=-1", "q=coat&size=&from=2", "q=coat&routing=7"],
-        ["q=coat&request_cache=true", "q=coat&from=2&from=0", "q=coat&min_score=1", "q=coat&analyzer=standard"],
+        [
+            "q=coat&request_cache=true",
+            "q=coat&from=2&from=0",
+            "q=coat;size=20",
+            "q=coat&min_score=1",
+            "q=coat&analyzer=standard",
+        ],
     )
 )
 
@@ -330,9 +336,11 @@ def test_parameters_of_the_url(elasticsearch_url, proxy, base, query):
         check(ours, own)
 
 
-@pytest.mark.parametrize("place", ["/_all", "", "/_search", "/{}-nothing", "/{}-a,{}-nothing", "/{}-nothing*"])
+@pytest.mark.parametrize(
+    "place", ["/_all", "", "/_search", "/{}-nothing", "/{}-a,{}-nothing", "/{}-nothing*", "/<{}-{{now%2Fd}}>,{}-a"]
+)
 def test_places_of_all_kinds(elasticsearch_url, proxy, base, place):
     ours = {"terms": {"_index": [f"{base}-a", f"{base}-b"]}}
     body = {"query": {"bool": {"must": [{"match": {"text": "coat"}}], "filter": [ours]}}, "size": WINDOW}
-    path = f"{place.replace('{}', base)}/_search"
+    path = f"{place.replace('{}', base)}/_search?ignore_unavailable={json.dumps('<' in place)}"
     check(call(proxy, path, body, **AS_ADA), call(elasticsearch_url, path, body))

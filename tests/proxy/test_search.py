@@ -317,6 +317,7 @@ def test_the_body_in_a_url_is_left_out_beside_another():
     query = b"a=1&source=%7B%7D&source_content_type=application/json&sources=2"
     assert without_source({"query_string": query}) == b"a=1&sources=2"
     assert without_source({"query_string": b"a=%2F"}) == b"a=%2F"
+    assert without_source({"query_string": b"source=1;b=2"}) == b"b=2"
 
 
 def test_a_filtered_answer_is_json():
@@ -334,7 +335,7 @@ def test_a_filtered_answer_is_json():
         ("HEAD", "/_search", False), ("OPTIONS", "/i/_search", False), ("PUT", "/i/_search", False),
         ("POST", "/_search/scroll", False), ("GET", "/_async_search/abc", False), ("POST", "/i/_doc/_search", False),
         ("DELETE", "/_search", False), ("GET", "/_search/template/x", False), ("POST", "/i/_searchx", False),
-        ("GET", "/i/_search\n", False),
+        ("GET", "/i/_search\n", False), ("GET", "/<i-{now/d}>,<j-{now/M}>/_search", True), ("GET", "/</_search", False),
     ],
 )  # fmt: skip
 def test_which_requests_are_searches(method, path, concerned):
@@ -342,7 +343,8 @@ def test_which_requests_are_searches(method, path, concerned):
 
 
 def test_a_call_holds_what_came():
-    found = called('{"size": 1}', "/a%2Cb/_search", b"pretty&x=%20")
+    found = called('{"size": 1}', "/a,<b-{now/d}>/_search", b"pretty&x=%20;y=1")
     assert isinstance(found, Called)
-    assert found.params == (("pretty", ""), ("x", " "))
+    assert found.index == "a,<b-{now/d}>"
+    assert found.params == (("pretty", ""), ("x", " "), ("y", "1"))
     assert found.text == '{"size": 1}'

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from bespeak.encode import well_formed
 from bespeak.errors import BespeakError, InputError
@@ -41,7 +41,10 @@ take some thousand bytes."""
 MIN_ZIPPED_BYTES = 1_400
 MAX_TITLE_CHARS = 300
 
-SEARCHES = re.compile(r"(?:/(?P<index>[^/]+))?/(?P<api>_search|_msearch|_async_search)(?P<template>/template)?/?")
+# A name between < and > is reckoned from a date, and may hold a slash.
+SEARCHES = re.compile(
+    r"(?:/(?P<index>(?:<[^>]*>|[^/<])+))?/(?P<api>_search|_msearch|_async_search)(?P<template>/template)?/?"
+)
 OTHER_FORMS = (b"yaml", b"cbor", b"smile", b"form-urlencoded")
 NOT_SENT = {b"host", b"content-length", b"content-encoding", b"accept-encoding", b"expect"}
 NOT_RETURNED = {b"content-length", b"content-encoding"}
@@ -459,9 +462,10 @@ def read_call(scope: Scope, body: bytes) -> Called:
     if any(kind in given.get(name, b"").lower() for name in (b"content-type", b"accept") for kind in OTHER_FORMS):
         raise InputError("the request is not in JSON")
     text = (gunzip(body, MAX_BODY_BYTES) if coding == b"gzip" else body).decode("utf-8")
-    params = tuple(parse_qsl(scope.get("query_string", b"").decode("ascii", "replace"), keep_blank_values=True))
+    query = scope.get("query_string", b"").decode("ascii", "replace").replace(";", "&")  # Elasticsearch takes either
+    params = tuple(parse_qsl(query, keep_blank_values=True))
     api = found["api"] + (found["template"] or "").replace("/", "_")
-    return Called(scope, headers, api, unquote(found["index"] or ""), params, body, text, datetime.now(UTC))
+    return Called(scope, headers, api, found["index"] or "", params, body, text, datetime.now(UTC))
 
 
 def read_msearch(called: Called) -> list[Part]:
@@ -518,7 +522,11 @@ def without_source(scope: Scope) -> bytes:
     given: bytes = scope.get("query_string", b"")
     if b"source" not in given:
         return given
-    kept = [pair for pair in given.split(b"&") if pair.split(b"=")[0] not in (b"source", b"source_content_type")]
+    kept = [
+        pair
+        for pair in given.replace(b";", b"&").split(b"&")
+        if pair.split(b"=")[0] not in (b"source", b"source_content_type")
+    ]
     return b"&".join(kept)
 
 
