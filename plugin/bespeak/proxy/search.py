@@ -313,16 +313,17 @@ class Reply:
     hits: tuple[Found, ...]
 
 
+IN_ANSWER = {"hits": splice.members({"hits": splice.elements})}
+
+
 def read_reply(text: str) -> Reply:
     """Raises InputError for what is no answer to a search whose hits have scores and ids."""
-    outer = dict(splice.read_object(text)[0])
-    if "hits" not in outer:
-        raise InputError("the engine's answer holds no hits")
-    inner = dict(splice.read_object(text, outer["hits"].start)[0])
+    outer = dict(splice.read_object(text, 0, IN_ANSWER)[0])
+    inner = outer["hits"].value if "hits" in outer else {}
     if "hits" not in inner:
         raise InputError("the engine's answer holds no list of hits")
-    spans, end = splice.read_array(text, inner["hits"].start)
-    return Reply(text, inner["hits"].start, end, tuple(_found(span) for span in spans))
+    found = inner["hits"]
+    return Reply(text, found.start, found.end, tuple(_found(span) for span in found.value))
 
 
 def _found(span: splice.Span) -> Found:

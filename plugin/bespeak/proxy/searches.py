@@ -257,8 +257,7 @@ class Searches:
         if status != 200:
             raise Fault("engine_status")
         with stage("engine_answer"):
-            members = dict(splice.read_object(answer)[0])
-            spans, _ = splice.read_array(answer, members["responses"].start)
+            spans = dict(splice.read_object(answer, 0, {"responses": splice.elements})[0])["responses"].value
             if len(spans) != len(parts):
                 raise InputError("another number of answers than of searches")
         done = await asyncio.gather(

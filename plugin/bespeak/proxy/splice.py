@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 from bespeak.errors import InputError
 
@@ -31,43 +32,67 @@ def read_value(text: str, at: int = 0) -> Span:
     return Span(start, end, value)
 
 
-def read_object(text: str, at: int = 0) -> tuple[list[tuple[str, Span]], int]:
-    """The members of the object at `at`, and where it ends. Raises InputError, also where a name stands twice."""
-    spans, at = _open(text, at, "{", "}")
-    members: list[tuple[str, Span]] = []
-    while not spans:
+Reader: TypeAlias = Callable[[str, int], Span]
+
+
+def read_object(
+    text: str, at: int = 0, readers: Mapping[str, Reader] = MappingProxyType({})
+) -> tuple[list[tuple[str, Span]], int]:
+    """The members of the object at `at`, and where it ends. Raises InputError, also where a name stands twice.
+
+    `readers`: for members that are taken apart in turn, so that each part is read once.
+    """
+    done, at = _open(text, at, "{", "}")
+    found: list[tuple[str, Span]] = []
+    while not done:
         name = read_value(text, at)
         at = _skip(text, name.end)
         if not isinstance(name.value, str) or text[at : at + 1] != ":":
             raise InputError(f"no member of an object at character {name.start + 1}")
-        member = read_value(text, at + 1)
-        members.append((name.value, member))
-        spans, at = _next(text, member.end, "}")
-    if len({name for name, _ in members}) != len(members):
+        member = readers.get(name.value, read_value)(text, at + 1)
+        found.append((name.value, member))
+        done, at = _next(text, member.end, "}")
+    if len({name for name, _ in found}) != len(found):
         raise InputError("a name stands twice in one object")
-    return members, at
+    return found, at
 
 
 def read_array(text: str, at: int = 0) -> tuple[list[Span], int]:
     """The elements of the array at `at`, and where it ends. Raises InputError."""
     done, at = _open(text, at, "[", "]")
-    elements: list[Span] = []
+    found: list[Span] = []
     while not done:
-        elements.append(read_value(text, at))
-        done, at = _next(text, elements[-1].end, "]")
-    return elements, at
+        found.append(read_value(text, at))
+        done, at = _next(text, found[-1].end, "]")
+    return found, at
+
+
+def elements(text: str, at: int) -> Span:
+    """A reader for an array: its value is the list of its elements' spans."""
+    found, end = read_array(text, at)
+    return Span(_skip(text, at), end, found)
+
+
+def members(readers: Mapping[str, Reader]) -> Reader:
+    """A reader for an object: its value holds its members' spans by name."""
+
+    def read(text: str, at: int) -> Span:
+        found, end = read_object(text, at, readers)
+        return Span(_skip(text, at), end, dict(found))
+
+    return read
 
 
 def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
     """The object at `at` with members set to the JSON of `changes` (in place, or at the end) and others removed."""
-    members, _ = read_object(text, at)
+    there, _ = read_object(text, at)
     kept = [
         f"{json.dumps(name)}:{changes.get(name, text[span.start : span.end])}"
-        for name, span in members
+        for name, span in there
         if name not in removed
     ]
-    there = {name for name, _ in members if name not in removed}
-    added = [f"{json.dumps(name)}:{value}" for name, value in changes.items() if name not in there]
+    names = {name for name, _ in there if name not in removed}
+    added = [f"{json.dumps(name)}:{value}" for name, value in changes.items() if name not in names]
     return "{" + ",".join(kept + added) + "}"
 
 
