@@ -90,6 +90,15 @@ def load_events(url, **headers):
     assert taken.json == {"taken": 2, "rejected": []}
 
 
+def ask(url, path, body, **headers):
+    """A search, asked again where a busy machine had no time for it: budgets are not what is tested here."""
+    for _ in range(20):
+        answer = call(url, path, body, **headers)
+        if not answer.told.get("reason", "").endswith(("_late", "_busy")):
+            break
+    return answer
+
+
 @pytest.fixture
 def index(elasticsearch_url):
     name = new_index_name()
@@ -187,7 +196,7 @@ def test_a_damaged_store_and_a_missing_model_leave_the_engines_answers(tmp_path)
     with raw_engine(ANSWER) as engine, served(tmp_path, "--upstream", engine.url, "--rewriter", "model") as proxy:
         assert "Without the language model, with the words of the last turn instead" in proxy.said
         assert "bespeak.db; nothing is personalised yet:" in proxy.said
-        answer = call(proxy.url, "/things/_search", {"query": {"match": {"text": "coat"}}}, **ADA)
+        answer = ask(proxy.url, "/things/_search", {"query": {"match": {"text": "coat"}}}, **ADA)
         assert answer.body == BODY
         assert answer.headers["X-Bespeak"] == "rewrite=off; rerank=failed; reason=profile"
         assert "personalising failed at profile" in proxy.end()
@@ -328,12 +337,12 @@ def test_a_node_with_tls_is_believed_by_its_authority_alone(tmp_path):
 def test_a_search_is_personal_and_kept_over_an_end(tmp_path, elasticsearch_url, index):
     coat = {"query": {"match": {"text": "coat"}}, "size": 30}
     with served(tmp_path, "--upstream", elasticsearch_url, "--rerank-ms", "20000") as proxy:
-        first = call(proxy.url, f"/{index}/_search", coat, **ADA)
+        first = ask(proxy.url, f"/{index}/_search", coat, **ADA)
         own = call(elasticsearch_url, f"/{index}/_search", coat)
         assert first.told["reason"] == "stranger"
         assert first.same() == own.same()
         load_events(proxy.url)
-        second = call(proxy.url, f"/{index}/_search", coat, **ADA)
+        second = ask(proxy.url, f"/{index}/_search", coat, **ADA)
         assert (second.told["rewrite"], second.told["rerank"]) == ("full", "full")
         assert sorted(second.ids) != second.ids != own.ids
         assert second.json["hits"]["total"] == own.json["hits"]["total"]
@@ -342,9 +351,9 @@ def test_a_search_is_personal_and_kept_over_an_end(tmp_path, elasticsearch_url, 
         known = call(proxy.url, "/_bespeak/profile/ada").body.decode()
         assert all(reply.told["query_id"] in known for reply in (first, second))
         assert known.count('"impression"') == len(first.ids) + len(second.ids)
-        assert call(proxy.url, f"/{index}/_search", coat, **ADA).told["reason"] == "control"
+        assert ask(proxy.url, f"/{index}/_search", coat, **ADA).told["reason"] == "control"
         assert call(proxy.url, "/_bespeak/share", b"100%", "PUT").json == {"share": 1.0}
-        assert "reason" not in call(proxy.url, f"/{index}/_search", coat, **ADA).told
+        assert "reason" not in ask(proxy.url, f"/{index}/_search", coat, **ADA).told
 
 
 @pytest.mark.elasticsearch
@@ -358,12 +367,12 @@ def test_users_are_believed_as_signed_and_routes_opened_by_the_token(tmp_path, e
         assert "as signed (HS256)" in proxy.said
         assert call(url, "/_bespeak/share").status == 401
         load_events(url, Authorization=f"Bearer {'t' * 40}")
-        assert call(url, f"/{index}/_search", coat, **ADA).told["reason"] == "unsigned"
+        assert ask(url, f"/{index}/_search", coat, **ADA).told["reason"] == "unsigned"
         end = int(time.time()) + 600
         signed = jwt.encode({"sub": "ada", "exp": end}, "k" * 40, "HS256")
         forged = jwt.encode({"sub": "ada", "exp": end}, "f" * 40, "HS256")
-        assert call(url, f"/{index}/_search", coat, X_Bespeak_User=forged).told["reason"] == "bad_token"
-        answer = call(url, f"/{index}/_search", coat, X_Bespeak_User=signed, X_Bespeak_Session="s")
+        assert ask(url, f"/{index}/_search", coat, X_Bespeak_User=forged).told["reason"] == "bad_token"
+        answer = ask(url, f"/{index}/_search", coat, X_Bespeak_User=signed, X_Bespeak_Session="s")
         assert answer.told["rewrite"] == "full"
 
 
@@ -380,9 +389,9 @@ def test_two_proxies_share_profiles_in_the_cluster(tmp_path, elasticsearch_url, 
             now = dt.datetime.now(dt.UTC).isoformat()
             events = [{**event, "user_id": user, "timestamp": now} for event in ASKED]
             assert call(one.url, "/_bespeak/events", events).json["taken"] == 2
-            assert call(other.url, f"/{index}/_search", coat, **who).told["rewrite"] == "full"
+            assert ask(other.url, f"/{index}/_search", coat, **who).told["rewrite"] == "full"
             assert call(other.url, f"/_bespeak/profile/{user}", method="DELETE").status == 200
-            assert call(one.url, f"/{index}/_search", coat, **who).told["reason"] == "stranger"
+            assert ask(one.url, f"/{index}/_search", coat, **who).told["reason"] == "stranger"
             assert not (tmp_path / "a" / "data").exists()
             one.end()
             other.end()
