@@ -164,7 +164,7 @@ beside = st.fixed_dictionaries(
         "docvalue_fields": st.just(["price", "stuff"]),
         "_source": st.sampled_from([False, ["title"], {"excludes": ["vec"]}]),
         "track_total_hits": st.sampled_from([True, False, 5, 1000]),
-        "terminate_after": st.sampled_from([1000]),
+        "terminate_after": st.sampled_from([5, 1000]),
         "timeout": st.just("10s"),
         "version": st.just(True),
         "seq_no_primary_term": st.booleans(),
@@ -263,12 +263,13 @@ def test_a_page_is_of_the_window(elasticsearch_url, proxy, base, body, place, si
         assert ours.same() == own.same()
         return
     assert around_hits(ours.json) == around_hits(own.json)
-    wider = call(elasticsearch_url, path, body | {"size": WINDOW})
-    if wider.status != 200:  # a rescorer's own window is smaller
-        wider = call(elasticsearch_url, path, body | {"size": 10})
-    listed = plain(wider.json["hits"]["hits"])
-    for place_, hit in plain(ours.json["hits"]["hits"]).items():
-        assert listed[place_] == hit
+    shown = plain(ours.json["hits"]["hits"])
+    if shown != plain(own.json["hits"]["hits"]):
+        wider = call(elasticsearch_url, path, body | {"size": WINDOW})
+        if wider.status != 200:  # a rescorer's own window is smaller
+            wider = call(elasticsearch_url, path, body | {"size": 10})
+        listed = plain(wider.json["hits"]["hits"])
+        assert shown == {place_: listed.get(place_) for place_ in shown}
     scores = [hit["_score"] for hit in ours.json["hits"]["hits"]]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == len(own.json["hits"]["hits"])

@@ -126,6 +126,15 @@ def test_nothing_is_recorded_of_who_refused_on_any_page(tmp_path):
     assert len(list(store.export(ADA))) == before
 
 
+def test_what_is_known_of_a_user_is_known_in_one_tenant(tmp_path):
+    with proxied(tmp_path) as (_, url, _):
+        assert call(url, "/i/_search", COAT, **AS_ADA).told["rerank"] == "full"
+        for tenant in ("t", "ada"):
+            other = call(url, "/i/_search", COAT, X_Bespeak_Tenant=tenant, **AS_ADA)
+            assert other.told["reason"] == "stranger"
+            assert other.ids == [f"d{n}" for n in range(6)]
+
+
 def test_of_many_searches_the_first_are_personal(tmp_path):
     n = MAX_PERSONAL_PARTS + 15
     lines = "".join(f"{{}}\n{json.dumps({'query': {'match': {'text': f'coat {n}'}}})}\n" for n in range(n)).encode()

@@ -22,7 +22,7 @@ from bespeak.dsl import read_mapping
 from bespeak.encode import Encoder, encode_until
 from bespeak.engines import VECTOR_FIELD, IndexInfo, document_text, text_of
 from bespeak.errors import EngineError, EngineRefused
-from bespeak.proxy.bounds import Bounds
+from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.search import Found, Params, Search, these, version_of
 from bespeak.proxy.upstream import Headers, Upstream
 from bespeak.records import Vector
@@ -215,10 +215,11 @@ class Documents:
         bare = [key for key in texts if key not in made]
         if bare and not deadline.over:
             cut = [texts[key][:EMBEDDED_CHARS] for key in bare]
-            vectors = await self._bounds.run(
-                lambda within: encode_until(self._encoder, cut, "document", within), deadline.left_s * 1000
-            )
-            made |= dict(zip(bare, vectors, strict=False))
+            with suppress(Busy):  # others are embedding: these come later
+                vectors = await self._bounds.run(
+                    lambda within: encode_until(self._encoder, cut, "document", within), deadline.left_s * 1000
+                )
+                made |= dict(zip(bare, vectors, strict=False))
         return made
 
     async def _fetch(

@@ -20,7 +20,7 @@ from bespeak.records import Clause, UserKey
 Params: TypeAlias = tuple[tuple[str, str], ...]
 
 RANK_WINDOW = 10
-"""`rank_window_size` of a retriever that names none."""
+"""`rank_window_size` of a retriever, and `window_size` of a rescorer, that names none."""
 
 PINNED = 1e30
 """A `pinned` query gives its documents scores above this: what an operator pinned stays where it is."""
@@ -199,7 +199,7 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
     offset, size = search.offset, search.size
     window = min(window, most_hits(search))
     inside = offset < window
-    if grows_with_size(search.body):
+    if grows_with_size(search):
         window, inside = min(window, size), not offset
     changes = {"from": str(0 if inside else offset), "size": str(max(window, offset + size) if inside else size)}
     if inside and not holds_inner_hits(search.body):
@@ -238,9 +238,11 @@ def words_body(search: Search, typed: Typed, clauses: Sequence[Clause], hits: Se
 
 
 def most_hits(search: Search) -> int:
-    """How many hits may be asked without another answer: a compound retriever ranks only its own window."""
-    retriever = search.body.get("retriever")
-    found = MAX_WINDOW
+    """How many hits may be asked without another answer: a compound retriever ranks only its own window, and beyond
+    that of a rescorer the shards' hits have scores of another kind.
+    """
+    retriever, rescorers = search.body.get("retriever"), search.body.get("rescore")
+    found = MAX_WINDOW if rescorers is None else _window_size("rescorer", {"rescore": rescorers})
     while isinstance(retriever, dict) and len(retriever) == 1:
         kind, inner = next(iter(retriever.items()))
         if kind in ("standard", "knn") or not isinstance(inner, dict):
@@ -251,10 +253,9 @@ def most_hits(search: Search) -> int:
 
 
 def _window_size(kind: str, inner: Mapping[str, Any]) -> int:
-    rescorers = inner.get("rescore")
     given = [inner.get("rank_window_size", RANK_WINDOW)]
     if kind == "rescorer":
-        given = [part.get("window_size") for part in _each(rescorers) if isinstance(part, dict)]
+        given = [part.get("window_size", RANK_WINDOW) for part in _each(inner.get("rescore")) if isinstance(part, dict)]
     return min((n for n in given if isinstance(n, int) and n > 0), default=RANK_WINDOW)
 
 
@@ -265,8 +266,13 @@ def standard_retrievers(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [inner] if isinstance(inner, dict) else []
 
 
-def grows_with_size(body: Mapping[str, Any]) -> bool:
-    """Does it find more the more is asked? So does `knn` that does not say how many, and what is turned into one."""
+def grows_with_size(search: Search) -> bool:
+    """Does it find other hits when more are asked? So does `knn` that does not say how many, what is turned into one,
+    and a search that ends early: its first page is then all that can be reranked.
+    """
+    body = search.body
+    if search.get("terminate_after") not in (None, 0, "0"):
+        return True
     if any(isinstance(knn, dict) and "k" not in knn for knn in _each(body.get("knn"))):
         return True
     return any(_grows(body.get(name)) for name in ("query", "retriever"))
