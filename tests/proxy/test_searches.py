@@ -183,6 +183,23 @@ def test_a_body_in_the_url_goes_on_without_what_is_for_bespeak(tmp_path):
     assert json.loads(sent) == COAT | {"sort": ["n"]}
 
 
+def test_an_asynchronous_search_passes_without_what_is_for_bespeak(tmp_path):
+    with proxied(tmp_path) as (engine, url, _):
+        ours = call(url, "/i/_async_search", COAT | {"ext": {"ubi": {"client_id": "ada"}}})
+        assert ours.told["reason"] == "async_search"
+        assert json.loads(engine.asked[-1][-1]) == COAT
+        body = json.dumps(COAT | {"ext": {"other": {}}}).encode()
+        assert "X-Bespeak" not in call(url, "/i/_async_search", body).headers
+        assert engine.asked[-1][-1] == body
+
+
+def test_a_text_that_nobody_typed_costs_no_model_run(tmp_path):
+    with proxied(tmp_path) as (_, url, _):
+        ours = call(url, "/i/_search", {"query": {"match": {"text": "coat " * 3000}}}, **AS_ADA)
+        assert ours.told["reason"] == "too_long"
+        assert ours.ids == [f"d{n}" for n in range(6)]
+
+
 @pytest.mark.parametrize("body", [gzip.compress(b"{}") + gzip.compress(b" "), b"\x1f\x8b broken", bytes(10)])
 def test_a_packed_body_that_is_not_read_passes_as_it_came(tmp_path, body):
     with proxied(tmp_path) as (engine, url, _):

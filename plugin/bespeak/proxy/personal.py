@@ -23,6 +23,7 @@ from bespeak.deadline import Deadline, Late
 from bespeak.errors import EngineRefused
 from bespeak.pipeline import (
     MAX_PREFERENCES,
+    MAX_QUERY_CHARS,
     Context,
     Parts,
     Profiles,
@@ -159,6 +160,8 @@ class Personaliser:
         typed = typed_text(search, self._typed_path)
         if typed.reason:
             return Declined(Told(reason=typed.reason))
+        if len(typed.text) > MAX_QUERY_CHARS:
+            return Declined(Told(reason="too_long"))
         digest, begun = search.digest(user, session_id), self._chains.clock()
         chain = self._chains.get(user, digest) if search.offset else None
         if chain is not None:

@@ -110,7 +110,9 @@ class Searches:
         elif called.api == "_search_template":
             await self._template(called, receive, send)
         else:
-            await self._pass(called, receive, send, *([Told(reason=called.api.strip("_"))] if named else []))
+            text = edited_body(called) if called.api == "_async_search" else None
+            reasons = [Told(reason=called.api.strip("_"))] if named or text is not None else []
+            await self._pass(called, receive, send, *reasons, text=text)
 
     async def _template(self, called: Called, receive: Receive, send: Send) -> None:
         """The search that the engine makes of a template; the client's own request stays one by template."""
@@ -138,7 +140,7 @@ class Searches:
             return
         outcome: Answered | Declined
         try:
-            with WhileThere(receive) as there:
+            with WhileThere(receive) as there, stage("personalise"):
                 there.listen_later()
                 prepared = await self._prepare(search, identity)
                 outcome = await self._personalise(called, prepared) if isinstance(prepared, Personal) else prepared
@@ -205,16 +207,16 @@ class Searches:
         with WhileThere(receive) as there:
             there.listen_later()
             prepared = await self._prepare_parts(parts, identities)
+            found = None
             try:
-                found = (
-                    await self._complete_parts(called, parts, identities, prepared) if any_personal(prepared) else None
-                )
+                with stage("personalise"):
+                    if any_personal(prepared):
+                        found = await self._complete_parts(called, parts, identities, prepared)
             except Fault as fault:
                 prepared = [
                     one if isinstance(one, Declined) else self._left(one.search, who, fault)
                     for one, who in zip(prepared, identities, strict=True)
                 ]
-                found = None
         if found is None:
             told = [one.told for one in prepared if isinstance(one, Declined)]
             await self._pass(called, receive, send, *told, text=edited(parts))
@@ -502,6 +504,15 @@ def any_personal(prepared: Sequence[Personal | Declined]) -> bool:
 def edited(parts: Sequence[Part]) -> str | None:
     """The body of an `_msearch` less what was for Bespeak; None where nothing was."""
     return "".join(part.lines for part in parts) if any(part.search.edited for part in parts) else None
+
+
+def edited_body(called: Called) -> str | None:
+    """The body of one search less what was for Bespeak; None where nothing was, or it cannot be read."""
+    try:
+        search = read_search(called.index, called.params, called.text)
+    except InputError:
+        return None
+    return search.text if search.edited else None
 
 
 def gunzip(data: bytes, limit: int) -> bytes:
