@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -94,19 +95,22 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
 
 def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     """A proxy waits little for a store: a search that comes late is worse than one that is not personal."""
-    from bespeak.errors import UsageError
+    from bespeak.errors import StoreError, UsageError
 
     if options["profiles"] == "elasticsearch":
         from bespeak.stores.elastic import ElasticsearchStore
         from bespeak_cli.engine import credentials
 
-        return ElasticsearchStore(
+        store = ElasticsearchStore(
             options["upstream"][0],
             api_key=options["api_key"],
             basic=credentials(options["basic"]),
             ca_file=options["ca_file"],
             timeout_s=STORE_S,
         )
+        with contextlib.suppress(StoreError):  # a cluster that is not there yet: the first event makes them
+            store.prepare()
+        return store
     from bespeak.stores.sqlite import SqliteStore
 
     for name in ("api_key", "basic"):

@@ -239,6 +239,27 @@ class TestRaces:
         assert (moved.offset, moved.events, moved.rejected) == (50, 2, 1)
         assert len(list(store.export(USER))) == 2
 
+    def test_a_while_after_a_forget_the_bytes_are_asked_for_once_more(self, elastic_place):
+        asked = threading.Semaphore(0)
+
+        class Counting(ElasticsearchStore):
+            def scrub(self):
+                asked.release()
+
+        store = elastic_place.open(kind=Counting, scrubbed_after_s=0.05)
+        store.add([event("statement", text="zebra")])
+        store.forget(USER)
+        assert all(asked.acquire(timeout=20) for _ in range(2))
+        store.close()
+
+    def test_indices_can_be_made_before_they_are_needed(self, elastic_place):
+        store = elastic_place.open()
+        store.prepare()
+        store.prepare()
+        assert store.profile(USER, "", NOW) == Profile(USER)
+        assert store.add([event("statement", text="zebra")]) == 1
+        store.close()
+
     def test_bytes_that_cannot_be_merged_away_are_told(self, elastic_place):
         class Unmerged(ElasticsearchStore):
             def scrub(self):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,10 +37,13 @@ from bespeak.stores import (
 if TYPE_CHECKING:
     from bespeak.rewrite import RewriteKey
 
+logger = logging.getLogger("bespeak.stores")
+
 VERSION = 1  # of the mappings
 EVENT_SHARDS = 3
 PAGE = 1000  # documents looked at, or deleted, at once
 BULK_BYTES = 8_000_000
+SCRUBBED_AFTER_S = 60.0  # a shard keeps what was deleted for its copies for some 30 s
 PATIENT_S = 30.0  # at least, for what no search waits for: writing events, making indices, deleting
 
 EVENTS, CONSENT, REWRITES, LOADS = KINDS = ("events", "consent", "rewrites", "loads")
@@ -85,7 +90,8 @@ class ElasticsearchStore:
     """An `EventStore` in the indices that begin with `prefix`, which are made by the first write.
 
     What was added is found by the next profile, of whichever proxy. May be used from several threads. A read waits
-    `timeout_s`, at most twice. Rewrites beyond `rewrites_kept` go, oldest first, about once in a hundredth as many.
+    `timeout_s`, at most twice. Rewrites beyond `rewrites_kept` go, oldest first, about once in a hundredth as many. A
+    minute (`scrubbed_after_s`) after the last `forget` it asks once more for the bytes.
     """
 
     def __init__(
@@ -97,11 +103,14 @@ class ElasticsearchStore:
         timeout_s: float = 5.0,
         prefix: str = "bespeak-",
         rewrites_kept: int = REWRITES_KEPT,
+        scrubbed_after_s: float = SCRUBBED_AFTER_S,
     ) -> None:
         check_index_name(prefix + "rewrites")
         self.prefix = prefix
         self._rewrites_kept = rewrites_kept
         self._puts = itertools.count(1)
+        self._scrubbed_after_s, self._timing = scrubbed_after_s, threading.Lock()
+        self._later: threading.Timer | None = None
         self._known = self._made = False  # whether the store was seen; whether all of it was
         self._cluster = Cluster(url, api_key, basic, ca_file, timeout_s, reason=_why)
         self._client = self._cluster.client
@@ -152,12 +161,18 @@ class ElasticsearchStore:
         n_consent = self._delete(CONSENT, of_user)
         try:
             self.scrub()
+            self._scrub_later()
         except StoreError as error:
             raise StoreError(
                 f"all is deleted, but its bytes stay on the disks until Elasticsearch merges them away ({error}): "
                 "run `forget` again"
             ) from None
         return Forgotten(n_events, n_rewrites, n_consent)
+
+    def prepare(self) -> None:
+        """Makes the indices where there are none, which takes a second or two, before the first event needs them."""
+        with self._told(self._patient_s):
+            self._make()
 
     def scrub(self) -> None:
         """Asks Elasticsearch to rewrite, in the background, what holds deleted documents.
@@ -224,7 +239,25 @@ class ElasticsearchStore:
             self._write(LOADS, [Action("delete", _load_id(load))])
 
     def close(self) -> None:
+        """What was forgotten in the last minute is then scrubbed by the next `forget`."""
+        with self._timing:
+            if self._later:
+                self._later.cancel()
         self._cluster.close()
+
+    def _scrub_later(self) -> None:
+        with self._timing:
+            if self._later:
+                self._later.cancel()
+            self._later = threading.Timer(self._scrubbed_after_s, self._scrub_quietly)
+            self._later.daemon = True
+            self._later.start()
+
+    def _scrub_quietly(self) -> None:
+        try:
+            self.scrub()
+        except StoreError as error:
+            logger.warning("what was forgotten is not merged away yet: %s", error)
 
     def _find_sessions(self, queries: Sequence[str]) -> None:
         """Gives events on these queries that have no session that of the oldest event on the same query that has one.
