@@ -1,11 +1,16 @@
 """What the proxy costs: the engine asked directly, through nginx, and through Bespeak, by the same load in one run.
 
-    python benchmarks/proxy.py [--upstream URL] [--path PATH] [--body FILE] [--seconds 2] [--rounds 5]
-                               [--connections 1 8 64]
+    python benchmarks/proxy.py [--seconds 2] [--rounds 5] [--connections 1 8 64] [--upstream URL]
 
-Needs `nginx` and `wrk` (both are Debian packages). Without --upstream the engine is an nginx that answers every request
-with the same 2 KB of JSON, so that what is seen is the way and not the engine. CPU is that of the proxy's processes
-alone, from /proc. Ratios are to nginx, added times to the direct way, each at the same number of connections.
+Two tables. In the first the engine is an nginx that answers every request with the same 2 KB of JSON, so that what is
+seen is the way and not the engine. In the second it is Elasticsearch (the tests' node with its full JIT, or --upstream)
+with Python's documentation, asked for one page of ten; there Bespeak also personalises: for a user with a session, a
+window of 100, and every vector at hand, without a rewrite, with a rewrite made before, and with one made anew for each
+query (which at more than one connection is mostly late, and then left out).
+
+Needs `nginx` and `wrk` (both are Debian packages), a JDK and Maven for the node, and the rewriter's model, built. CPU
+is that of the proxy's processes alone, from /proc. Ratios are to nginx, added times to the direct way, each at the same
+number of connections.
 """
 
 from __future__ import annotations
@@ -21,12 +26,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 WARM_S = 1
 
@@ -64,11 +70,29 @@ done = function(summary, latency)
 end
 """
 
+CHANGING = """
+local count = os.time() % 100000 * 1000
+request = function()
+  count = count + 1
+  return wrk.format(nil, nil, nil, string.format(wrk.body, count))
+end
+"""
+
 
 @dataclass(frozen=True)
 class Served:
     url: str
     pids: tuple[int, ...] = ()  # of the proxy; none where the engine is asked directly
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request; `%d` in the body is another number each time."""
+
+    method: str
+    path: str
+    body: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +101,7 @@ class Way:
 
     name: str
     start: Callable[[str], AbstractContextManager[Served]]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    asked: Asked
 
 
 @dataclass(frozen=True)
@@ -90,17 +114,48 @@ class Figures:
     errors: float
 
 
+PAGES = {"query": {"match": {"text": "read a file line by line"}}, "size": 10}
+"""What is asked of Elasticsearch."""
+NEW = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
+"""What is asked where each query is new."""
+USER = {"X-Bespeak-User": "ada", "X-Bespeak-Session": "s"}
+INDEX = "bespeak-benchmark"
+
+
 def main() -> None:
     options = read_options()
     with contextlib.ExitStack() as ending:
-        engine = options.upstream or ending.enter_context(static_engine()).url
-        served = {way: ending.enter_context(way.start(engine)) for way in ways()}
+        engine = ending.enter_context(static_engine()).url
+        show("an nginx that answers 2 KB", ways(Asked("GET", "/books/_search")), engine, options)
+    with contextlib.ExitStack() as ending:
+        engine = options.upstream or ending.enter_context(node())
+        load_documentation(engine)
+        ending.callback(ask, "DELETE", f"{engine}/{INDEX}")
+        plain = Asked("POST", f"/{INDEX}/_search", json.dumps(PAGES))
+        show("Elasticsearch", [*ways(plain), *personal_ways(plain)], engine, options)
+
+
+def show(title: str, asked: Sequence[Way], engine: str, options: argparse.Namespace) -> None:
+    with contextlib.ExitStack() as ending:
+        served = {way: ending.enter_context(way.start(engine)) for way in asked}
         found = {count: measure(served, count, options) for count in options.connections}
+    print(f"\nEngine: {title}")
     print_table(found)
 
 
-def ways() -> list[Way]:
-    return [Way("direct", direct), Way("nginx", through_nginx), Way("bespeak passing", through_bespeak)]
+def ways(asked: Asked) -> list[Way]:
+    found = [("direct", direct), ("nginx", through_nginx), ("bespeak passing", through_bespeak)]
+    return [Way(name, start, asked) for name, start in found]
+
+
+def personal_ways(asked: Asked) -> list[Way]:
+    personal = replace(asked, headers=USER)
+    new = replace(personal, body=json.dumps(NEW))
+    return [
+        Way("personal, no rewrite", personalised("none"), personal),
+        Way("personal, cached rewrite", personalised("model"), personal),
+        Way("personal, new rewrite", personalised("model"), new),
+    ]
 
 
 def measure(served: Mapping[Way, Served], connections: int, options: argparse.Namespace) -> dict[str, Figures]:
@@ -117,10 +172,9 @@ def median(figures: Sequence[Figures]) -> Figures:
 
 
 def measure_once(served: Served, way: Way, connections: int, options: argparse.Namespace) -> Figures:
-    url = served.url + options.path
-    load(url, way.headers, connections, WARM_S, options)
+    load(served.url, way.asked, connections, WARM_S)
     before_s = sum(map(cpu_s, served.pids))
-    told = load(url, way.headers, connections, options.seconds, options)
+    told = load(served.url, way.asked, connections, options.seconds)
     spent_s = sum(map(cpu_s, served.pids)) - before_s
     return Figures(
         told["requests"] / told["seconds"],
@@ -132,18 +186,16 @@ def measure_once(served: Served, way: Way, connections: int, options: argparse.N
     )
 
 
-def load(
-    url: str, headers: Mapping[str, str], connections: int, seconds: int, options: argparse.Namespace
-) -> dict[str, float]:
+def load(url: str, asked: Asked, connections: int, seconds: int) -> dict[str, float]:
     """What wrk tells of so many connections that ask again as soon as they are answered."""
-    body = options.body.read_text() if options.body else None
-    lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
-    if body is not None:
-        lines.append('wrk.headers["Content-Type"] = "application/json"')
+    given = dict(asked.headers) | ({"Content-Type": "application/json"} if asked.body else {})
+    headers = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in given.items())
+    body = json.dumps(asked.body) if asked.body else "nil"
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(LOAD % ("GET" if body is None else "POST", json.dumps(body) if body else "nil", "\n".join(lines)))
+        changing = CHANGING if "%d" in (asked.body or "") else ""
+        script.write(LOAD % (asked.method, body, headers) + changing)
         script.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url + asked.path]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     told: dict[str, float] = json.loads(printed.splitlines()[-1])
     return told
@@ -186,6 +238,76 @@ def through_bespeak(engine: str) -> Iterator[Served]:
         yield served
 
 
+def personalised(rewriter: str) -> Callable[[str], AbstractContextManager[Served]]:
+    """Bespeak with a user who has a session, and with the vectors of what is asked at hand."""
+
+    @contextlib.contextmanager
+    def start(engine: str) -> Iterator[Served]:
+        port = free_port()
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "bespeak_cli", "--data-dir", folder, "serve", "--upstream", engine]
+            with running([*command, "--port", str(port), "--rewriter", rewriter], port) as served:
+                tell_session(served.url)
+                wait_for_vectors(served.url)
+                yield served
+
+    return start
+
+
+def tell_session(url: str) -> None:
+    """What the user asked and said before."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    who = {"user_id": "ada", "session_id": "s", "timestamp": now}
+    ask("POST", f"{url}/_bespeak/events", [
+        {**who, "query_id": "q1", "user_query": "how do I open a text file"},
+        {**who, "query_id": "q1", "action_name": "answer", "message": "The function open returns a file object."},
+        {**who, "action_name": "statement", "message": "I write for Windows."},
+    ])  # fmt: skip
+
+
+def wait_for_vectors(url: str) -> None:
+    """Until a search has all of its window's vectors; they are made after the answers."""
+    for body in (PAGES, NEW):
+        for _ in range(100):
+            with ask("POST", f"{url}/{INDEX}/_search", body, USER) as answer:
+                if "rerank=full" in answer.headers["X-Bespeak"]:
+                    break
+            time.sleep(0.5)
+        else:
+            raise SystemExit("the vectors of the window were not made in time")
+
+
+@contextlib.contextmanager
+def node() -> Iterator[str]:
+    """The tests' Elasticsearch."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from elasticsearch_node import build_node, find_jdk, running_node
+
+    jdk = find_jdk()
+    if jdk is None:
+        raise SystemExit("a JDK 21 or later is needed, or --upstream")
+    with running_node(jdk, build_node(jdk), full_jit=True) as url:
+        yield url
+
+
+def load_documentation(engine: str) -> None:
+    from bespeak_cli.corpus import read_python_documentation
+
+    settings = {"number_of_shards": 1, "number_of_replicas": 0}
+    mappings = {"properties": {"title": {"type": "text"}, "text": {"type": "text", "analyzer": "english"}}}
+    ask("PUT", f"{engine}/{INDEX}", {"settings": settings, "mappings": mappings})
+    lines = [json.dumps(part) for document in read_python_documentation()
+             for part in ({"index": {"_id": document.pop("_id")}}, document)]  # fmt: skip
+    ask("POST", f"{engine}/{INDEX}/_bulk?refresh=true", "\n".join([*lines, ""]))
+
+
+def ask(method: str, url: str, content: object = None, headers: Mapping[str, str] = {}) -> Any:
+    data = content if isinstance(content, str) else json.dumps(content) if content is not None else ""
+    kind = "application/x-ndjson" if isinstance(content, str) else "application/json"
+    request = urllib.request.Request(url, data.encode() or None, {"Content-Type": kind, **headers}, method=method)
+    return urllib.request.urlopen(request, timeout=60)
+
+
 @contextlib.contextmanager
 def static_engine() -> Iterator[Served]:
     hits = [
@@ -226,7 +348,7 @@ def running(command: list[str], port: int) -> Iterator[Served]:
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(200):
         with contextlib.suppress(OSError):
-            urlopen(url).close()
+            urllib.request.urlopen(url).close()
             return
         if process.poll() is not None:
             break
@@ -257,9 +379,7 @@ def rss_mb(pid: int) -> float:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", help="URL of a real engine; without it, an nginx that answers 2 KB of JSON")
-    parser.add_argument("--path", default="/books/_search", help="what is asked")
-    parser.add_argument("--body", type=Path, help="a file whose text is sent by POST; without it, GET without a body")
+    parser.add_argument("--upstream", help="URL of an Elasticsearch in place of the tests' node")
     parser.add_argument("--seconds", type=int, default=2, help="how long each load lasts")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn; the medians are shown")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])

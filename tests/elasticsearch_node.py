@@ -101,10 +101,11 @@ def build_node(jdk: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running_node(jdk: Path, jars: Path) -> Iterator[str]:
-    """The URL of a node that is up, on a port and with data of its own."""
+def running_node(jdk: Path, jars: Path, full_jit: bool = False) -> Iterator[str]:
+    """The URL of a node that is up, on a port and with data of its own; `full_jit` where it is to be measured."""
+    jit = [] if full_jit else ["-XX:TieredStopAtLevel=1"]
     command = [
-        jdk / "bin" / "java", "-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+        jdk / "bin" / "java", "-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", *jit,
         "--enable-native-access=ALL-UNNAMED", "-Dorg.elasticsearch.nativeaccess.enableVectorLibrary=false",
         "-Des.nativelibs.path=/nonexistent", "-Dio.netty.noUnsafe=true", "-Dlog4j.shutdownHookEnabled=false",
         "-Dlog4j2.disable.jmx=true", "-cp", f"{jars}/*", "org.elasticsearch.node.TestNode",

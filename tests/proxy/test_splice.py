@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import InputError
-from bespeak.proxy.splice import edit_object, read_array, read_object, read_value, replace
+from bespeak.proxy.splice import edit_object, edit_read, read_array, read_object, read_value, replace
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -41,6 +41,18 @@ def test_an_edited_object_has_the_changes_and_all_else_as_it_was(given_object, c
     text = edit_object(json.dumps(given_object), 0, {name: json.dumps(v) for name, v in changes.items()}, removed)
     expected = {name: value for name, value in given_object.items() if name not in removed} | changes
     assert json.loads(text) == expected
+
+
+@given(
+    st.dictionaries(st.text(), VALUES, max_size=5), st.dictionaries(st.text(), VALUES, max_size=3), SPACED, st.data()
+)
+def test_an_object_that_was_read_is_edited_alike(given_object, changes, indent, data):
+    removed = data.draw(st.sets(st.sampled_from(sorted(given_object)))) - set(changes) if given_object else set()
+    text = f" {json.dumps(given_object, indent=indent)}"
+    texts = {name: json.dumps(value) for name, value in changes.items()}
+    edited = edit_read(text, read_value(text), texts, removed)
+    assert json.loads(edited) == json.loads(edit_object(text, 0, texts, removed))
+    assert list(json.loads(edited)) == list(json.loads(edit_object(text, 0, texts, removed)))
 
 
 def test_numbers_and_order_of_others_stay_as_they_are_written():

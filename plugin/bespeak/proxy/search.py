@@ -357,7 +357,7 @@ def write_page(reply: Reply, order: Sequence[int], search: Search, added: Mappin
     shown = range(search.offset, min(search.offset + search.size, len(order)))
     dropped = () if search.get("seq_no_primary_term") in (True, "true", "") else ("_seq_no", "_primary_term")
     page = [
-        splice.edit_object(reply.text, reply.hits[order[k]].span.start, {"_score": json.dumps(scores[k])}, dropped)
+        splice.edit_read(reply.text, reply.hits[order[k]].span, {"_score": json.dumps(scores[k])}, dropped)
         for k in shown
     ]
     text = splice.replace(reply.text, [(reply.start, reply.end, f"[{','.join(page)}]")])

@@ -148,8 +148,8 @@ class Searches:
             outcome = self._left(search, identity, fault)
         if isinstance(outcome, Answered):
             done = outcome.done
-            self._record(called.at, search, identity, outcome.query, done.told, done.shown)
             await self._answer(called, send, outcome.headers, done.text, [done.told])
+            self._record(called.at, search, identity, outcome.query, done.told, done.shown)
         elif identity.user is None and not identity.reason and not search.edited:
             await self._pass(called, receive, send)  # an `ext` of somebody else's
         else:
@@ -222,10 +222,10 @@ class Searches:
             await self._pass(called, receive, send, *told, text=edited(parts))
             return
         done, headers = found
+        await self._answer(called, send, headers, done.text, [told_one for _, told_one, _ in done.parts])
         for part, who, one, (_, told_one, hits) in zip(parts, identities, prepared, done.parts, strict=True):
             query = one.typed.text if isinstance(one, Personal) else one.query
             self._record(called.at, part.search, who, query, told_one, hits)
-        await self._answer(called, send, headers, done.text, [told_one for _, told_one, _ in done.parts])
 
     async def _prepare_parts(self, parts: Sequence[Part], identities: Sequence[Identity]) -> list[Personal | Declined]:
         """All at once, so that together they take no longer than one may: what no model run was free for is late.

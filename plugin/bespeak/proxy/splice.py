@@ -96,6 +96,26 @@ def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collect
     return "{" + ",".join(kept + added) + "}"
 
 
+def edit_read(text: str, span: Span, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
+    """As `edit_object`, of an object that was read: no further than the last of the names is it read again."""
+    wanted = {name for name in (*changes, *removed) if name in span.value}
+    parts = []
+    done, at = _open(text, span.start, "{", "}")
+    while wanted and not done:
+        name = read_value(text, at)
+        member = read_value(text, _skip(text, name.end) + 1)
+        if name.value not in wanted:
+            parts.append(text[name.start : member.end])
+        elif name.value in changes:
+            parts.append(f"{json.dumps(name.value)}:{changes[name.value]}")
+        wanted.discard(name.value)
+        done, at = _next(text, member.end, "}")
+    if not done:
+        parts.append(text[at : span.end - 1].rstrip())
+    parts += [f"{json.dumps(name)}:{value}" for name, value in changes.items() if name not in span.value]
+    return "{" + ",".join(parts) + "}"
+
+
 def replace(text: str, parts: Sequence[tuple[int, int, str]]) -> str:
     """The text with each `(start, end)` replaced; the parts must not overlap."""
     made, at = [], 0

@@ -1,0 +1,5 @@
+"""`python -m bespeak_cli`, for an environment whose scripts are not on the path."""
+
+from bespeak_cli import cli
+
+cli(prog_name="bespeak")
