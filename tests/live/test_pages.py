@@ -172,7 +172,7 @@ def test_a_result_window_that_is_smaller_than_ours(elasticsearch_url, proxy, ind
             call(url, f"/{index_name}/_search", {"query": COAT} | page, **AS_ADA) for url in (proxy, elasticsearch_url)
         )
         assert (ours.status, ours.same()) == (own.status, own.same())
-        assert ours.told["reason"] == "engine_status"
+        assert ours.told["reason"] == "engine_refused"
 
 
 def test_a_size_beyond_the_result_window_is_refused_as_ever(elasticsearch_url, proxy, base):

@@ -296,7 +296,7 @@ def test_a_refusal_of_the_engines_is_the_clients_own(both):
     ours, own = both({"query": {"match": {"text": {"query": "coat", "nonsense": 1}}}})
     assert ours.status == own.status == 400
     assert ours.same() == own.same()
-    assert ours.told["reason"] == "engine_status"
+    assert ours.told["reason"] == "engine_refused"
 
 
 def test_recall_finds_more_and_keeps_the_filters(both):

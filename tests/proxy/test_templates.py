@@ -61,7 +61,7 @@ def test_a_template_that_cannot_be_rendered_passes(tmp_path):
     engine = Engine()
     with serving(engine) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
         reply = call(url, "/things/_search/template", {"id": "another"}, **AS_ADA)
-    assert (reply.told["rerank"], reply.told["reason"]) == ("failed", "engine_status")
+    assert (reply.told["rerank"], reply.told["reason"]) == ("off", "engine_refused")
     assert reply.ids == ["d0", "d1", "d2"]
     assert engine.paths[-1] == "/things/_search/template"
 

@@ -22,6 +22,7 @@ from bespeak.dsl import read_mapping
 from bespeak.encode import Encoder, encode_until
 from bespeak.engines import VECTOR_FIELD, IndexInfo, document_text, text_of
 from bespeak.errors import EngineError, EngineRefused
+from bespeak.pipeline import EMBEDDED_CHARS
 from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.search import Found, Params, Search, these, version_of
 from bespeak.proxy.upstream import Headers, Upstream
@@ -31,8 +32,6 @@ from bespeak.vectors import VectorCache
 logger = logging.getLogger("bespeak.proxy")
 
 MAX_ANSWER_BYTES = 64_000_000
-EMBEDDED_CHARS = 400
-"""How much of a document is embedded: its beginning says most, and a search has no time for more (20 to 30 ms)."""
 DESCRIBED_S = 10.0
 """How long a mapping is believed: a new index of an old name has its vectors made anew after this."""
 MAX_DESCRIBED = 2_000
@@ -113,8 +112,12 @@ class Documents:
         bounds: Bounds,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock`: by which what is known of an index, or of what it lacks, grows old."""
+        """`bounds` are those of the embedding that a search waits for; what comes after an answer has its own.
+
+        `clock`: by which what is known of an index, or of what it lacks, grows old.
+        """
         self._upstream, self._encoder, self._cache, self._bounds = upstream, encoder, cache, bounds
+        self._later_bounds = Bounds(1)
         self._clock = clock
         self._described: OrderedDict[tuple[str, bytes], tuple[float, Described]] = OrderedDict()
         self._absent: OrderedDict[tuple[bytes, str], float] = OrderedDict()
@@ -131,7 +134,11 @@ class Documents:
         absent = [hit for hit in hits if not hit.version or kept.get(key_of(hit), ("",))[0] != hit.version]
         known, whose = {doc_id for _, doc_id in kept}, asker.digest()
         unknown = [doc_id for doc_id in liked if doc_id not in known and not self._is_absent(whose, doc_id)]
-        made = await self._make(absent, unknown, described, kept, asker, deadline) if absent or unknown else {}
+        made = (
+            await self._make(absent, unknown, described, kept, asker, deadline, self._bounds)
+            if absent or unknown
+            else {}
+        )
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
         if left := [hit for hit in absent if key_of(hit) not in made]:
             self._begin_later(left, described, asker)
@@ -147,6 +154,7 @@ class Documents:
         if self._later:
             self._later.cancel()
             await asyncio.wait([self._later])
+        self._later_bounds.close()
 
     def _begin_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Asker) -> None:
         """What was not done in time is done after the answer, of one answer at a time, for the next to have it."""
@@ -159,7 +167,7 @@ class Documents:
         for start in range(0, len(left), LATER_TEXTS):
             try:
                 some = left[start : start + LATER_TEXTS]
-                await self._make(some, [], kept, {}, asker, Deadline.after_ms(LATER_MS))
+                await self._make(some, [], kept, {}, asker, Deadline.after_ms(LATER_MS), self._later_bounds)
             except Exception as error:  # nobody waits for it; the next search tries again
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
                 return
@@ -188,6 +196,7 @@ class Documents:
         kept: Mapping[Key, tuple[str, Vector]],
         asker: Asker,
         deadline: Deadline,
+        bounds: Bounds,
     ) -> dict[Key, Vector]:
         """Vectors of the documents that are there, hits first; those kept for the same version as they are."""
         if deadline.over:
@@ -195,7 +204,7 @@ class Documents:
         there = await self._fetch(absent, unknown, described, asker, deadline)
         self._remember_absent(asker.digest(), set(unknown) - {doc_id for _, doc_id in there})
         known = {key: kept[key][1] for key in there if kept.get(key, ("",))[0] == there[key].version}
-        vectors = await self._embed({key: there[key] for key in there if key not in known}, described, deadline)
+        vectors = await self._embed({key: there[key] for key in there if key not in known}, described, deadline, bounds)
         for name, about in described.items():
             rows = {key[1]: (there[key].version, vector) for key, vector in vectors.items() if key[0] == name}
             if about.space and rows:
@@ -203,7 +212,7 @@ class Documents:
         return known | vectors
 
     async def _embed(
-        self, there: Mapping[Key, Fetched], described: Mapping[str, Described], deadline: Deadline
+        self, there: Mapping[Key, Fetched], described: Mapping[str, Described], deadline: Deadline, bounds: Bounds
     ) -> dict[Key, Vector]:
         """The index's own vectors where it has them; of the rest those that are done in time.
 
@@ -216,7 +225,7 @@ class Documents:
         if bare and not deadline.over:
             cut = [texts[key][:EMBEDDED_CHARS] for key in bare]
             with suppress(Busy):  # others are embedding: these come later
-                vectors = await self._bounds.run(
+                vectors = await bounds.run(
                     lambda within: encode_until(self._encoder, cut, "document", within), deadline.left_s * 1000
                 )
                 made |= dict(zip(bare, vectors, strict=False))

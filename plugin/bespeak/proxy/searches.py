@@ -118,13 +118,13 @@ class Searches:
         """The search that the engine makes of a template; the client's own request stays one by template."""
         try:
             status, _, answer = await self._ask(called, b"/_render/template", (), called.text)
-            if status != 200:
-                raise Fault("engine_status")
+            check_status(status)
             with stage("template"):
                 span = dict(splice.read_object(answer)[0])["template_output"]
                 explained = any(json.loads(called.text).get(name) is True for name in ("explain", "profile"))
         except Fault as fault:
-            await self._pass(called, receive, send, Told(rerank="failed", reason=fault.stage))
+            told = [told_of(fault)] if names_user(called.headers) else []
+            await self._pass(called, receive, send, *told)
             return
         if explained:
             await self._pass(called, receive, send, Told(reason="explain"))
@@ -136,7 +136,9 @@ class Searches:
             search = read_search(called.index, called.params, called.text)
             identity = self._identify(called.headers, search.ubi)
         except InputError:
-            await self._pass(called, receive, send, Told(reason="unreadable"))
+            await self._pass(
+                called, receive, send, *([Told(reason="unreadable")] if names_user(called.headers) else [])
+            )
             return
         outcome: Answered | Declined
         try:
@@ -167,7 +169,7 @@ class Searches:
         await self._pass(called, receive, send, declined.told, text=text, observe=observe if declined.query else None)
 
     def _left(self, search: Search, who: Identity, fault: Fault) -> Declined:
-        told = Told(rerank="failed", reason=fault.stage)
+        told = told_of(fault)
         if who.user is not None:
             self._personaliser.leave(search, who.user, who.session_id, told)
         return Declined(told)
@@ -186,8 +188,7 @@ class Searches:
             self._ask(called, called.path, personal.asked.params, personal.asked.text),
             self._personaliser.contextualise(personal),
         )
-        if status != 200:
-            raise Fault("engine_status")
+        check_status(status)
         done = await self._personaliser.complete(personal, context, text, called.headers)
         with stage("page"):
             done = replace(done, text=filtered(called, done.text))
@@ -198,7 +199,9 @@ class Searches:
         try:
             parts = read_msearch(called)
         except InputError:
-            await self._pass(called, receive, send, Told(reason="unreadable"))
+            await self._pass(
+                called, receive, send, *([Told(reason="unreadable")] if names_user(called.headers) else [])
+            )
             return
         identities = [self._identify(called.headers, part.search.ubi) for part in parts]
         if all(who.user is None and not who.reason for who in identities) and not edited(parts):
@@ -256,8 +259,7 @@ class Searches:
         )
         contexts = asyncio.gather(*(self._contextualise_part(found) for found in prepared), return_exceptions=True)
         (status, headers, answer), made = await both(self._ask(called, called.path, unfiltered(called), text), contexts)
-        if status != 200:
-            raise Fault("engine_status")
+        check_status(status)
         with stage("engine_answer"):
             spans = dict(splice.read_object(answer, 0, {"responses": splice.elements})[0])["responses"].value
             if len(spans) != len(parts):
@@ -294,8 +296,7 @@ class Searches:
         try:
             if isinstance(context, BaseException):
                 raise context
-            if not isinstance(value, dict) or value.get("status", 200) != 200:
-                raise Fault("engine_status")
+            check_status(value.get("status", 200) if isinstance(value, dict) else 500)
             done = await self._personaliser.complete(found, context, own, called.headers)
             return done.text, done.told, done.shown
         except Fault as fault:
@@ -306,8 +307,7 @@ class Searches:
         status, _, answer = await self._ask(
             called, called.path, unfiltered(called), "".join(part.lines for part in parts)
         )
-        if status != 200:
-            raise Fault("engine_status")
+        check_status(status)
         with stage("engine_answer"):
             spans, _ = splice.read_array(answer, dict(splice.read_object(answer)[0])["responses"].start)
             return [answer[span.start : span.end] for span in spans]
@@ -499,6 +499,16 @@ def listed(value: Any) -> str:
 
 def any_personal(prepared: Sequence[Personal | Declined]) -> bool:
     return any(isinstance(one, Personal) for one in prepared)
+
+
+def check_status(status: int) -> None:
+    """Raises Fault. A refusal is mostly the client's own to see, and no fault of anybody's but the client's."""
+    if status != 200:
+        raise Fault("engine_status" if status >= 500 or status == 429 else "engine_refused")
+
+
+def told_of(fault: Fault) -> Told:
+    return Told(rerank="off" if fault.stage == "engine_refused" else "failed", reason=fault.stage)
 
 
 def edited(parts: Sequence[Part]) -> str | None:
