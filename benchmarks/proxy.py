@@ -71,10 +71,12 @@ end
 """
 
 CHANGING = """
-local count = os.time() % 100000 * 1000
+local count, users, given, text = os.time() %% 100000 * 1000, %d, {}, wrk.body
+for name, value in pairs(wrk.headers) do given[name] = value end
 request = function()
   count = count + 1
-  return wrk.format(nil, nil, nil, string.format(wrk.body, count))
+  for name, value in pairs(given) do wrk.headers[name] = string.format(value, count %% users) end
+  return wrk.format(nil, nil, nil, string.format(text, count))
 end
 """
 
@@ -87,7 +89,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request; `%d` in the body is another number each time."""
+    """One request; `%d` in the body is another number each time, in a header the number of a user."""
 
     method: str
     path: str
@@ -118,7 +120,9 @@ PAGES = {"query": {"match": {"text": "read a file line by line"}}, "size": 10}
 """What is asked of Elasticsearch."""
 NEW = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
 """What is asked where each query is new."""
-USER = {"X-Bespeak-User": "ada", "X-Bespeak-Session": "s"}
+USER = {"X-Bespeak-User": "u%d", "X-Bespeak-Session": "s"}
+N_USERS = 200
+"""Who ask in turn, each in a session of their own."""
 INDEX = "bespeak-benchmark"
 
 
@@ -192,7 +196,7 @@ def load(url: str, asked: Asked, connections: int, seconds: int) -> dict[str, fl
     headers = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in given.items())
     body = json.dumps(asked.body) if asked.body else "nil"
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        changing = CHANGING if "%d" in (asked.body or "") else ""
+        changing = CHANGING % N_USERS if asked.headers else ""
         script.write(LOAD % (asked.method, body, headers) + changing)
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url + asked.path]
@@ -247,29 +251,32 @@ def personalised(rewriter: str) -> Callable[[str], AbstractContextManager[Served
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "bespeak_cli", "--data-dir", folder, "serve", "--upstream", engine]
             with running([*command, "--port", str(port), "--rewriter", rewriter], port) as served:
-                tell_session(served.url)
+                tell_sessions(served.url)
                 wait_for_vectors(served.url)
                 yield served
 
     return start
 
 
-def tell_session(url: str) -> None:
-    """What the user asked and said before."""
+def tell_sessions(url: str) -> None:
+    """What each user asked and said before."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    who = {"user_id": "ada", "session_id": "s", "timestamp": now}
-    ask("POST", f"{url}/_bespeak/events", [
-        {**who, "query_id": "q1", "user_query": "how do I open a text file"},
-        {**who, "query_id": "q1", "action_name": "answer", "message": "The function open returns a file object."},
-        {**who, "action_name": "statement", "message": "I write for Windows."},
-    ])  # fmt: skip
+    for n in range(N_USERS):
+        who = {"user_id": f"u{n}", "session_id": "s", "timestamp": now}
+        asked = {**who, "query_id": f"q{n}"}
+        answer = {"action_name": "answer", "message": "The function open returns a file object."}
+        said = {"action_name": "statement", "message": "I write for Windows."}
+        ask("POST", f"{url}/_bespeak/events", [
+            {**asked, "user_query": "how do I open a text file"}, {**asked, **answer}, {**who, **said},
+        ])  # fmt: skip
 
 
 def wait_for_vectors(url: str) -> None:
     """Until a search has all of its window's vectors; they are made after the answers."""
+    headers = {name: value.replace("%d", "0") for name, value in USER.items()}
     for body in (PAGES, NEW):
         for _ in range(100):
-            with ask("POST", f"{url}/{INDEX}/_search", body, USER) as answer:
+            with ask("POST", f"{url}/{INDEX}/_search", body, headers) as answer:
                 if "rerank=full" in answer.headers["X-Bespeak"]:
                     break
             time.sleep(0.5)
@@ -367,9 +374,9 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """Time that the threads of a process have run so far, to the nanosecond."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    """Time that a process has run so far, all its threads, those that ended too; to a hundredth of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_mb(pid: int) -> float:

@@ -82,21 +82,33 @@ def min_max(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def cosines(hits: Sequence[Hit], vector: Vector | None) -> npt.NDArray[np.float32]:
     """`(n_hits,)`; a hit without a vector gets the lowest cosine of the others, so that it gains nothing by it."""
-    found = np.zeros(len(hits), np.float32)
+    return _cosines(*_stacked(hits), len(hits), vector)
+
+
+def _stacked(hits: Sequence[Hit]) -> tuple[list[int], npt.NDArray[np.float32] | None]:
+    """The places of the hits that have a vector, and their vectors `(n_rows, dim)`."""
     rows = [i for i, hit in enumerate(hits) if hit.vector is not None]
-    if vector is None or not rows:
+    return rows, np.array([hits[i].vector for i in rows], np.float32) if rows else None
+
+
+def _cosines(
+    rows: list[int], matrix: npt.NDArray[np.float32] | None, n_hits: int, vector: Vector | None
+) -> npt.NDArray[np.float32]:
+    found = np.zeros(n_hits, np.float32)
+    if vector is None or matrix is None:
         return found
-    matrix = np.stack([hits[i].vector for i in rows])  # type: ignore[misc]  # (n_rows, dim)
     values = matrix @ vector  # (n_rows,)
-    found[:] = values.min()
+    if len(rows) < n_hits:
+        found[:] = values.min()
     found[rows] = values
     return found
 
 
 def score(hits: Sequence[Hit], query: Vector | None, user: Vector | None) -> npt.NDArray[np.float32]:
     """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised."""
-    lexical = np.array([hit.score for hit in hits], np.float32)
-    return np.stack([min_max(lexical), min_max(cosines(hits, query)), min_max(cosines(hits, user))], axis=1)
+    lexical, stacked = np.array([hit.score for hit in hits], np.float32), _stacked(hits)
+    columns = [lexical, *(_cosines(*stacked, len(hits), vector) for vector in (query, user))]
+    return np.stack([min_max(column) for column in columns], axis=1)
 
 
 def choose_window(hits: Sequence[Hit], vector: Vector | None, window: int) -> tuple[list[Hit], list[Hit]]:
@@ -119,12 +131,10 @@ def choose_window(hits: Sequence[Hit], vector: Vector | None, window: int) -> tu
 def rank(hits: Sequence[Hit], scores: npt.NDArray[np.float32], weights: Weights) -> list[Ranked]:
     """By weighted score, then doc_id, so that ties never depend on luck. Scores are divided by the weights' sum."""
     w = np.array(weights.as_tuple(), np.float32)
-    totals = scores @ w / w.sum()
-    order = sorted(range(len(hits)), key=lambda i: (-round(float(totals[i]), 6), hits[i].doc_id))
-    return [
-        Ranked(hits[i], place, float(totals[i]), (float(scores[i, 0]), float(scores[i, 1]), float(scores[i, 2])))
-        for place, i in enumerate(order, start=1)
-    ]
+    totals: list[float] = (scores @ w / w.sum()).tolist()
+    rows: list[tuple[float, float, float]] = list(map(tuple, scores.tolist()))
+    order = sorted(range(len(hits)), key=lambda i: (-round(totals[i], 6), hits[i].doc_id))
+    return [Ranked(hits[i], place, totals[i], rows[i]) for place, i in enumerate(order, start=1)]
 
 
 def follow(ranking: list[Ranked], rest: Sequence[Hit]) -> list[Ranked]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ MAX_DESCRIBED = 2_000
 MAX_TARGET_CHARS = 2_000
 """Of names asked at once: Elasticsearch takes 4096 bytes of a request's first line."""
 ABSENT_S = 300.0
+RECENT_ROWS = 20_000
+"""Some 30 MB."""
 LATER_MS = 5000.0
 LATER_TEXTS = 2
 """Embedded at once after an answer, so that the searches that come meanwhile wait little."""
@@ -121,6 +124,8 @@ class Documents:
         self._clock = clock
         self._described: OrderedDict[tuple[str, bytes], tuple[float, Described]] = OrderedDict()
         self._absent: OrderedDict[tuple[bytes, str], float] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str], tuple[str, Vector]] = OrderedDict()
+        self._remembering = threading.Lock()
         self._later: asyncio.Task[None] | None = None
         self._fault = ""
 
@@ -130,7 +135,7 @@ class Documents:
         What the user likes is looked for in the indices that the hits are of. Raises EngineError and TimeoutError.
         """
         described = await self._describe(list(dict.fromkeys(hit.index for hit in hits)), asker, deadline)
-        kept = await asyncio.to_thread(self._kept, hits, liked, described)
+        kept = await self._kept(hits, liked, described)
         absent = [hit for hit in hits if not hit.version or kept.get(key_of(hit), ("",))[0] != hit.version]
         known, whose = {doc_id for _, doc_id in kept}, asker.digest()
         unknown = [doc_id for doc_id in liked if doc_id not in known and not self._is_absent(whose, doc_id)]
@@ -172,21 +177,49 @@ class Documents:
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
                 return
 
-    def _kept(
+    async def _kept(
         self, hits: Sequence[Found], liked: Sequence[str], described: Mapping[str, Described]
     ) -> dict[Key, tuple[str, Vector]]:
         """(version, vector). What is liked is taken as it was last embedded; it moves an order, and is not shown."""
+        versions = {key_of(hit): hit.version for hit in hits}
+        wanted = [*versions, *((name, doc_id) for name in described for doc_id in liked)]
         found: dict[Key, tuple[str, Vector]] = {}
-        for name, about in described.items():
-            if about.space:
-                doc_ids = [hit.doc_id for hit in hits if hit.index == name] + list(liked)
-                rows = self._cache.get(about.space, list(dict.fromkeys(doc_ids)))
-                found |= {(name, doc_id): row for doc_id, row in rows.items()}
+        rest: dict[str, list[str]] = {}
+        for name, doc_id in dict.fromkeys(wanted):
+            row = self._recent.get((described[name].space, doc_id))
+            if row is not None and versions.get((name, doc_id), row[0]) == row[0]:
+                found[name, doc_id] = row
+            elif described[name].space:
+                rest.setdefault(name, []).append(doc_id)
+        if rest:
+            found |= await asyncio.to_thread(self._read_kept, rest, described)
+        return found
+
+    def _read_kept(
+        self, doc_ids: Mapping[str, list[str]], described: Mapping[str, Described]
+    ) -> dict[Key, tuple[str, Vector]]:
+        found: dict[Key, tuple[str, Vector]] = {}
+        for name, asked in doc_ids.items():
+            rows = self._cache.get(described[name].space, asked)
+            self._remember(described[name].space, rows)
+            found |= {(name, doc_id): row for doc_id, row in rows.items()}
         if self._cache.fault != self._fault:
             self._fault = self._cache.fault
             if self._fault:
                 logger.warning("vectors are not kept: %s", self._fault)
         return found
+
+    def _keep(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
+        self._cache.put(space, rows)
+        self._remember(space, rows)
+
+    def _remember(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
+        """The latest rows stay in memory: the same documents are found again and again."""
+        with self._remembering:
+            for doc_id, row in rows.items():
+                self._recent[space, doc_id] = row
+            while len(self._recent) > RECENT_ROWS:
+                self._recent.popitem(last=False)
 
     async def _make(
         self,
@@ -208,7 +241,7 @@ class Documents:
         for name, about in described.items():
             rows = {key[1]: (there[key].version, vector) for key, vector in vectors.items() if key[0] == name}
             if about.space and rows:
-                await asyncio.to_thread(self._cache.put, about.space, rows)
+                await asyncio.to_thread(self._keep, about.space, rows)
         return known | vectors
 
     async def _embed(

@@ -253,10 +253,12 @@ class Personaliser:
                 for i, hit, score, vector in zip(window, hits, words, embedded.hits, strict=True)
             ]
             ranking, user = rank_window(read, profile, context, embedded.liked, settings)
-            judge = Judge.over(read, settings.weights, context.query, user, rewrite)
+            explained = personal.search.explained
+            judge = Judge.over(read, settings.weights, context.query, user, rewrite) if explained else None
         whole = self._documents is None or all(hit.vector is not None for hit in read)
         order = [*pinned, *(ranked.hit.rank for ranked in ranking), *range(len(inside), len(reply.hits))]
-        return Order(order, "full" if whole else "partial", {r.hit.rank: r for r in ranking}, judge)
+        ranked = {one.hit.rank: one for one in ranking} if explained else {}
+        return Order(order, "full" if whole else "partial", ranked, judge)
 
     async def _ask_about(
         self, personal: Personal, hits: Sequence[Found], asker: Headers
