@@ -1,0 +1,1 @@
+"""Trains the rewriter's adapter: pairs → conversations → sequences → adapter (`docs/training.md`)."""

@@ -1,0 +1,90 @@
+"""The card of a trained adapter: what it is, what went in, how it was made, what it reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bespeak.training.job import Options, Scores
+
+LICENCES = {
+    "canard": "CC BY-SA 4.0 (aagohary/canard, dev split)",
+    "canard-train": "CC BY-SA 4.0 (aagohary/canard, train split)",
+    "cast2019": "MIT (TREC CAsT)",
+    "cast2020": "MIT (TREC CAsT)",
+    "cast2021": "MIT (TREC CAsT)",
+    "cast2022": "MIT (TREC CAsT)",
+    "ikat2024": "MIT (irlabamsterdam/iKAT)",
+    "ikat2025": "MIT (irlabamsterdam/iKAT)",
+    "camrest": "CC BY 4.0 (terryqj0107/GECOR)",
+    "pacific": "MIT (dengyang17/PACIFIC)",
+    "qulac": "MIT (aliannejadi/qulac)",
+    "qrecc": "CC BY-SA 3.0 (apple/ml-qrecc)",
+    "cqr": "MIT-0 (alexa/alexa-dataset-contextual-query-rewrite)",
+    "followup": "Apache-2.0 (SivilTaram/FollowUp)",
+    "mtrag": "Apache-2.0 (IBM/mt-rag-benchmark); rewrites by a language model, as far as is known",
+    "made": "made from lists by bespeak (Apache-2.0)",
+}
+"""Of the sources that Bespeak knows; what another one is under, its owner knows."""
+
+TEXT = """\
+# An adapter of gemma3-270m-rewriter
+
+Rewrites a query of a conversation, from its earlier turns and from what the user said of themselves, to one that stands
+alone. English.
+
+**This is a modified version of Gemma 3 270M**: it was trained on top of the base's weights, and falls under the Gemma
+Terms of Use ([GEMMA_TERMS.md](GEMMA_TERMS.md), [NOTICE](NOTICE)), which travel with it.
+
+`adapter.npz`: LoRA, rank 16, scale 2.0, on all matrices of layers 6 to 17; float16, `model.layers.N.….A` (rank, in) and
+`.B` (out, rank). `tokenizer.json` and `vocabulary.npz` are those of the shipped model.
+
+## How it was made
+    {command}
+
+{targets} targets, seed {seed}, {passes} passes.
+
+| source | targets | licence |
+| --- | --- | --- |
+{sources}
+
+| target | how many |
+| --- | --- |
+{kinds}
+
+| changed in their conversations | targets |
+| --- | --- |
+{changes}
+
+## Scores
+Cross-entropy of {held_out} held-out rewrites, nats a token: {adapter:.3f}; the base without the adapter {base:.3f}.
+What counts is retrieval: measure it with `bespeak evaluate`.
+
+## Limits
+English only. It was trained to use words of the query, the turns and the statements, and may still take the wrong ones.
+"""
+
+
+def card(options: Options, counts: Mapping[str, Mapping[str, int]], scores: Scores) -> str:
+    files = [f"--data {path.name}" for path in options.data]
+    held_out = [f"--held-out {options.held_out.name}"] if options.held_out else []
+    how = [f"--passes {options.passes:g}", f"--seed {options.seed}"]
+    return TEXT.format(
+        command=" ".join(["bespeak models train", *files, *held_out, *how]),
+        targets=sum(counts["source"].values()),
+        seed=options.seed,
+        passes=f"{options.passes:g}",
+        sources="\n".join(
+            f"| {name} | {n} | {LICENCES.get(name, 'as its owner says')} |" for name, n in counts["source"].items()
+        ),
+        kinds=rows(counts["kind"]),
+        changes=rows(counts["change"]),
+        held_out=scores.n_held_out,
+        adapter=scores.adapter,
+        base=scores.base,
+    )
+
+
+def rows(counts: Mapping[str, int]) -> str:
+    return "\n".join(f"| {name} | {n} |" for name, n in counts.items())

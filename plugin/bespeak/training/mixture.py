@@ -1,0 +1,84 @@
+"""How often each source is taken, and what is made of it: pairs in, conversations out, always the same for a seed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bespeak.training import augment
+from bespeak.training.packing import Layout, Packed, pack
+from bespeak.training.pairs import Conversation
+from bespeak.training.personal import personal_conversations
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TIMES = {
+    # Users of search, and pairs with statements, most of all.
+    "ikat2024": 5.0, "ikat2025": 5.0, "cast2019": 2.0, "cast2020": 2.0, "cast2021": 2.0, "cast2022": 2.0,
+    "mtrag": 1.5, "qulac": 0.3, "qrecc": 0.5, "canard": 0.6, "canard-train": 0.12, "followup": 0.4, "cqr": 0.25,
+    "camrest": 0.1, "pacific": 0.1,
+}  # fmt: skip
+"""How often a conversation of each source is taken in one pass; one of an unnamed source is taken once."""
+
+PERSONAL_SHARE = 0.06
+"""Of all targets, those made by `personal`."""
+
+
+def sequences(found: Sequence[Conversation], tokenizer: Tokenizer, seed: int, passes: float = 1.0) -> list[Packed]:
+    """All that is trained on, in the order in which it is."""
+    rng, layout = random.Random(seed), Layout(tokenizer)
+    said = sorted({text for conversation in found for text in conversation.statements})
+    asked = sorted({target.rewrite for conversation in found for target in conversation.targets})
+    packed = []
+    for conversation in found:
+        times = passes * TIMES.get(conversation.source, 1.0)
+        for _ in range(int(times) + (rng.random() < times % 1)):
+            packed += pack(vary(conversation, said, asked, rng), layout, rng)
+    n_personal = round(PERSONAL_SHARE * sum(len(sequence.targets) for sequence in packed))
+    for conversation in personal_conversations(n_personal, said, rng):
+        packed += pack(conversation, layout, None)
+    rng.shuffle(packed)
+    return packed
+
+
+def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], rng: random.Random) -> Conversation:
+    """One of the many forms that a conversation could have had. `said` and `asked` are statements and whole queries
+    of all others.
+    """
+    varied = conversation
+    if varied.statements:
+        varied = augment.shuffled(varied, rng)
+        if rng.random() < 0.5:
+            varied = augment.dropped(varied, rng, rng.choice((0.3, 0.6, 0.9)))
+    if said and rng.random() < (0.3 if varied.statements else 0.25):
+        varied = augment.crossed(varied, said, rng)
+    form = rng.random()
+    if any(turn.response for turn in varied.turns) and form < 0.2:
+        varied = augment.unanswered(varied)
+    elif varied.turns and form > 0.7:
+        varied = augment.titled(varied, rng)
+    varied = augment.with_whole(varied, rng, 0.06)
+    varied = augment.with_ellipsis(varied, rng, 0.3)
+    return augment.with_switch(varied, asked, rng) if rng.random() < 0.25 else varied
+
+
+def plain(found: Iterable[Conversation], tokenizer: Tokenizer) -> list[Packed]:
+    """The conversations as they are, to score on."""
+    layout = Layout(tokenizer)
+    return [sequence for conversation in found for sequence in pack(replace(conversation), layout, None)]
+
+
+def counts(packed: Iterable[Packed]) -> dict[str, dict[str, int]]:
+    """Targets by source, by where they come from, and by what was done to their conversation."""
+    by: dict[str, Counter[str]] = {"source": Counter(), "kind": Counter(), "change": Counter()}
+    for sequence in packed:
+        by["source"][sequence.source] += len(sequence.targets)
+        for target in sequence.targets:
+            by["kind"]["unchanged" if target.kind == "person" and target.query == target.rewrite else target.kind] += 1
+        for change in set(sequence.changes):
+            by["change"][change] += len(sequence.targets)
+    return {name: dict(counter.most_common()) for name, counter in by.items()}

@@ -1,0 +1,164 @@
+"""The base with a LoRA adapter beside it (Hu et al., 2021), in torch, as it is trained. Needs the extra `train`.
+
+The graph is that of `bespeak.build`, without rounding. The tokens of many sequences lie one after another, so that
+nothing is padded; attention alone looks at each sequence by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from bespeak.build import ADAPTED, ADAPTER_SCALE, EPSILON, GLOBAL_EVERY, HEAD, N_HEADS, N_LAYERS, ROTARY_BASES, WIDTH
+
+if TYPE_CHECKING:
+    from bespeak.build import Base
+    from bespeak.training.packing import Packed
+
+Tensor: TypeAlias = torch.Tensor
+Adapter: TypeAlias = dict[str, Tensor]
+"""By the name that the shipped file gives them: `model.layers.N.….A` (rank, n_in) and `.B` (n_out, rank), float32."""
+
+FIRST_ADAPTED = 6
+"""The layers before read words rather than sense, and cost no gradients."""
+RANK = 16
+MATRICES = tuple(ADAPTED)
+NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+
+
+def new_adapter(shapes: Mapping[str, tuple[int, int]], seed: int) -> Adapter:
+    """A at random, B zero: the base as it is. `shapes` are (n_out, n_in) by name."""
+    generator = torch.Generator().manual_seed(seed)
+    adapter: Adapter = {}
+    for name, (n_out, n_in) in shapes.items():
+        adapter[f"{name}.A"] = torch.randn(RANK, n_in, generator=generator) / n_in**0.5
+        adapter[f"{name}.B"] = torch.zeros(n_out, RANK)
+    return adapter
+
+
+class Network:
+    """The base's weights, which stay as they are; may be used from several threads."""
+
+    def __init__(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        self._weights = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}
+
+    @classmethod
+    def of_base(cls, base: Base) -> Network:
+        """Raises ModelError."""
+        weights = {"embedding": base.embedding(), "output_norm": base.plain("output_norm")}
+        for layer in range(N_LAYERS):
+            weights |= {f"blk.{layer}.{name}": base.plain(f"blk.{layer}.{name}") for name in (*MATRICES, *NORMS)}
+        return cls(weights)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(n_out, n_in) of every adapted matrix, by its name in an adapter."""
+        found = {}
+        for layer in range(FIRST_ADAPTED, N_LAYERS):
+            for name in MATRICES:
+                n_out, n_in = self._weights[f"blk.{layer}.{name}"].shape
+                found[_key(layer, name)] = (n_out, n_in)
+        return found
+
+    def loss(self, sequences: Sequence[Packed], adapter: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+        """Sum of the cross-entropies of all labelled tokens, in nats, and how many they are."""
+        ids = torch.from_numpy(np.concatenate([sequence.token_ids for sequence in sequences]))
+        labels = torch.from_numpy(np.concatenate([sequence.labels for sequence in sequences]))
+        wanted = labels >= 0
+        final = self._read(ids, Places(sequences), adapter)[wanted]
+        scores = F.linear(final, self._weights["embedding"])
+        return F.cross_entropy(scores, labels[wanted], reduction="sum"), int(wanted.sum())
+
+    def _read(self, ids: Tensor, places: Places, adapter: Mapping[str, Tensor]) -> Tensor:
+        """`(n_tokens, 640)`, normed."""
+        total = F.embedding(ids, self._weights["embedding"]) * WIDTH**0.5
+        for layer in range(N_LAYERS):
+            total = self._layer(layer, total, places, adapter)
+        return self._norm(total, "output_norm")
+
+    def _layer(self, layer: int, total: Tensor, places: Places, adapter: Mapping[str, Tensor]) -> Tensor:
+        at = f"blk.{layer}"
+
+        def times(x: Tensor, name: str) -> Tensor:
+            y = F.linear(x, self._weights[f"{at}.{name}"])
+            key = _key(layer, name)
+            if f"{key}.A" not in adapter:
+                return y
+            return torch.addmm(y, F.linear(x, adapter[f"{key}.A"]), adapter[f"{key}.B"].T, alpha=ADAPTER_SCALE)
+
+        normed = self._norm(total, f"{at}.attn_norm")
+        query = self._norm(times(normed, "attn_q").unflatten(1, (N_HEADS, HEAD)), f"{at}.attn_q_norm")
+        key = self._norm(times(normed, "attn_k").unflatten(1, (1, HEAD)), f"{at}.attn_k_norm")
+        reach = "local" if (layer + 1) % GLOBAL_EVERY else "global"
+        seen = places.attend(places.turn(query, reach), places.turn(key, reach), times(normed, "attn_v"))
+        total = total + self._norm(times(seen, "attn_output"), f"{at}.post_attention_norm")
+        normed = self._norm(total, f"{at}.ffn_norm")
+        gated = F.gelu(times(normed, "ffn_gate"), approximate="tanh") * times(normed, "ffn_up")
+        return total + self._norm(times(gated, "ffn_down"), f"{at}.post_ffw_norm")
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        normed: Tensor = _Norm.apply(x, self._weights[name])
+        return normed
+
+
+class _Norm(torch.autograd.Function):  # type: ignore[misc, unused-ignore]  # Any where torch is not installed
+    """x over its root mean square, times a scale that stays; seven times faster than torch's own on a processor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = size.square_().div_(x.shape[-1]).add_(EPSILON).rsqrt_()
+        unit = x * inverse
+        ctx.save_for_backward(unit, inverse, scale)
+        return unit * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        unit, inverse, scale = ctx.saved_tensors
+        gradient = gradients[0] * scale
+        along = torch.linalg.vecdot(gradient, unit).unsqueeze(-1).div_(unit.shape[-1])
+        return gradient.addcmul_(unit, along, value=-1).mul_(inverse), None
+
+
+class Places:
+    """Where each token stands in its sequence, and what it sees of it."""
+
+    def __init__(self, sequences: Sequence[Packed]) -> None:
+        self._sizes = [len(sequence.token_ids) for sequence in sequences]
+        self._masks = [torch.from_numpy(sequence.mask()) for sequence in sequences]
+        positions = np.concatenate([sequence.positions for sequence in sequences])
+        self._tables: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, base in ROTARY_BASES.items():
+            angles = positions[:, None, None] / base ** (np.arange(0, HEAD, 2) / HEAD)  # (n_tokens, 1, HEAD / 2)
+            cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+            self._tables[name] = torch.from_numpy(cos), torch.from_numpy(sin)
+
+    def turn(self, x: Tensor, reach: str) -> Tensor:
+        """`(n_tokens, n_heads, HEAD)` turned by position (rotary embedding)."""
+        cos, sin = self._tables[reach]
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`(n_tokens, N_HEADS * HEAD)`."""
+        rows = []
+        parts = (query.split(self._sizes), key.split(self._sizes), value.split(self._sizes), self._masks)
+        for q, k, v, mask in zip(*parts, strict=True):
+            scores = torch.matmul(q.transpose(0, 1), k[:, 0].T) * HEAD**-0.5  # (N_HEADS, n, n)
+            weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+            rows.append(torch.matmul(weights, v).transpose(0, 1).flatten(1))
+        return torch.cat(rows)
+
+
+def _key(layer: int, name: str) -> str:
+    return f"model.layers.{layer}.{ADAPTED[name]}"
+
+
+def to_arrays(adapter: Adapter) -> dict[str, Any]:
+    """As the shipped file holds them: float16."""
+    return {name: tensor.detach().numpy().astype(np.float16) for name, tensor in adapter.items()}

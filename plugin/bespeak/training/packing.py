@@ -1,0 +1,218 @@
+"""Conversations as sequences of tokens, in the very layout that the rewriter reads.
+
+The statements and turns of a conversation stand once in a sequence, and each of its targets is a branch that sees what
+came before it, and itself, but no other branch.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.decode import END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
+from bespeak.grounding import Lexicon, fold, words
+from bespeak.records import Profile, Statement, Turn
+from bespeak.training.pairs import Conversation, Exchange, Target
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+UNLABELLED = -100
+SHORT_CUTS = (0, 40, 90, 140)
+"""Tokens of history that a window may begin with; else as much as the rewriter would read."""
+UNSAID = 0.34
+"""A target of whose added words a greater share stands nowhere is left out; else those words are not learnt."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One sequence; all arrays `(n_tokens,)`."""
+
+    token_ids: Ints
+    positions: Ints
+    branches: Ints  # 0: what all see that come after it
+    labels: Ints  # the token that follows, or UNLABELLED
+    targets: tuple[Target, ...]
+    source: str
+    changes: tuple[str, ...]
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """`(n_tokens, n_tokens)`: does the token of the row see that of the column?"""
+        seen = (self.branches[None] == 0) | (self.branches[None] == self.branches[:, None])
+        return np.tril(seen)
+
+
+class Layout:
+    """The parts of a prompt as token ids, cut out of the rewriter's own prompts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.asks = self._encode("R:")
+        self.question = lru_cache(100_000)(self._question)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _question(self, query: str) -> tuple[int, ...]:
+        return tuple(prompt(query, Profile(), self.tokenizer)[1 : -len(self.asks)])
+
+    def answer(self, turn: Exchange) -> tuple[int, ...]:
+        asked = self.question(turn.query)
+        whole = prompt("", Profile(turns=(Turn(turn.query, turn.response, ""),)), self.tokenizer)
+        return tuple(whole[1 + len(asked) : -len(self.question("")) - len(self.asks)])
+
+    def statements(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """With the start token: the latest that fit."""
+        whole = prompt("", Profile(statements=tuple(Statement(text, "") for text in texts)), self.tokenizer)
+        return tuple(whole[: -len(self.question("")) - len(self.asks)])
+
+    def target(self, rewrite: str, lexicon: Lexicon) -> tuple[list[int], list[int]]:
+        """Token ids with the end, and what of them is to be learnt: words that the rewriter could not write are not."""
+        text = " " + " ".join(rewrite.split())
+        encoded = self.tokenizer.encode(text, add_special_tokens=False)
+        unsaid = [span for span, stands in standing(text, lexicon) if not stands]
+        ids = [*encoded.ids, END]
+        labels = [
+            UNLABELLED if any(start < to and end > at for at, to in unsaid) else token_id
+            for token_id, (start, end) in zip(encoded.ids, encoded.offsets, strict=True)
+        ]
+        return ids, [*labels, END]
+
+
+def standing(text: str, lexicon: Lexicon) -> Iterator[tuple[tuple[int, int], bool]]:
+    """Each word's place in the text, and whether a grounded rewrite can hold it."""
+    for number, found in enumerate(re.finditer(r"\S+", text)):
+        yield found.span(), lexicon.holds(found[0].encode("utf-8", "replace"), number == 0)
+
+
+def unsaid_share(target: Target, lexicon: Lexicon) -> float:
+    """Of the words that the query lacks, how many stand nowhere; in [0, 1]."""
+    known = {fold(word) for word in words(target.query)}
+    added = [word for word in words(target.rewrite) if fold(word) not in known]
+    return sum(not lexicon.holds(word.encode("utf-8", "replace")) for word in added) / len(added) if added else 0.0
+
+
+class Window(NamedTuple):
+    """Some targets of a conversation that read the history from the same turn on."""
+
+    first_turn: int
+    targets: tuple[Target, ...]
+
+
+def pack(conversation: Conversation, layout: Layout, rng: random.Random | None) -> list[Packed]:
+    """The sequences of a conversation. `rng` also cuts histories, wherever the words of the target then still stand."""
+    sizes = [len(layout.question(turn.query)) + len(layout.answer(turn)) for turn in conversation.turns]
+    packed = [_sequence(conversation, layout, window) for window in _windows(conversation, layout, sizes, rng)]
+    return [sequence for sequence in packed if sequence.targets]
+
+
+def _windows(
+    conversation: Conversation, layout: Layout, sizes: Sequence[int], rng: random.Random | None
+) -> Iterator[Window]:
+    left = list(conversation.targets)
+    while left:
+        n_before = left[0].n_before
+        cap = rng.choice((*SHORT_CUTS, HISTORY_TOKENS)) if rng else 90 if len(left) > 1 else HISTORY_TOKENS
+        first = _first_turn(sizes, n_before, cap)
+        reached = [target for target in left if sum(sizes[first : target.n_before]) <= HISTORY_TOKENS]
+        taken = [target for target in reached if _keeps(conversation, layout, sizes, first, target)]
+        if left[0] not in taken:  # it needs all of its history
+            first = _first_turn(sizes, n_before, HISTORY_TOKENS)
+            taken = [target for target in left if target.n_before == n_before]
+        yield Window(first, tuple(taken))
+        left = [target for target in left if target not in taken]
+
+
+def _first_turn(sizes: Sequence[int], n_before: int, cap: int) -> int:
+    first = n_before
+    while first and sum(sizes[first - 1 : n_before]) <= cap:
+        first -= 1
+    return first
+
+
+def _keeps(conversation: Conversation, layout: Layout, sizes: Sequence[int], first: int, target: Target) -> bool:
+    """Does a history from `first` on give as many of the target's words as all that the rewriter would read?"""
+    longest = _first_turn(sizes, target.n_before, HISTORY_TOKENS)
+    if first <= longest:
+        return True
+    shares = [unsaid_share(target, _lexicon(conversation, layout, start, target)) for start in (first, longest)]
+    return shares[0] <= shares[1]
+
+
+def _lexicon(conversation: Conversation, layout: Layout, first: int, target: Target) -> Lexicon:
+    ids = [*layout.statements(conversation.statements)[1:]]
+    for turn in conversation.turns[first : target.n_before]:
+        ids += [*layout.question(turn.query), *layout.answer(turn)]
+    return Lexicon(target.query, [target.query, _shown(ids, layout)])
+
+
+def _shown(ids: Sequence[int], layout: Layout) -> str:
+    text: str = layout.tokenizer.decode(list(ids), skip_special_tokens=True)
+    return re.sub(r"(?m)^(?:[QA]:|-) ", "", text)
+
+
+class _Writer:
+    """A sequence as it grows."""
+
+    def __init__(self, trunk: Sequence[int]) -> None:
+        self.ids, self.labels = list(trunk), [UNLABELLED] * len(trunk)
+        self.positions, self.branches = list(range(len(trunk))), [0] * len(trunk)
+        self.n_trunk, self.n_branches = len(trunk), 0
+
+    def go_on(self, ids: Sequence[int]) -> None:
+        self.ids += ids
+        self.labels += [UNLABELLED] * len(ids)
+        self.positions += range(self.n_trunk, self.n_trunk + len(ids))
+        self.branches += [0] * len(ids)
+        self.n_trunk += len(ids)
+
+    def branch(self, before: Sequence[int], ids: Sequence[int], labels: Sequence[int]) -> None:
+        """The last of `before` is the first that is asked for what follows."""
+        self.n_branches += 1
+        added = [*before, *ids[:-1]]
+        self.ids += added
+        self.labels += [UNLABELLED] * (len(before) - 1) + list(labels)
+        self.positions += range(self.n_trunk, self.n_trunk + len(added))
+        self.branches += [self.n_branches] * len(added)
+
+
+def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Packed:
+    trunk = _Writer(layout.statements(conversation.statements))
+    kept: list[Target] = []
+
+    def branch(target: Target, before: Sequence[int]) -> None:
+        lexicon = _lexicon(conversation, layout, window.first_turn, target)
+        ids, labels = layout.target(target.rewrite, lexicon)
+        if len(ids) <= MAX_NEW_TOKENS and unsaid_share(target, lexicon) <= UNSAID:
+            trunk.branch(before, ids, labels)
+            kept.append(target)
+
+    for place in range(window.first_turn, max(target.n_before for target in window.targets) + 1):
+        turn = conversation.turns[place] if place < len(conversation.turns) else None
+        here = [target for target in window.targets if target.n_before == place]
+        for target in here:
+            if turn is None or target.query != turn.query:
+                branch(target, (*layout.question(target.query), *layout.asks))
+        if turn is None:
+            break
+        trunk.go_on(layout.question(turn.query))
+        for target in here:
+            if target.query == turn.query:
+                branch(target, layout.asks)
+        trunk.go_on(layout.answer(turn))
+    # Of a longer conversation than any branch needs, the end is left out: nothing would see it.
+    end = max((i for i, branch in enumerate(trunk.branches) if branch), default=-1) + 1
+    ids, positions, branches, labels = (
+        np.array(part[:end], np.int64) for part in (trunk.ids, trunk.positions, trunk.branches, trunk.labels)
+    )
+    changes = (*conversation.changes, *(("cut",) if window.first_turn else ()))
+    return Packed(ids, positions, branches, labels, tuple(kept), conversation.source, changes)

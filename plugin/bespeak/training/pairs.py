@@ -1,0 +1,156 @@
+"""What is trained on: queries of conversations, and the same queries as somebody wrote them to stand alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from bespeak.errors import InputError
+
+Kind: TypeAlias = Literal["person", "whole", "switch", "ellipsis", "personal"]
+"""Where a target comes from: a person; else made, as `augment` and `personal` say."""
+
+
+class Exchange(NamedTuple):
+    """An earlier query and what was answered: a text, the titles of clicked hits, or "" where it is not known."""
+
+    query: str
+    response: str = ""
+
+
+class Target(NamedTuple):
+    """A query after the first `n_before` exchanges of a conversation, and what it is to become."""
+
+    n_before: int
+    query: str
+    rewrite: str
+    kind: Kind = "person"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One line of a file of pairs."""
+
+    source: str
+    query: str
+    rewrite: str
+    history: tuple[Exchange, ...] = ()
+    statements: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()  # those of the statements that concern the query
+    title: str = ""  # of the page that the conversation is about
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Queries that share their beginning, so that it is read once for all of them."""
+
+    source: str
+    turns: tuple[Exchange, ...]
+    targets: tuple[Target, ...]  # by n_before
+    statements: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()
+    title: str = ""
+    changes: tuple[str, ...] = ()  # what `augment` did to turns and statements
+
+    def changed(self, how: str, **fields: Any) -> Conversation:
+        return replace(self, changes=(*self.changes, how), **fields)
+
+
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """Every line of a JSON Lines file. Raises InputError with the number of the line."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _parse(line, f"line {number} of {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as pairs ({error}): give a file of JSON lines in UTF-8") from error
+
+
+def _parse(line: str, where: str) -> Pair:
+    try:
+        row = json.loads(line)
+        history = tuple(
+            Exchange(_text(turn, "query", ""), _text(turn, "response", "")) for turn in row.get("history") or ()
+        )
+        return Pair(
+            _text(row, "source", "own"),
+            _text(row, "query"),
+            _text(row, "rewrite"),
+            history,
+            _texts(row, "statements"),
+            _texts(row, "statements_used"),
+            _text(row, "title", ""),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{where} is no pair ({error}): it needs the texts 'query' and 'rewrite', and may have 'history' "
+            "(a list of 'query' and 'response'), 'statements' (a list of texts) and 'source'"
+        ) from error
+
+
+def _text(row: Mapping[str, Any], name: str, otherwise: str | None = None) -> str:
+    """On one line. Raises ValueError where it has to be there and is not."""
+    value = row.get(name)
+    value = otherwise if value is None else value
+    if not isinstance(value, str) or (otherwise is None and not value.strip()):
+        raise ValueError(f"'{name}' is not a text")
+    return " ".join(value.split())
+
+
+def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    values = row.get(name) or []
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"'{name}' is not a list of texts")
+    return tuple(" ".join(value.split()) for value in values)
+
+
+def conversations(pairs: Iterable[Pair]) -> list[Conversation]:
+    """Pairs one after another whose histories go on from one another become one conversation."""
+    found: list[list[Pair]] = []
+    trunk: tuple[Exchange, ...] = ()
+    for pair in pairs:
+        if found and _same(found[-1][0], pair) and (longer := _join(trunk, pair, found[-1])) is not None:
+            found[-1].append(pair)
+            trunk = longer
+        else:
+            found.append([pair])
+            trunk = pair.history
+    return [_conversation(group) for group in found]
+
+
+def _same(one: Pair, other: Pair) -> bool:
+    return (one.source, one.title, one.statements) == (other.source, other.title, other.statements)
+
+
+def _join(trunk: tuple[Exchange, ...], pair: Pair, group: Sequence[Pair]) -> tuple[Exchange, ...] | None:
+    """The turns with the pair's, where it goes on from them, or asks after some of them."""
+    if not pair.history and not trunk:
+        return None  # two first queries
+    if pair.history == trunk[: len(pair.history)] and (pair.history or pair.query == trunk[0].query):
+        return trunk
+    if trunk == pair.history[: len(trunk)] and pair.history[len(trunk)].query == group[-1].query:
+        return pair.history
+    return None
+
+
+def _conversation(group: Sequence[Pair]) -> Conversation:
+    first = group[0]
+    turns = max((pair.history for pair in group), key=len)
+    targets = sorted((Target(len(pair.history), pair.query, pair.rewrite) for pair in group), key=lambda t: t.n_before)
+    used = tuple(dict.fromkeys(text for pair in group for text in pair.used))
+    return Conversation(first.source, turns, tuple(targets), first.statements, used, first.title)
+
+
+def split(found: Iterable[Conversation], one_in: int = 20) -> tuple[list[Conversation], list[Conversation]]:
+    """Those to train on, and one in so many to score on: by what begins them, so that none stands in both."""
+    parts: tuple[list[Conversation], list[Conversation]] = [], []
+    for conversation in found:
+        beginning = conversation.title or (conversation.turns or conversation.targets)[0].query
+        digest = hashlib.blake2b(beginning.casefold().encode(), digest_size=8).digest()
+        parts[int.from_bytes(digest, "big") % one_in == 0].append(conversation)
+    return parts

@@ -1,0 +1,57 @@
+from collections import Counter
+
+import pytest
+
+from bespeak.training import mixture
+from bespeak.training.pairs import Conversation, Exchange, Target
+
+TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
+
+ASKED = ("How old are {}?", "Who first described {}?", "Why do people love {}?")
+
+
+def conversations(source, n):
+    for number in range(n):
+        topic = TOPICS[number % len(TOPICS)]
+        turns = (Exchange(f"Where do {topic} come from, number {number}?", f"All over the world, {topic} do."),)
+        asked = ASKED[number % len(ASKED)]
+        targets = (Target(1, asked.format("they"), asked.format(topic)),)
+        yield Conversation(source, turns, targets, (f"My neighbour likes {topic}.", "I whistle."))
+
+
+def as_bytes(packed):
+    return [(sequence.token_ids.tobytes(), sequence.labels.tobytes(), sequence.changes) for sequence in packed]
+
+
+def test_a_seed_decides_every_sequence_and_their_order(tokenizer):
+    found = list(conversations("own", 30))
+    made = as_bytes(mixture.sequences(found, tokenizer, 1))
+    assert made == as_bytes(mixture.sequences(found, tokenizer, 1))
+    assert made != as_bytes(mixture.sequences(found, tokenizer, 2))
+
+
+def test_sources_are_taken_as_often_as_they_weigh(tokenizer):
+    found = [*conversations("ikat2024", 20), *conversations("own", 20), *conversations("camrest", 200)]
+    made = mixture.sequences(found, tokenizer, 0, passes=2.0)
+    people = Counter(s.source for s in made for target in s.targets if target.kind == "person")
+    assert people["ikat2024"] == 20 * 2 * 5
+    assert people["own"] == 20 * 2
+    assert 20 <= people["camrest"] <= 60  # 200 * 2 / 10
+
+
+def test_every_kind_of_change_is_made_and_counted(tokenizer):
+    made = mixture.sequences(list(conversations("own", 300)), tokenizer, 0)
+    counts = mixture.counts(made)
+    assert set(counts["kind"]) == {"person", "whole", "switch", "personal"}
+    assert set(counts["change"]) >= {"shuffled", "dropped", "crossed", "unanswered", "titled"}
+    n_targets = sum(len(sequence.targets) for sequence in made)
+    assert sum(counts["source"].values()) == sum(counts["kind"].values()) == n_targets
+    assert counts["source"]["made"] == pytest.approx(0.06 / 1.06 * n_targets, abs=1)
+
+
+def test_what_is_scored_on_is_not_changed(tokenizer):
+    found = list(conversations("own", 3))
+    made = mixture.plain(found, tokenizer)
+    assert [target for sequence in made for target in sequence.targets] == [c.targets[0] for c in found]
+    assert all(sequence.changes == () for sequence in made)
+    assert mixture.counts(made) == {"source": {"own": 3}, "kind": {"person": 3}, "change": {}}
