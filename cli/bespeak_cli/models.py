@@ -1,4 +1,4 @@
-"""`bespeak models`: list, verify, export and build models."""
+"""`bespeak models`: list, verify, export, build and train models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bespeak.assets import ModelRecord
     from bespeak.export import Precision
+    from bespeak.training.fit import Progress
 
 
 @click.group()
 def models() -> None:
-    """List, verify, export and build models."""
+    """List, verify, export, build and train models."""
 
 
 @models.command("list")
@@ -95,3 +98,84 @@ def build(ctx: click.Context) -> None:
     from bespeak_cli.parts import build_with_progress
 
     click.echo(str(build_with_progress(ctx.obj.cache)))
+
+
+@models.command()
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    required=True,
+    help="JSON lines of query, rewrite, history, statements and source. May be given several times.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write; in the cache if not given."
+)
+@click.option(
+    "--held-out",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Pairs to score on; one conversation in twenty of --data if not given.",
+)
+@click.option(
+    "--passes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How often the data are gone through.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    data: tuple[Path, ...],
+    out: Path | None,
+    held_out: Path | None,
+    passes: float,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train the rewriter's adapter on pairs of queries and rewrites.
+
+    One that was ended goes on where it was, if the same command is given again. Needs the extra 'train'.
+    """
+    import os
+
+    from bespeak.training.job import Options
+    from bespeak.training.job import train as train_adapter
+
+    folder = out or ctx.obj.cache / "training"
+    scores = train_adapter(
+        Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress()
+    )
+    click.echo(
+        f"Cross-entropy of {scores.n_held_out} held-out rewrites: {scores.adapter:.3f} nats a token "
+        f"(the base without an adapter {scores.base:.3f})",
+        err=True,
+    )
+    click.echo(str(folder))
+
+
+def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
+    """A line on stderr after the first step, after the last one, and about once a minute."""
+    from collections import deque
+    from time import monotonic
+
+    started = monotonic()
+    told = started - every_s
+    n_targets = 0
+    losses: deque[float] = deque(maxlen=50)
+
+    def tell(progress: Progress) -> None:
+        nonlocal told, n_targets
+        n_targets += progress.n_targets
+        losses.append(progress.loss)
+        now = monotonic()
+        if now - told >= every_s or progress.step == progress.n_steps:
+            told = now
+            loss, speed = sum(losses) / len(losses), n_targets / max(now - started, 1e-3)
+            click.echo(
+                f"step {progress.step} of {progress.n_steps}: loss {loss:.3f}, {speed:.1f} rewrites a second", err=True
+            )
+
+    return tell

@@ -1,0 +1,64 @@
+import importlib.util
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from bespeak_cli import cli
+from bespeak_cli.models import tell_progress
+
+HAS_TRAIN = importlib.util.find_spec("torch") is not None
+
+
+@pytest.fixture
+def run(tmp_path):
+    def invoke(*arguments):
+        return CliRunner().invoke(
+            cli, ["--cache-dir", str(tmp_path / "cache"), "models", "train", *map(str, arguments)]
+        )
+
+    return invoke
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "Why?", "rewrite": "Why?"}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--data", "missing.jsonl"], ["--data", ".", "--passes", "0"], ["--passes", "x"]]
+)
+def test_wrong_usage(run, arguments):
+    assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.skipif(HAS_TRAIN, reason="the extra 'train' is installed")
+def test_without_the_extra_it_says_so(run, pairs):
+    result = run("--data", pairs)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: training needs the extra 'train'")
+
+
+@pytest.mark.train
+@pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
+def test_a_line_that_is_no_pair_is_a_sentence(run, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    result = run("--data", tmp_path / "pairs.jsonl")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: line 1 of ")
+    assert result.stdout == ""
+
+
+class Step:
+    def __init__(self, step, loss):
+        self.step, self.n_steps, self.n_targets, self.loss = step, 4, 10, loss
+
+
+def test_progress_is_told_at_the_beginning_and_the_end(capsys):
+    tell = tell_progress(every_s=3600)
+    for step in range(2, 5):  # gone on with after an end
+        tell(Step(step, float(step)))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in told] == ["step 2 of 4: loss 2.000", "step 4 of 4: loss 3.000"]
