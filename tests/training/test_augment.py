@@ -135,6 +135,7 @@ def test_a_phrase_that_the_turn_before_names_can_be_left_out():
         ("Can droughts be stopped?", "What are the costs of desertification?"),  # not named
         ("Can desertification be stopped?", "What are its costs for desertification?"),  # refers already
         ("Can desertification be stopped?", "Costs of desertification?"),  # too little is left
+        ("Can desertification be stopped?", "What would the costs be of desertification?"),  # no end
     ],
 )
 def test_else_nothing_is_left_out(before, whole):

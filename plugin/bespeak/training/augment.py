@@ -161,7 +161,10 @@ def _elided(query: str, before: str, rng: random.Random) -> str:
     what, left = words(found["what"]), stems(found["head"])
     named = [fold(word) for word in words(before)]
     meant = [word for word in what if fold(word) not in SMALL]
-    if not meant or not left or not all(fold(word) in named for word in meant) or len(found["head"].split()) < 3:
+    head = found["head"].split()
+    if not meant or not left or not all(fold(word) in named for word in meant):
+        return ""
+    if len(head) < 3 or fold(head[-1]) in FUNCTION_WORDS:  # "Which river is", "the college that he went"
         return ""
     ending = "?" if query.endswith("?") else "."
     # A pronoun only for what is no name: it might be a person, and nobody says of which kind.
