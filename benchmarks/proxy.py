@@ -121,7 +121,7 @@ PAGES = {"query": {"match": {"text": "read a file line by line"}}, "size": 10}
 NEW = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
 """What is asked where each query is new."""
 USER = {"X-Bespeak-User": "u%d", "X-Bespeak-Session": "s"}
-N_USERS = 200
+N_USERS = 40
 """Who ask in turn, each in a session of their own."""
 INDEX = "bespeak-benchmark"
 
@@ -272,7 +272,11 @@ def tell_sessions(url: str) -> None:
 
 
 def wait_for_vectors(url: str) -> None:
-    """Until a search has all of its window's vectors; they are made after the answers."""
+    """Until a search has all of its window's vectors, which are made after the answers, and each user has asked once."""
+    for n in range(N_USERS):
+        ask(
+            "POST", f"{url}/{INDEX}/_search", PAGES, {name: value.replace("%d", str(n)) for name, value in USER.items()}
+        )
     headers = {name: value.replace("%d", "0") for name, value in USER.items()}
     for body in (PAGES, NEW):
         for _ in range(100):

@@ -142,12 +142,17 @@ class RememberingEncoder:
         rows = [self._vector(text, kind) for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
+    def knows(self, texts: Sequence[str], kind: TextKind) -> bool:
+        """Whether all are remembered, so that encoding them takes no time."""
+        with self._lock:
+            return all(digest_of(text, kind) in self._vectors for text in texts)
+
     def clear(self) -> None:
         with self._lock:
             self._vectors.clear()
 
     def _vector(self, text: str, kind: TextKind) -> Vector:
-        digest = hashlib.blake2b(f"{kind} {text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        digest = digest_of(text, kind)
         with self._lock:
             if (known := self._vectors.get(digest)) is not None:
                 self._vectors.move_to_end(digest)
@@ -158,6 +163,10 @@ class RememberingEncoder:
             while len(self._vectors) > self._size:
                 self._vectors.popitem(last=False)
         return vector
+
+
+def digest_of(text: str, kind: TextKind) -> bytes:
+    return hashlib.blake2b(f"{kind} {text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def encode_until(

@@ -165,16 +165,21 @@ def contextualise(rewrite: Rewrite, profile: Profile, encoder: Encoder | None, s
     """The query's vector, query + rewrite + a share of the last turn. Without encoder there is none."""
     if encoder is None:
         return Context()
-    texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
     turn = profile.turns[-1] if profile.turns else None
-    vectors = encoder.encode([*texts, *([turn_text(turn)] if turn else [])], kind="query")
-    found = [Part(vector) for vector in vectors[: len(texts)]]
+    vectors = encoder.encode(context_texts(rewrite, profile), kind="query")
+    found = [Part(vector) for vector in (vectors[:-1] if turn else vectors)]
     if rewrite.changed:
         found[1] = Part(vectors[1], *rewrite_source(rewrite))
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
     if last:
         found.append(replace(last, vector=last.vector * settings.last_turn_share))
     return Context(mix(found), last)
+
+
+def context_texts(rewrite: Rewrite, profile: Profile) -> list[str]:
+    """What is encoded of what is asked: the query, a rewrite that differs, the last turn."""
+    texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
+    return [*texts, turn_text(profile.turns[-1])] if profile.turns else texts
 
 
 def rewrite_source(rewrite: Rewrite) -> tuple[str, str, str]:
@@ -284,9 +289,7 @@ def cut(asked: Plan, own: Hits, ranking: Sequence[Ranked], status: RerankStatus,
     return Result(request, asked.rewrite, page, own, status, notes)
 
 
-def explain(
-    page: Sequence[Ranked], judge: Judge, rewrite: Rewrite, read: Callable[[Hit], str]
-) -> tuple[Ranked, ...]:
+def explain(page: Sequence[Ranked], judge: Judge, rewrite: Rewrite, read: Callable[[Hit], str]) -> tuple[Ranked, ...]:
     """The page with the evidence that raised each hit; `read` gives the text that a hit was found by."""
     query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
     stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}

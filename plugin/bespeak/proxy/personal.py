@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 
 from bespeak import gate
 from bespeak.deadline import Deadline, Late
+from bespeak.encode import RememberingEncoder
 from bespeak.errors import EngineRefused
 from bespeak.pipeline import (
     MAX_PREFERENCES,
@@ -28,6 +29,7 @@ from bespeak.pipeline import (
     Parts,
     Profiles,
     added_clauses,
+    context_texts,
     contextualise,
     explain,
     leave_alone,
@@ -204,12 +206,16 @@ class Personaliser:
         encoder, settings = self._parts.encoder, self._parts.settings
         if encoder is None or not personal.first or not personal.asked.window:
             return Context()
+        rewrite, profile = personal.chain.rewrite, personal.profile
+        if isinstance(encoder, RememberingEncoder) and encoder.knows(context_texts(rewrite, profile), "query"):
+            with stage("encode"):
+                return contextualise(rewrite, profile, encoder, settings)
         return await self._guarded(
             "encode",
             self._reranking,
             lambda: self._encodings.run(
                 in_time(
-                    lambda _: contextualise(personal.chain.rewrite, personal.profile, encoder, settings),
+                    lambda _: contextualise(rewrite, profile, encoder, settings),
                     settings.rerank_ms,
                 ),
                 settings.rerank_ms,
