@@ -272,7 +272,7 @@ def tell_sessions(url: str) -> None:
 
 
 def wait_for_vectors(url: str) -> None:
-    """Until a search has all of its window's vectors, which are made after the answers, and each user has asked once."""
+    """Until a search has its window's vectors, which are made after the answers, and each user has asked once."""
     for n in range(N_USERS):
         ask(
             "POST", f"{url}/{INDEX}/_search", PAGES, {name: value.replace("%d", str(n)) for name, value in USER.items()}
