@@ -161,21 +161,19 @@ def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
     from collections import deque
     from time import monotonic
 
-    started = monotonic()
-    told = started - every_s
-    n_targets = 0
+    started = told = 0.0
+    n_targets = 0  # since the first step: what comes before it takes a minute, and would slow the figure
     losses: deque[float] = deque(maxlen=50)
 
     def tell(progress: Progress) -> None:
-        nonlocal told, n_targets
-        n_targets += progress.n_targets
+        nonlocal started, told, n_targets
+        now, first = monotonic(), not losses
         losses.append(progress.loss)
-        now = monotonic()
-        if now - told >= every_s or progress.step == progress.n_steps:
+        started, n_targets = (now, 0) if first else (started, n_targets + progress.n_targets)
+        if first or now - told >= every_s or progress.step == progress.n_steps:
             told = now
             loss, speed = sum(losses) / len(losses), n_targets / max(now - started, 1e-3)
-            click.echo(
-                f"step {progress.step} of {progress.n_steps}: loss {loss:.3f}, {speed:.1f} rewrites a second", err=True
-            )
+            fast = f", {speed:.1f} rewrites a second" if n_targets else ""
+            click.echo(f"step {progress.step} of {progress.n_steps}: loss {loss:.3f}{fast}", err=True)
 
     return tell
