@@ -211,6 +211,11 @@ class Both:
         if first == UNANSWERED and ours.status == 502:
             return first
         own, got = self._masked(request, first, self.direct), self._masked(request, ours, self.proxied)
+        for _ in range(3 if request.reads else 0):
+            if own == got:
+                break
+            # The cluster's state may have changed in between, and with it the order in which it names its indices.
+            own, got = (self._masked(request, way.ask(request), way) for way in (self.direct, self.proxied))
         if own == got:
             return first
         if request.reads and (

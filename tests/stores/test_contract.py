@@ -258,20 +258,29 @@ def test_processes_make_and_share_a_store(place, store):
     assert len(list(store.export(USER))) == 10 + 3 * 40
 
 
+def has_events(store):
+    """Not yet, too, where the other process is making the indices at this moment."""
+    try:
+        return next(store.export(USER), None) is not None
+    except StoreError:
+        return False
+
+
 def test_what_was_killed_in_mid_add_is_completed_by_adding_again(place, store):
     context = multiprocessing.get_context("spawn")
     began = context.Event()
     process = context.Process(target=add_until_killed, args=(place, began))
     process.start()
     assert began.wait(60)
-    while process.is_alive() and not next(store.export(USER), None):
+    while process.is_alive() and not has_events(store):
         pass
     process.kill()
     process.join()
     events = long_history()
     there = len(list(store.export(USER)))
     assert there > 0
-    assert store.add(events) == len(events) - there
+    # A batch that was under way may be written after the kill.
+    assert 0 < store.add(events) <= len(events) - there
     assert len(list(store.export(USER))) == len(events)
     assert [t.query for t in store.profile(USER, "s", NOW).turns] == [f"{n}" for n in range(19, -1, -1)]
 
