@@ -44,6 +44,7 @@ EVENT_SHARDS = 3
 PAGE = 1000  # documents looked at, or deleted, at once
 BULK_BYTES = 8_000_000
 SCRUBBED_AFTER_S = 60.0  # a shard keeps what was deleted for its copies for some 30 s
+STARTING_S = 2.0  # the shards of an index that another proxy has just made are not there at once
 PATIENT_S = 30.0  # at least, for what no search waits for: writing events, making indices, deleting
 
 EVENTS, CONSENT, REWRITES, LOADS = KINDS = ("events", "consent", "rewrites", "loads")
@@ -361,9 +362,13 @@ class ElasticsearchStore:
                 {name: value for name, value in target.items() if value} | {"allow_partial_search_results": False}
             )
             lines.append({"track_total_hits": False, **search.body})
-        with self._told():
-            answers = self._client.msearch(searches=lines)["responses"]
-        return [self._hits(answer) for answer in answers]
+        end = time.monotonic() + STARTING_S
+        while True:
+            with self._told():
+                answers = self._client.msearch(searches=lines)["responses"]
+            if time.monotonic() >= end or all(answer.get("status") != 503 for answer in answers):
+                return [self._hits(answer) for answer in answers]
+            time.sleep(0.05)
 
     def _hits(self, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         if "error" not in answer:
