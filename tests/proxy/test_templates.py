@@ -80,3 +80,13 @@ def test_a_template_of_nobodys_passes_at_once(tmp_path):
         reply = call(url, "/things/_search/template", ASKED)
     assert "X-Bespeak" not in reply.headers
     assert engine.paths == ["/things/_search/template"]
+
+
+def test_what_passes_for_nobody_is_counted_as_passed(tmp_path):
+    with serving(Engine()) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
+        call(url, "/things/_search", {"query": {"match": {"text": "coat"}}})
+        call(url, "/_cat/indices")
+        call(url, "/things/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
+        told = call(url, "/_bespeak/metrics").body.decode()
+    assert 'bespeak_requests_total{outcome="passed",reason=""} 2.0' in told
+    assert 'bespeak_requests_total{outcome="personalised",reason=""} 1.0' in told

@@ -40,7 +40,9 @@ class Own(Protocol):
 
 
 class Proxy:
-    """Holds nothing of a request. `closing` is called at the end, after the upstream's connections are closed."""
+    """Holds nothing of a request. `passed` is called for each request that is neither own nor a search; `closing` at
+    the end, after the upstream's connections are closed.
+    """
 
     def __init__(
         self,
@@ -48,9 +50,11 @@ class Proxy:
         *,
         searches: Searches | None = None,
         own: Own | None = None,
+        passed: Callable[[], object] | None = None,
         closing: Sequence[Callable[[], object]] = (),
     ) -> None:
-        self._upstream, self._searches, self._own, self._closing = upstream, searches, own, tuple(closing)
+        self._upstream, self._searches, self._own = upstream, searches, own
+        self._passed, self._closing = passed, tuple(closing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -64,6 +68,8 @@ class Proxy:
         elif self._searches is not None and self._concerns(self._searches, scope):
             await self._search(self._searches, scope, receive, send)
         else:
+            if self._passed is not None:
+                self._passed()
             await pass_on(self._upstream, scope, receive, send)
 
     def _concerns(self, searches: Searches, scope: Scope) -> bool:

@@ -78,7 +78,7 @@ def assemble(
         reads.close,
         store.close,
     ]
-    return Proxy(upstream, searches=searches, own=own, closing=closing)
+    return Proxy(upstream, searches=searches, own=own, passed=metrics.passed, closing=closing)
 
 
 def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:

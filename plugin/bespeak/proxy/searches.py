@@ -102,6 +102,7 @@ class Searches:
             await pass_on(self._upstream, scope, receive, send, body=body, more=not whole, added=told)
             return
         if not (named or '"ext"' in called.text or any(name == "source" for name, _ in called.params)):
+            self._metrics.passed()
             await pass_on(self._upstream, scope, receive, send, body=body)
         elif called.api == "_search":
             await self._search(called, receive, send)
@@ -123,8 +124,7 @@ class Searches:
                 span = dict(splice.read_object(answer)[0])["template_output"]
                 explained = any(json.loads(called.text).get(name) is True for name in ("explain", "profile"))
         except Fault as fault:
-            told = [told_of(fault)] if names_user(called.headers) else []
-            await self._pass(called, receive, send, *told)
+            await self._pass(called, receive, send, *told_if_named(called, told_of(fault)))
             return
         if explained:
             await self._pass(called, receive, send, Told(reason="explain"))
@@ -136,9 +136,7 @@ class Searches:
             search = read_search(called.index, called.params, called.text)
             identity = self._identify(called.headers, search.ubi)
         except InputError:
-            await self._pass(
-                called, receive, send, *([Told(reason="unreadable")] if names_user(called.headers) else [])
-            )
+            await self._pass(called, receive, send, *told_if_named(called, Told(reason="unreadable")))
             return
         outcome: Answered | Declined
         try:
@@ -199,9 +197,7 @@ class Searches:
         try:
             parts = read_msearch(called)
         except InputError:
-            await self._pass(
-                called, receive, send, *([Told(reason="unreadable")] if names_user(called.headers) else [])
-            )
+            await self._pass(called, receive, send, *told_if_named(called, Told(reason="unreadable")))
             return
         identities = [self._identify(called.headers, part.search.ubi) for part in parts]
         if all(who.user is None and not who.reason for who in identities) and not edited(parts):
@@ -505,6 +501,11 @@ def check_status(status: int) -> None:
     """Raises Fault. A refusal is mostly the client's own to see, and no fault of anybody's but the client's."""
     if status != 200:
         raise Fault("engine_status" if status >= 500 or status == 429 else "engine_refused")
+
+
+def told_if_named(called: Called, told: Told) -> list[Told]:
+    """Nothing is told of a request that could not be read, and whose headers name nobody."""
+    return [told] if names_user(called.headers) else []
 
 
 def told_of(fault: Fault) -> Told:
