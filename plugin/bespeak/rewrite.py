@@ -21,6 +21,12 @@ MODEL = "gemma3-270m-rewriter"
 RECIPE = 3
 """Raised when the same parts are built into another file."""
 
+COMPUTED_PARTS = ("adapter.npz", "vocabulary.npz", "tokenizer.json")
+PARTS = (*COMPUTED_PARTS, "CARD.md", "GEMMA_TERMS.md", "NOTICE")
+"""Files that the language model is built of beside the base's weights, and those that travel with them."""
+OWN_ADAPTER = "adapter"
+"""Folder in the cache that holds the parts of an operator's own adapter, where one is in use."""
+
 
 class Rewriter(Protocol):
     """Two rewriters with equal name and version rewrite alike. `rewrite` reports its faults as a status."""
@@ -184,18 +190,27 @@ def find_model(cache_dir: Path) -> tuple[Path, str]:
     """Folder and version of the built language model. Raises ModelError."""
     folder = cache_dir / "models" / MODEL
     if not folder.is_dir():
-        raise ModelError(f"the language model is not built in {folder}: run 'bespeak models build'")
+        raise ModelError(f"the language model is not built in {folder}: run {build_command(cache_dir)}")
     record = verify(folder, cache_dir)
     if record.made != made_from(cache_dir):
-        raise ModelError(f"the language model in {folder} was built of older parts: run 'bespeak models build'")
+        raise ModelError(f"the language model in {folder} was built of older parts: run {build_command(cache_dir)}")
     return folder, record.version
 
 
 def made_from(cache_dir: Path | None) -> str:
-    """How the language model is built now: the digests of its shipped parts, in a sentence."""
-    folder, digests = asset_folder("onnx_models") / MODEL, Digests(cache_dir)
-    parts = ", ".join(
-        f"{name} {digests.sha256(folder / name)[:8]}" for name in ("adapter.npz", "vocabulary.npz", "tokenizer.json")
-    )
+    """How the language model is built now: the digests of the parts in use, in a sentence."""
+    folder, digests = parts_folder(cache_dir), Digests(cache_dir)
+    parts = ", ".join(f"{name} {digests.sha256(folder / name)[:8]}" for name in COMPUTED_PARTS)
     digests.save()
     return f"bespeak models build, recipe {RECIPE}, of {parts}"
+
+
+def build_command(cache_dir: Path) -> str:
+    own = cache_dir / OWN_ADAPTER
+    return f"'bespeak models build --adapter {own}'" if own.is_dir() else "'bespeak models build'"
+
+
+def parts_folder(cache_dir: Path | None) -> Path:
+    """The parts in use: those of an own adapter where the cache folder holds them, else the shipped ones."""
+    own = cache_dir / OWN_ADAPTER if cache_dir else None
+    return own if own and own.is_dir() else asset_folder("onnx_models") / MODEL

@@ -61,6 +61,24 @@ def test_verify_tells_what_is_damaged_and_fails(run, made):
     assert default_model("encoder") in result.stdout
 
 
+def test_list_says_with_which_adapter_the_rewriter_is_built(run, tmp_path):
+    from bespeak.rewrite import MODEL, made_from
+
+    folder = tmp_path / "cache" / "models" / MODEL
+    folder.mkdir(parents=True)
+    for made, said in ((made_from(None), "shipped adapter"), ("another", "of older parts")):
+        write_record(folder, ModelRecord(MODEL, "rewriter", {}, "terms", "base", made))
+        assert f"  {MODEL}  rewriter, {said}  " in run("list").stdout
+
+
+def test_build_of_a_folder_without_adapter_is_a_sentence(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("build", "--adapter", str(tmp_path / "empty"))
+    assert result.exit_code == 1
+    assert "has no adapter.npz: give the folder that 'bespeak models train --out' wrote" in result.stderr
+    assert run("build", "--adapter", str(tmp_path / "missing")).exit_code == 2
+
+
 def test_an_unknown_model_is_a_sentence(run, made):
     result = run("verify", "other")
     assert result.exit_code == 1
