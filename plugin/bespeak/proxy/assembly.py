@@ -11,6 +11,7 @@ from pathlib import Path
 from bespeak.encode import RememberingEncoder
 from bespeak.errors import EngineError
 from bespeak.events import EventStore
+from bespeak.interleave import Comparison
 from bespeak.pipeline import Parts
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.bounds import Bounds
@@ -42,13 +43,14 @@ def assemble(
     share: float = 1.0,
     model_runs: int | None = None,
     typed_path: str = "",
+    comparison: Comparison | None = None,
 ) -> Proxy:
     """A proxy in front of `upstream` that personalises by `store` and `parts`, both of which it closes at its end.
 
     `vectors` is the file that vectors of documents are kept in. `token` is for Bespeak's own routes, `jwt_key` what
     users are signed with; `share` of the users are personalised. At most `model_runs` rewrites, and as many encodings,
     run at once; half of the cores if not given. `typed_path` says where the user's text stands in queries that hold
-    more than one.
+    more than one. `comparison` names two settings that pages are drafted from, or users are split between.
     """
     encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
     cache = VectorCache(vectors)
@@ -57,7 +59,7 @@ def assemble(
     documents = Documents(upstream, parts.encoder, cache, encodings) if parts.encoder else None
     parts = replace(parts, encoder=encoder)
     personaliser = Personaliser(
-        upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path
+        upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path, comparison
     )
     recorder, users = Recorder(store), Share(share)
     metrics.watch_recorder(lambda: recorder.counts)

@@ -18,13 +18,15 @@ LIFE_S = 600.0
 class Chain:
     """What the first page decided. `order` holds keys of the window's hits as they were ranked.
 
-    Where the first page was the engine's own, for whatever reason, so are all: `untouched`.
+    Where the first page was the engine's own, for whatever reason, so are all: `untouched`. Where two settings are
+    compared, `sides` holds for each of `order` which of them put it there, from 1; 0: neither.
     """
 
     query_id: str
     rewrite: Rewrite
     clauses: tuple[Clause, ...] = ()
     order: Sequence[int] = ()
+    sides: bytes = b""
     untouched: bool = False
     consent: bool = True  # to the recording of what is asked and shown
     begun: float = 0.0  # by the clock of `Chains`

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bespeak import gate
 from bespeak.deadline import Deadline, Late
 from bespeak.encode import RememberingEncoder
 from bespeak.errors import EngineRefused
+from bespeak.interleave import Comparison, Side
 from bespeak.pipeline import (
     MAX_PREFERENCES,
     MAX_QUERY_CHARS,
@@ -53,9 +54,10 @@ from bespeak.proxy.search import (
     write_page,
 )
 from bespeak.proxy.upstream import Headers, TooLarge, Upstream
-from bespeak.records import Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
+from bespeak.records import Clause, Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
 from bespeak.rerank import Judge
 from bespeak.rewrite import failed, rewrite_query
+from bespeak.settings import Settings
 
 logger = logging.getLogger("bespeak.proxy")
 
@@ -142,11 +144,12 @@ class Personaliser:
         chains: Chains,
         metrics: Metrics,
         typed_path: str = "",
+        comparison: Comparison | None = None,
     ) -> None:
         """`documents` is None where there is no encoder: hits are then ordered by their words alone."""
         self._upstream, self._profiles, self._parts, self._documents = upstream, profiles, parts, documents
         self._rewrites, self._encodings, self._reads = rewrites, encodings, reads
-        self._chains, self._typed_path = chains, typed_path
+        self._chains, self._typed_path, self._comparison = chains, typed_path, comparison
         self._metrics = metrics
         self._rewriting, self._reranking, self._profiling = Breaker(), Breaker(), Breaker()
         for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
@@ -230,7 +233,8 @@ class Personaliser:
         if not window:  # a page beyond it, in the engine's own order
             return Completed(answer, self._tell(chain, "off", "beyond_window"), reply.hits)
         if chain.order:
-            found = Order(in_chain(reply, window, chain), "full")
+            order = in_chain(reply, window, chain)
+            found = Order(order, "full", sides=sides_in_chain(reply, order, chain))
         else:
             began = time.monotonic()
             found = await self._rank(personal, context, reply, asker)
@@ -241,43 +245,94 @@ class Personaliser:
             added = self._explained(personal, reply, order, found, told) if search.explained else {}
             text = write_page(reply, order, search, added)
         keys = array("q", (place_key(reply.hits[i]) for i in order[:window]))
-        self._chains.put(personal.user, personal.digest, replace(chain, order=keys))
-        shown = tuple(reply.hits[i] for i in order[search.offset : search.offset + search.size])
+        sides = bytes(found.sides.get(i, 0) for i in order[:window]) if found.sides else b""
+        self._chains.put(personal.user, personal.digest, replace(chain, order=keys, sides=sides))
+        page = order[search.offset : search.offset + search.size]
+        shown = tuple(replace(reply.hits[i], noted=self._note(found, i)) for i in page)
         return Completed(text, told, shown)
 
     async def _rank(self, personal: Personal, context: Context, reply: Reply, asker: Headers) -> Order:
         """All hits of the answer: pinned ones, the window in this person's order, then the rest as it came."""
-        settings, profile, rewrite = self._parts.settings, personal.profile, personal.chain.rewrite
+        profile, rewrite = personal.profile, personal.chain.rewrite
         inside = range(min(personal.asked.window, len(reply.hits)))
         pinned = [i for i in inside if reply.hits[i].pinned]
         window = [i for i in inside if not reply.hits[i].pinned]
         hits = [reply.hits[i] for i in window]
-        words, embedded = await self._guarded("embed", self._reranking, lambda: self._ask_about(personal, hits, asker))
+        compared = self._compared(personal)
+        sides = compared.sides if compared else (Side("", self._parts.settings),)
+        clauses = [self._clauses(personal, side) for side in sides]
+        asked = list(dict.fromkeys(clauses))
+        words, embedded = await self._guarded(
+            "embed", self._reranking, lambda: self._ask_about(personal, asked, hits, asker)
+        )
         with stage("rank"):
-            read = [
-                Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
-                for i, hit, score, vector in zip(window, hits, words, embedded.hits, strict=True)
-            ]
-            ranking, user = rank_window(read, profile, context, embedded.liked, settings)
-            explained = personal.search.explained
-            judge = Judge.over(read, settings.weights, context.query, user, rewrite) if explained else None
-        whole = self._documents is None or all(hit.vector is not None for hit in read)
-        order = [*pinned, *(ranked.hit.rank for ranked in ranking), *range(len(inside), len(reply.hits))]
-        ranked = {one.hit.rank: one for one in ranking} if explained else {}
-        return Order(order, "full" if whole else "partial", ranked, judge)
+            rankings, ranked, placed, judge = [], {}, list[int](), None
+            for side, added in zip(sides, clauses, strict=True):
+                read = [
+                    Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
+                    for i, hit, score, vector in zip(
+                        window, hits, words[asked.index(added)], embedded.hits, strict=True
+                    )
+                ]
+                if side.settings is None:
+                    rankings.append(list(window))
+                    continue
+                own = self._context(personal, context, side.settings)
+                ranking, user = rank_window(read, profile, own, embedded.liked, side.settings)
+                rankings.append([one.hit.rank for one in ranking])
+                ranked = {one.hit.rank: one for one in ranking}
+                if personal.search.explained:
+                    judge = Judge.over(read, side.settings.weights, own.query, user, rewrite)
+            order = rankings[0]
+            if compared:
+                order, placed = compared.draft(rankings, personal.user, personal.digest.hex())
+        whole = self._documents is None or all(vector is not None for vector in embedded.hits)
+        return Order(
+            [*pinned, *order, *range(len(inside), len(reply.hits))],
+            "full" if whole else "partial",
+            ranked,
+            judge,
+            {i: side + 1 for i, side in zip(order, placed, strict=False)},
+        )
+
+    def _compared(self, personal: Personal) -> Comparison | None:
+        """What is compared here: nothing where words of ours found hits, or where somebody looks at scores."""
+        search = personal.search
+        return None if search.explained or search.mode == "recall" else self._comparison
+
+    def _clauses(self, personal: Personal, side: Side) -> tuple[Clause, ...]:
+        """What is added to the query's words for this side; the chain's own where nothing is compared."""
+        rewrite = personal.chain.rewrite
+        if not side.name or not rewrite.changed:
+            return personal.chain.clauses
+        return added_clauses(rewrite, personal.profile, side.settings) if side.settings else ()
+
+    def _context(self, personal: Personal, context: Context, settings: Settings) -> Context:
+        """The vectors of what is asked, mixed by these settings; all their texts are encoded already."""
+        encoder = self._parts.encoder
+        if settings == self._parts.settings or encoder is None or context.query is None:
+            return context
+        return contextualise(personal.chain.rewrite, personal.profile, encoder, settings)
+
+    def _note(self, found: Order, i: int) -> dict[str, Any]:
+        """What the impression of a hit tells: its scores where all have them, and which side put it there."""
+        noted: dict[str, Any] = {}
+        if i in found.ranked and found.status == "full":
+            noted["scores"] = [round(score, 4) for score in found.ranked[i].scores]
+        if self._comparison and found.sides.get(i):
+            noted |= {"compared": self._comparison.name, "side": self._comparison.sides[found.sides[i] - 1].name}
+        return noted
 
     async def _ask_about(
-        self, personal: Personal, hits: Sequence[Found], asker: Headers
-    ) -> tuple[list[float], Embedded]:
-        """What the rewrite's words score in the hits, and their vectors, at once and within the budget."""
-        deadline = Deadline.after_ms(self._parts.settings.rerank_ms)
+        self, personal: Personal, clauses: Sequence[Sequence[Clause]], hits: Sequence[Found], asker: Headers
+    ) -> tuple[list[list[float]], Embedded]:
+        """What each of `clauses` scores in the hits, and the hits' vectors, at once and within the budget."""
+        deadline, whose = Deadline.after_ms(self._parts.settings.rerank_ms), Asker.of(personal.search, asker)
         liked = [preference.doc_id for preference in personal.profile.preferences[:MAX_PREFERENCES]]
-        body, whose = (
-            words_body(personal.search, personal.typed, personal.chain.clauses, hits),
-            Asker.of(personal.search, asker),
-        )
+        bodies = [words_body(personal.search, personal.typed, some, hits) for some in clauses]
+        words = asyncio.gather(*(score_words(self._upstream, body, hits, whose, deadline) for body in bodies))
         embedding = self._documents.embed(hits, liked, whose, deadline) if self._documents else no_vectors(hits)
-        return await both(score_words(self._upstream, body, hits, whose, deadline), embedding)
+        return await both(words, embedding)
 
     def _explained(
         self, personal: Personal, reply: Reply, order: Sequence[int], found: Order, told: Told
@@ -377,12 +432,16 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Indices of an answer's hits in their new order, and for those of the window how they came there."""
+    """Indices of an answer's hits in their new order, and for those of the window how they came there.
+
+    `sides` says of what was compared which side put a hit there, from 1.
+    """
 
     order: list[int]
     status: RerankStatus
     ranked: Mapping[int, Ranked] = field(default_factory=dict)
     judge: Judge | None = None
+    sides: Mapping[int, int] = field(default_factory=dict)
 
 
 async def score_words(
@@ -429,6 +488,12 @@ def in_chain(reply: Reply, window: int, chain: Chain) -> list[int]:
     inside = range(min(window, len(reply.hits)))
     keys = [place_key(reply.hits[i]) for i in inside]
     return [*sorted(inside, key=lambda i: (places.get(keys[i], len(places)), i)), *range(window, len(reply.hits))]
+
+
+def sides_in_chain(reply: Reply, order: Sequence[int], chain: Chain) -> dict[int, int]:
+    """As on the first page, for the hits that it had."""
+    sides = dict(zip(chain.order, chain.sides, strict=False))
+    return {i: sides.get(place_key(reply.hits[i]), 0) for i in order} if sides else {}
 
 
 def place_key(hit: Found) -> int:

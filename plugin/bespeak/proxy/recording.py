@@ -7,9 +7,10 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from bespeak.errors import InputError, StoreError
 from bespeak.events import EventStore, new_event
@@ -33,6 +34,14 @@ class Counts(NamedTuple):
     queued: int
     written: int
     dropped: int
+
+
+class Shown(NamedTuple):
+    """A hit on a page. `noted`: its `scores`, the `side` that put it there and of what comparison (`compared`)."""
+
+    doc_id: str
+    title: str
+    noted: Mapping[str, Any] = MappingProxyType({})
 
 
 class Recorder:
@@ -175,15 +184,16 @@ def query_recorded(user: UserKey, session_id: str, query_id: str, text: str, ind
 
 
 def impressions(
-    user: UserKey, session_id: str, query_id: str, hits: Sequence[tuple[str, str]], first_rank: int, now: datetime
+    user: UserKey, session_id: str, query_id: str, hits: Sequence[Shown], first_rank: int, now: datetime
 ) -> list[Event]:
-    """One event for each (doc_id, title) shown, in their order; `first_rank` counts from 1 over all pages.
+    """One event for each hit shown, in their order; `first_rank` counts from 1 over all pages.
 
     A hit whose id no event could hold is left out.
     """
     found = []
-    for rank, (doc_id, title) in enumerate(hits, start=first_rank):
-        attributes = {"event_attributes": {"position": {"ordinal": rank}}}
+    for rank, (doc_id, title, noted) in enumerate(hits, start=first_rank):
+        told = {"bespeak": dict(noted)} if noted else {}
+        attributes = {"event_attributes": {"position": {"ordinal": rank}, **told}}
         try:
             found.append(new_event(user, "impression", now, session_id=session_id, query_id=query_id, doc_id=doc_id,
                                    title=title[:TITLE_CHARS], attributes=attributes))  # fmt: skip

@@ -303,6 +303,7 @@ class Found:
     version: str  # changes with every write of the document; "" where it was not asked for
     score: float
     source: Mapping[str, Any]
+    noted: Mapping[str, Any] = field(default_factory=dict)  # what its impression tells of how it came to its place
 
     @property
     def pinned(self) -> bool:

@@ -27,7 +27,7 @@ from bespeak.proxy.identity import Identify, Identity, Share
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.passing import Message, Receive, Scope, Send, WhileThere, pass_on, read_body, target
 from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, both, stage
-from bespeak.proxy.recording import Recorder, impressions, query_recorded
+from bespeak.proxy.recording import Recorder, Shown, impressions, query_recorded
 from bespeak.proxy.search import Found, Params, Search, read_reply, read_search
 from bespeak.proxy.upstream import Headers, Upstream, end_to_end
 
@@ -377,7 +377,7 @@ class Searches:
         """A query once, on its first page, and the hits of every page; never raises."""
         if not query or identity.user is None or not told.query_id:
             return
-        shown = [(hit.doc_id, title_of(hit.source)) for hit in hits]
+        shown = [Shown(hit.doc_id, title_of(hit.source), hit.noted) for hit in hits]
         whose = (identity.user, identity.session_id, told.query_id)
         try:
             events = impressions(*whose, shown, search.offset + 1, at)
