@@ -183,6 +183,7 @@ def test_the_product_is_right_on_this_processor():
     weights = np.ones((8, 640), np.float32)
     weights[1::2] = -1
     graph = Graph()
+    graph.weight("zeros", np.full(1, 128, np.uint8))
     graph.matmul("x", weights, "y")
     value = helper.make_tensor_value_info
     tensors = [numpy_helper.from_array(values, name) for name, values in graph.weights.items()]

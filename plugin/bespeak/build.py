@@ -277,8 +277,10 @@ class Graph:
         inputs = [x, y, self.weight(f"{out}.scale", scale)]
         return self.micro("SkipSimplifiedLayerNormalization", inputs, outputs, epsilon=EPSILON)
 
-    def matmul(self, x: str, weights: Floats, out: str) -> str:
+    def matmul(self, x: str, weights: Floats, out: str, zeros: str = "zeros") -> str:
         """x W', both in 255 levels: W with one scale per output channel, x with one per token.
+
+        `zeros` names 128 as often as x has tokens.
 
         Both are unsigned, with 128 for zero: processors without VNNI add pairs of products of a signed and an
         unsigned byte in 16 bits, and lose what does not fit.
@@ -289,28 +291,25 @@ class Graph:
         levels = (np.clip(np.rint(weights / scales[:, None]), -127, 127) + 128).astype(np.uint8)
         zero = self.weight("zero", np.array(128, np.uint8))
         self.weight(f"{out}.scales", scales.astype(np.float32))
-        self.add("MatMulInteger", [self.levels(x), self.weight(f"{out}.levels", levels.T), zero, zero], [f"{out}.sums"])
+        factors = [self.levels(x, zeros), self.weight(f"{out}.levels", levels.T)]
+        self.add("MatMulInteger", [*factors, zero, zero], [f"{out}.sums"])
         self.add("Cast", [f"{out}.sums"], [f"{out}.floats"], to=TensorProto.FLOAT)
         self.add("Mul", [f"{out}.floats", f"{out}.scales"], [f"{out}.by_channel"])
         return self.add("Mul", [f"{out}.by_channel", f"{x}.scales"], [out])
 
-    def levels(self, x: str) -> str:
+    def levels(self, x: str, zeros: str) -> str:
         """x in levels, and `x.scales`, one per token: what a token becomes does not depend on those beside it.
 
         A scale for all (`DynamicQuantizeLinear`) would make a text come out otherwise when its beginning was kept.
         """
-        from onnx import TensorProto
-
         if x not in self._levelled:
             self._levelled.add(x)
             self.add("Abs", [x], [f"{x}.sizes"])
             self.add("ReduceMax", [f"{x}.sizes", self.ints(-1)], [f"{x}.size"], keepdims=1)
             self.add("Div", [f"{x}.size", self.weight("most", np.array(127, np.float32))], [f"{x}.step"])
             self.add("Max", [f"{x}.step", self.weight("least", np.array(1e-12, np.float32))], [f"{x}.scales"])
-            self.add("Div", [x, f"{x}.scales"], [f"{x}.steps"])
-            self.add("Round", [f"{x}.steps"], [f"{x}.rounded"])
-            self.add("Add", [f"{x}.rounded", self.weight("middle", np.array(128, np.float32))], [f"{x}.shifted"])
-            self.add("Cast", [f"{x}.shifted"], [f"{x}.levels"], to=TensorProto.UINT8)
+            self.add("Reshape", [f"{x}.scales", self.ints(-1)], [f"{x}.by_token"])
+            self.add("QuantizeLinear", [x, f"{x}.by_token", zeros], [f"{x}.levels"], axis=1)
         return f"{x}.levels"
 
 
@@ -339,9 +338,8 @@ def _graph(base: Base, report: Progress) -> Any:
     for layer in range(N_LAYERS):
         total, normed = _layer(graph, base, layer, total, normed)
         report(f"layer {layer + 1} of {N_LAYERS}", 0.45 + 0.4 * (layer + 1) / N_LAYERS)
-    last = graph.add("Slice", [normed, "first_scored", graph.ints(2**31 - 1), graph.ints(1)], ["last"])
     graph.micro(
-        "MatMulNBits", [last, "embedding.levels", "embedding.scales"], ["logits"],
+        "MatMulNBits", [normed, "embedding.levels", "embedding.scales"], ["logits"],
         K=WIDTH, N=len(embedding), bits=8, block_size=BLOCK, accuracy_level=4,
     )  # fmt: skip
     caches = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
@@ -361,8 +359,10 @@ def _tensors(weights: dict[str, npt.NDArray[Any]]) -> list[Any]:
 
 
 def _lengths(graph: Graph) -> None:
-    """What the attention asks: the length with the past, as a number, and less one, per row."""
-    from onnx import TensorProto
+    """What the attention asks: the length with the past, as a number, and less one, per row. And a zero level for
+    each new token, and for each that is scored.
+    """
+    from onnx import TensorProto, numpy_helper
 
     graph.add("Shape", ["input_ids"], ["n_new"], start=1, end=2)
     graph.add("Shape", ["past.0.key"], ["n_past"], start=2, end=3)
@@ -371,6 +371,10 @@ def _lengths(graph: Graph) -> None:
     graph.add("Cast", ["n_all_less_one"], ["lengths"], to=TensorProto.INT32)
     graph.add("Squeeze", ["n_all", graph.ints(0)], ["n_all_scalar"])
     graph.add("Cast", ["n_all_scalar"], ["length"], to=TensorProto.INT32)
+    zero = numpy_helper.from_array(np.array([128], np.uint8))
+    graph.add("ConstantOfShape", ["n_new"], ["zeros"], value=zero)
+    graph.add("Neg", ["first_scored"], ["n_scored"])
+    graph.add("ConstantOfShape", ["n_scored"], ["zeros_scored"], value=zero)
 
 
 def _embed(graph: Graph, embedding: Floats) -> str:
@@ -400,27 +404,36 @@ def _rotary_tables(graph: Graph) -> None:
 
 
 def _layer(graph: Graph, base: Base, layer: int, total: str, normed: str) -> tuple[str, str]:
-    """One layer; gives the running sum and its norm for the next one."""
-    at = f"layer{layer}"
+    """One layer; gives the running sum and its norm for the next one. After the last attention only the tokens that
+    are scored go on: nobody asks for the others.
+    """
+    at, last = f"layer{layer}", layer == N_LAYERS - 1
+    zeros = "zeros_scored" if last else "zeros"
 
     def scale(name: str) -> Floats:
         return base.plain(f"blk.{layer}.{name}")
 
     attention = _attention(graph, base, layer, normed)
-    seen = graph.matmul(attention, base.merged(layer, "attn_output"), f"{at}.out")
+    if last:
+        attention, total = _scored(graph, attention), _scored(graph, total)
+    seen = graph.matmul(attention, base.merged(layer, "attn_output"), f"{at}.out", zeros)
     seen = graph.norm(seen, scale("post_attention_norm"), f"{at}.out_normed")
     normed = graph.add_norm(total, seen, scale("ffn_norm"), f"{at}.middle", f"{at}.middle_sum")
-    up = graph.matmul(normed, base.merged(layer, "ffn_up"), f"{at}.up")
-    gate = graph.matmul(normed, base.merged(layer, "ffn_gate"), f"{at}.gate")
+    up = graph.matmul(normed, base.merged(layer, "ffn_up"), f"{at}.up", zeros)
+    gate = graph.matmul(normed, base.merged(layer, "ffn_gate"), f"{at}.gate", zeros)
     graph.add("Gelu", [gate], [f"{at}.gelu"], approximate="tanh")
     graph.add("Mul", [f"{at}.gelu", up], [f"{at}.gated"])
-    down = graph.matmul(f"{at}.gated", base.merged(layer, "ffn_down"), f"{at}.down")
+    down = graph.matmul(f"{at}.gated", base.merged(layer, "ffn_down"), f"{at}.down", zeros)
     down = graph.norm(down, scale("post_ffw_norm"), f"{at}.down_normed")
-    if layer == N_LAYERS - 1:
+    if last:
         return "", graph.add_norm(f"{at}.middle_sum", down, base.plain("output_norm"), "final", None)
     following = base.plain(f"blk.{layer + 1}.attn_norm")
     normed = graph.add_norm(f"{at}.middle_sum", down, following, f"layer{layer + 1}.in", f"{at}.sum")
     return f"{at}.sum", normed
+
+
+def _scored(graph: Graph, x: str) -> str:
+    return graph.add("Slice", [x, "first_scored", graph.ints(2**31 - 1), graph.ints(1)], [f"{x}.scored"])
 
 
 def _attention(graph: Graph, base: Base, layer: int, normed: str) -> str:

@@ -18,7 +18,7 @@ from bespeak.records import Profile, Rewrite, Turn, UserKey
 MODEL = "gemma3-270m-rewriter"
 """Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
 
-RECIPE = 3
+RECIPE = 4
 """Raised when the same parts are built into another file."""
 
 COMPUTED_PARTS = ("adapter.npz", "vocabulary.npz", "tokenizer.json")
