@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -94,6 +94,10 @@ class EventStore(Protocol):
 
     def export(self, user: UserKey) -> Iterator[Event]:
         """All events of the user, oldest first."""
+        ...
+
+    def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
+        """The events of these actions of all users of all tenants, those of one user together."""
         ...
 
     def forget(self, user: UserKey) -> Forgotten:

@@ -1,5 +1,6 @@
 """What every event store promises, asked of each."""
 
+import itertools
 import json
 import multiprocessing
 import threading
@@ -20,6 +21,7 @@ def test_a_store_that_is_not_there_is_empty_and_stays_away(store, place):
     assert store.profile(USER, "s", NOW) == Profile(USER, "s")
     assert store.profile(None, "s", NOW) == Profile(None, "s")
     assert list(store.export(USER)) == []
+    assert list(store.of_everyone(["click"])) == []
     assert store.get_rewrite(Key(USER)) is None
     assert store.resume("", "f") == load
     assert list(store.rejections(load)) == []
@@ -54,6 +56,21 @@ def test_an_export_longer_than_a_batch_is_whole(store):
     store.add(events)
     assert {e.event_id for e in store.export(USER)} == {e.event_id for e in events}
     assert len(list(store.export(USER))) == 1201
+
+
+def test_events_of_everyone_come_by_action_a_user_after_the_other(store):
+    users = [USER, UserKey("shop", USER.user_id), UserKey("", "zoe")]
+    events = [event("click", ago_s=n % 7, user=users[n % 3], doc_id=str(n), attributes={"n": n}) for n in range(1201)]
+    others = [event("statement", user=USER, text="I ski."), event("impression", user=users[2], doc_id="d")]
+    store.add([*events, *others])
+    found = list(store.of_everyone(["click"]))
+    assert {e.event_id: e for e in found} == {e.event_id: e for e in events}
+    assert len(found) == len(events)
+    together = [found[0].user, *(b.user for a, b in itertools.pairwise(found) if a.user != b.user)]
+    assert sorted(together) == sorted(users)
+    assert {e.action for e in store.of_everyone(["impression", "statement"])} == {"impression", "statement"}
+    store.forget(users[1])
+    assert {e.user for e in store.of_everyone(["click"])} == {users[0], users[2]}
 
 
 def test_added_twice_is_added_once(store):

@@ -147,6 +147,17 @@ class ElasticsearchStore:
         for hits in self._pages(Search(EVENTS, body, digest)):
             yield from _events(user, hits)
 
+    def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
+        """In batches, as `export`."""
+        if not self._is_there():
+            return
+        found = {"terms": {"action": list(actions)}}
+        body = {"query": {"bool": {"filter": [found]}}, "sort": _sort(NEWEST_FIRST), "size": EXPORT_BATCH}
+        for hits in self._pages(Search(EVENTS, body)):
+            for hit in hits:
+                kept = hit["_source"]["event"]
+                yield _read_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
+
     def forget(self, user: UserKey) -> Forgotten:
         """Nothing of it is found any more on return; its bytes leave the disks by merges that go on for a while.
 

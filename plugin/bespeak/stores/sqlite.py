@@ -72,6 +72,9 @@ BY_SESSION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND
     AND action <> 'impression' ORDER BY at_us DESC, event_id DESC LIMIT ?"""
 BY_TIME = f"""SELECT {EVENT}, attributes FROM events WHERE tenant = ? AND user_id = ? AND (at_us, event_id) > (?, ?)
     ORDER BY at_us, event_id LIMIT ?"""
+OF_EVERYONE = f"""SELECT {EVENT}, attributes FROM events
+    WHERE action IN ({{}}) AND (tenant, user_id, at_us, event_id) > (?, ?, ?, ?)
+    ORDER BY tenant, user_id, at_us, event_id LIMIT ?"""
 ADD = """INSERT INTO events (event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value,
     attributes, session) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 FIND_SESSION = """UPDATE events SET session = found.session FROM query_sessions AS found
@@ -122,6 +125,20 @@ class SqliteStore:
                 return
             yield from some
             after = (microseconds(some[-1].timestamp), some[-1].event_id)
+
+    def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
+        """In batches, as `export`."""
+        named = ", ".join("?" * len(actions))
+        after: tuple[str, str, int, str] = ("", "", -(1 << 62), "")
+        while True:
+            with self._reading() as connection:
+                some = [] if connection is None else _events(
+                    connection, OF_EVERYONE.format(named), (*actions, *after, EXPORT_BATCH)
+                )  # fmt: skip
+            if not some:
+                return
+            yield from some
+            after = (*some[-1].user, microseconds(some[-1].timestamp), some[-1].event_id)
 
     def forget(self, user: UserKey) -> Forgotten:
         """Raises `StoreError` also where all is deleted but another process keeps the old bytes open."""
