@@ -10,7 +10,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from bespeak.deadline import Deadline, Late
-from bespeak.decode import END, MAX_NEW_TOKENS, START, LanguageModel, prompt, refuse
+from bespeak.decode import (
+    ANSWER_TOKENS,
+    END,
+    LAST_ANSWER_TOKENS,
+    MAX_NEW_TOKENS,
+    START,
+    LanguageModel,
+    prompt,
+    refuse,
+)
 from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
 from bespeak.records import Profile, Statement, Turn, UserKey
@@ -166,7 +175,14 @@ def test_the_prompt_takes_the_newest_that_fit():
     found = lines("Why?", Profile(statements=tuple(Statement(f"{i} " + "z" * 60, "s") for i in range(9)), turns=turns))
     assert [line[2] for line in found if line.startswith("- ")] == ["6", "7", "8"]
     assert [line[9] for line in found if line.startswith("Q: query")] == ["8"]
-    assert found[-3] == "A: " + "y" * 40
+    assert found[-3] == "A: " + "y" * LAST_ANSWER_TOKENS
+
+
+def test_the_prompt_reads_more_of_the_last_answer_than_of_others():
+    turns = tuple(Turn("q", letter * 200, letter) for letter in "ab")
+    assert lines("Why?", Profile(turns=turns)) == [
+        "Q: q", "A: " + "a" * ANSWER_TOKENS, "Q: q", "A: " + "b" * LAST_ANSWER_TOKENS, "Q: Why?", "R:",
+    ]  # fmt: skip
 
 
 def test_a_tokenizer_without_bytes_is_a_sentence():

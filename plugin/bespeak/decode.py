@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
-DECODING = 2
+DECODING = 3
 """Raised when the same model decodes otherwise, so that rewrites kept from before are not served."""
 
 N_CONTROL = 4
 # The lengths that the adapter was trained with, in tokens.
 STATEMENT_TOKENS, HISTORY_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 220, 220, 80, 40
-ANSWER_CHARS = 400
+LAST_ANSWER_TOKENS = 120
+"""Of the last turn's answer: "the third one" and "the other two" stand at its end. Not counted as history, so that
+what is read of earlier turns does not depend on it."""
+ANSWER_CHARS = 1_000
 MAX_NEW_TOKENS = 64
 DERAILED = 8.0
 """A token inside a word is e^8 times less likely than another: the word was begun for the sake of that other one."""
@@ -109,14 +112,19 @@ def prompt(query: str, profile: Profile, tokenizer: Tokenizer) -> list[int]:
     def question(text: str) -> list[int]:
         return encode("Q: ") + encode(_one_line(text))[-QUERY_TOKENS:] + line_end
 
+    def answer(of: Turn, limit: int) -> list[int]:
+        text = _one_line(of.response)[:ANSWER_CHARS]
+        return encode("A: ") + encode(text)[:limit] + line_end if text else []
+
     def turn(of: Turn) -> list[int]:
-        answer = _one_line(of.response)[:ANSWER_CHARS]
-        answered = encode("A: ") + encode(answer)[:ANSWER_TOKENS] + line_end if answer else []
-        return question(of.query) + answered
+        return question(of.query) + answer(of, ANSWER_TOKENS)
 
     stated = (encode("- " + _one_line(statement.text)) + line_end for statement in reversed(profile.statements))
     turns = (turn(of) for of in reversed(profile.turns))
     statements, history = _newest(stated, STATEMENT_TOKENS - 1), _newest(turns, HISTORY_TOKENS)
+    if history:
+        last = profile.turns[-1]
+        history[len(history) - len(answer(last, ANSWER_TOKENS)) :] = answer(last, LAST_ANSWER_TOKENS)
     return [START, *statements, *history, *question(query), *encode("R:")]
 
 

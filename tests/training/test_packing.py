@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from bespeak.decode import END, HISTORY_TOKENS, prompt
+from bespeak.decode import ANSWER_TOKENS, END, HISTORY_TOKENS, LAST_ANSWER_TOKENS, prompt
 from bespeak.grounding import Lexicon
 from bespeak.records import Profile, Statement, Turn
 from bespeak.training.packing import UNLABELLED, Layout, pack, unsaid_share
@@ -64,6 +64,16 @@ def test_each_branch_sees_the_very_prompt_of_the_rewriter(layout):
         assert positions == list(range(len(positions)))
 
 
+def test_of_the_last_turns_answer_a_branch_sees_more_than_of_others(layout):
+    turns = tuple(Exchange(f"Which {what} are there?", f"One {what}, " * 30 + "the end") for what in ("tree", "bird"))
+    asked = Conversation("s", turns, tuple(Target(n, "And which?", "And which?") for n in range(3)))
+    asked = Conversation("s", turns, (*asked.targets[:2], Target(1, turns[1].query, turns[1].query), asked.targets[2]))
+    (packed,) = pack(asked, layout, None)
+    for target, (seen, _, positions) in zip(packed.targets, branches(packed), strict=True):
+        assert seen == prompt(*said_before(asked, target), layout.tokenizer)
+        assert positions == list(range(len(positions)))
+
+
 def test_no_branch_sees_another(layout):
     (packed,) = pack(ZAPPA, layout, None)
     mask = packed.mask()
@@ -105,7 +115,7 @@ def test_no_window_is_longer_than_what_the_rewriter_reads(layout):
         for target, (seen, _, _) in found:
             longest = prompt(*said_before(Conversation("s", turns, targets), target), layout.tokenizer)
             assert seen[1:] == longest[len(longest) - len(seen) + 1 :]
-            assert len(seen) <= HISTORY_TOKENS + 20
+            assert len(seen) <= HISTORY_TOKENS + LAST_ANSWER_TOKENS - ANSWER_TOKENS + 20
 
 
 def test_a_word_that_stands_nowhere_is_not_learnt(layout):
@@ -118,7 +128,7 @@ def test_a_word_that_stands_nowhere_is_not_learnt(layout):
 
 
 def test_the_answers_end_that_is_not_read_gives_no_words(layout):
-    turn = Exchange("What is it?", "word " * 60 + "Zanzibar")
+    turn = Exchange("What is it?", "word " * (LAST_ANSWER_TOKENS + 5) + "Zanzibar")
     asked = Conversation("s", (turn,), (Target(1, "Where?", "Where is Zanzibar?"),))
     assert pack(asked, layout, None) == []
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 TIMES = {
     # Users of search, and pairs with statements, most of all.
-    "ikat2024": 5.0, "ikat2025": 5.0, "cast2019": 2.0, "cast2020": 2.0, "cast2021": 2.0, "cast2022": 2.0,
-    "mtrag": 1.5, "qulac": 0.3, "qrecc": 0.5, "canard": 0.6, "canard-train": 0.12, "followup": 0.4, "cqr": 0.25,
+    "ikat2024": 4.0, "ikat2025": 4.0, "cast2019": 2.0, "cast2020": 2.0, "cast2021": 2.0, "cast2022": 2.0,
+    "mtrag": 1.5, "qulac": 0.3, "qrecc": 0.4, "canard": 0.5, "canard-train": 0.12, "followup": 0.3, "cqr": 0.25,
     "camrest": 0.1, "pacific": 0.1,
 }  # fmt: skip
 """How often a conversation of each source is taken in one pass; one of an unnamed source is taken once."""
@@ -61,9 +61,9 @@ def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], 
         varied = augment.unanswered(varied)
     elif varied.turns and form > 0.7:
         varied = augment.titled(varied, rng)
-    varied = augment.with_whole(varied, rng, 0.06)
+    varied = augment.with_whole(varied, rng, 0.04)
     varied = augment.with_ellipsis(varied, rng, 0.3)
-    return augment.with_switch(varied, asked, rng) if rng.random() < 0.25 else varied
+    return augment.with_switch(varied, asked, rng) if rng.random() < 0.15 else varied
 
 
 def plain(found: Iterable[Conversation], tokenizer: Tokenizer) -> list[Packed]:

@@ -1,7 +1,8 @@
 """Conversations as sequences of tokens, in the very layout that the rewriter reads.
 
 The statements and turns of a conversation stand once in a sequence, and each of its targets is a branch that sees what
-came before it, and itself, but no other branch.
+came before it, and itself, but no other branch. Of the last turn's answer the rewriter reads more than of others: that
+much more is at the beginning of the branch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.decode import END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
+from bespeak.decode import ANSWER_TOKENS, END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
 from bespeak.grounding import Lexicon, fold, words
 from bespeak.records import Profile, Statement, Turn
 from bespeak.training.pairs import Conversation, Exchange, Target
@@ -57,6 +58,8 @@ class Layout:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.asks = self._encode("R:")
+        self.line_end = self._encode("\n")
+        self._n_short = len(self._encode("A: ")) + ANSWER_TOKENS
         self.question = lru_cache(100_000)(self._question)
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -65,10 +68,17 @@ class Layout:
     def _question(self, query: str) -> tuple[int, ...]:
         return tuple(prompt(query, Profile(), self.tokenizer)[1 : -len(self.asks)])
 
-    def answer(self, turn: Exchange) -> tuple[int, ...]:
+    def answer(self, turn: Exchange) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What is read of any turn's answer, and how it goes on where the turn is the last; without the line's end."""
         asked = self.question(turn.query)
         whole = prompt("", Profile(turns=(Turn(turn.query, turn.response, ""),)), self.tokenizer)
-        return tuple(whole[1 + len(asked) : -len(self.question("")) - len(self.asks)])
+        read = tuple(whole[1 + len(asked) : -len(self.question("")) - len(self.asks)])[:-1]
+        return read[: self._n_short], read[self._n_short :]
+
+    def line(self, turn: Exchange, last: bool = False) -> tuple[int, ...]:
+        """The answer with the line's end; nothing where there is none."""
+        short, rest = self.answer(turn)
+        return (*short, *(rest if last else ()), *self.line_end) if short else ()
 
     def statements(self, texts: Sequence[str]) -> tuple[int, ...]:
         """With the start token: the latest that fit."""
@@ -110,7 +120,7 @@ class Window(NamedTuple):
 
 def pack(conversation: Conversation, layout: Layout, rng: random.Random | None) -> list[Packed]:
     """The sequences of a conversation. `rng` also cuts histories, wherever the words of the target then still stand."""
-    sizes = [len(layout.question(turn.query)) + len(layout.answer(turn)) for turn in conversation.turns]
+    sizes = [len(layout.question(turn.query)) + len(layout.line(turn)) for turn in conversation.turns]
     packed = [_sequence(conversation, layout, window) for window in _windows(conversation, layout, sizes, rng)]
     return [sequence for sequence in packed if sequence.targets]
 
@@ -150,8 +160,8 @@ def _keeps(conversation: Conversation, layout: Layout, sizes: Sequence[int], fir
 
 def _lexicon(conversation: Conversation, layout: Layout, first: int, target: Target) -> Lexicon:
     ids = [*layout.statements(conversation.statements)[1:]]
-    for turn in conversation.turns[first : target.n_before]:
-        ids += [*layout.question(turn.query), *layout.answer(turn)]
+    for place, turn in enumerate(conversation.turns[first : target.n_before], first + 1):
+        ids += [*layout.question(turn.query), *layout.line(turn, last=place == target.n_before)]
     return Lexicon(target.query, [target.query, _shown(ids, layout)])
 
 
@@ -196,19 +206,23 @@ def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Pac
             trunk.branch(before, ids, labels)
             kept.append(target)
 
+    short: tuple[int, ...] = ()
+    rest: tuple[int, ...] = ()
     for place in range(window.first_turn, max(target.n_before for target in window.targets) + 1):
         turn = conversation.turns[place] if place < len(conversation.turns) else None
         here = [target for target in window.targets if target.n_before == place]
+        line_end = layout.line_end if short else ()
         for target in here:
-            if turn is None or target.query != turn.query:
-                branch(target, (*layout.question(target.query), *layout.asks))
+            if turn is None or rest or target.query != turn.query:
+                branch(target, (*rest, *line_end, *layout.question(target.query), *layout.asks))
         if turn is None:
             break
-        trunk.go_on(layout.question(turn.query))
+        trunk.go_on((*line_end, *layout.question(turn.query)))
         for target in here:
-            if target.query == turn.query:
+            if not rest and target.query == turn.query:
                 branch(target, layout.asks)
-        trunk.go_on(layout.answer(turn))
+        short, rest = layout.answer(turn)
+        trunk.go_on(short)
     # Of a longer conversation than any branch needs, the end is left out: nothing would see it.
     end = max((i for i, branch in enumerate(trunk.branches) if branch), default=-1) + 1
     ids, positions, branches, labels = (
