@@ -46,6 +46,9 @@ class ScriptedRewriter:
             return Rewrite(query, query, status="full", model="scripted 1")
         return Rewrite(query, self.table[query], self.terms, "full", model="scripted 1")
 
+    def warm(self, profile: Profile) -> None:
+        pass
+
     def forget(self, user: UserKey) -> None:
         pass
 

@@ -1,6 +1,7 @@
 """Decoding over a scripted scorer, and over the real model where it is."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
 from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.rewrite import choose_rewriter, rewrite_query
+from fakes import BagEncoder
 
 BAND = Profile(
     UserKey("", "ada"),
@@ -199,6 +201,33 @@ def test_no_more_tokens_than_the_limit():
     scorer = Scripted(" x" * 200)
     LanguageModel(scorer, "1", grounded=False).rewrite(QUERY, BAND)
     assert len(scorer.fed) == 1 + MAX_NEW_TOKENS  # the prompt, then each token
+
+
+def test_of_more_statements_than_fit_those_that_concern_the_query_are_read_and_named():
+    texts = [f"My number {n} is a thing that I like to keep." for n in range(200)]
+    texts[3] = "I am allergic to peanuts."
+    profile = Profile(statements=tuple(Statement(text, f"s{n}") for n, text in enumerate(texts)))
+    scorer = Scripted(" snacks for peanuts")
+    rewrite = LanguageModel(scorer, "1", encoder=BagEncoder(dim=256)).rewrite("snacks for the allergic", profile)
+    assert b"allergic to peanuts" in bytes(i - 4 for i in scorer.fed[0][1:])
+    assert [(t.text, t.event_id) for t in rewrite.terms if t.source == "statement"] == [("peanuts", "s3")]
+
+
+def test_rewriters_that_choose_statements_by_other_vectors_are_other_rewriters():
+    versions = {LanguageModel(Scripted(), "1", encoder=e).version for e in (None, BagEncoder(), BagEncoder(name="b"))}
+    assert len(versions) == 3
+
+
+def test_what_is_read_ahead_is_how_every_prompt_begins():
+    scorer = Scripted()
+    model = LanguageModel(scorer, "1")
+    model.warm(BAND)
+    model.rewrite(QUERY, BAND)
+    ahead, whole = scorer.fed[:2]
+    assert whole[: len(ahead)] == ahead
+    assert len(whole) - len(ahead) < len(QUERY) + 5
+    model.warm(replace(BAND, user=None))
+    LanguageModel(Scripted(late_after=0), "1").warm(BAND)  # ended in time: nothing is raised
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from bespeak.decode import LanguageModel
 from bespeak.records import Profile, Statement, Turn, UserKey
-from bespeak.rewrite import choose_rewriter
-from bespeak.scorer import DRAFTED, Kept, Lookup, common
+from bespeak.rewrite import choose_rewriter, find_model
+from bespeak.scorer import DRAFTED, Kept, Lookup, OnnxScorer, common
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 WORDS = [
@@ -120,3 +121,19 @@ def test_the_real_model_writes_the_same_whatever_was_guessed_and_kept(rewriter_c
     again = session.rewrite(queries[0], Profile(ADA, "other", (Statement("I am vegetarian.", "s1"),), tuple(turns[:1])))
     assert going_on == anew
     assert again.text == anew[0]
+
+
+@pytest.mark.model
+def test_after_warming_the_next_rewrite_reads_the_query_alone_and_is_the_same(rewriter_cache):
+    turns = (Turn("What group disbanded?", "Zappa and the Mothers of Invention broke up in 1969", "t1"),)
+    scorers, made = [], []
+    for warm in (False, True):
+        scorer = OnnxScorer(find_model(rewriter_cache)[0])
+        model, profile = LanguageModel(scorer, "1"), Profile(ADA, "s", (Statement("I like jazz.", "s1"),), turns)
+        if warm:
+            model.warm(profile)
+        read_before = scorer.counts.tokens
+        made.append(model.rewrite("Why did they break up?", profile).text)
+        scorers.append(scorer.counts.tokens - read_before)
+    assert made[0] == made[1]
+    assert scorers[1] < scorers[0] - 20

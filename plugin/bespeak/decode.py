@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bespeak.deadline import Late
+from bespeak.deadline import Deadline, Late
+from bespeak.digest import choose_statements, fit
+from bespeak.encode import RememberingEncoder
 from bespeak.errors import ModelError
 from bespeak.grounding import Grounded, Lexicon, attribute, fold, sources, words
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewrite import MODEL, failed, model_of
-from bespeak.scorer import Floats, Whose
+from bespeak.scorer import Floats, Whose, common
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from bespeak.encode import Encoder
 
 END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
 DECODING = 3
@@ -32,6 +37,8 @@ LAST_ANSWER_TOKENS = 120
 what is read of earlier turns does not depend on it."""
 ANSWER_CHARS = 1_000
 MAX_NEW_TOKENS = 64
+STATEMENTS_REMEMBERED = 2_000
+"""Vectors of statements kept in memory, 1.5 KB each."""
 DERAILED = 8.0
 """A token inside a word is e^8 times less likely than another: the word was begun for the sake of that other one."""
 
@@ -73,14 +80,19 @@ class LanguageModel:
 
     name = MODEL
 
-    def __init__(self, scorer: Scorer, version: str, grounded: bool = True) -> None:
+    def __init__(self, scorer: Scorer, version: str, grounded: bool = True, encoder: Encoder | None = None) -> None:
+        """Of more statements than fit, `encoder` tells which are read."""
         self._scorer, self._grounded = scorer, grounded
-        self.version = version if grounded else f"{version} free"
+        self._encoder = RememberingEncoder(encoder, STATEMENTS_REMEMBERED) if encoder else None
+        names = (version, "" if grounded else "free", encoder.name if encoder else "")
+        self.version = " ".join(name for name in names if name)
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
-        tokenizer = self._scorer.tokenizer
-        follow = Grounded(Lexicon(query, sources(query, profile))) if self._grounded else None
+        tokenizer, deadline = self._scorer.tokenizer, Deadline.after_ms(budget_ms)
         try:
+            with deadline.held():
+                profile = self._digest(query, profile)
+            follow = Grounded(Lexicon(query, sources(query, profile))) if self._grounded else None
             whose = (profile.user, profile.session_id) if profile.user else None
             with self._scorer.begin(budget_ms, whose) as feed:
                 text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
@@ -93,8 +105,40 @@ class LanguageModel:
             text = query
         return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
 
+    def warm(self, profile: Profile) -> None:
+        if profile.user is None:
+            return
+        tokenizer = self._scorer.tokenizer
+        with suppress(Late):
+            if not fit(profile.statements, _stated_size(tokenizer), STATEMENT_TOKENS - 1):
+                self._digest("", profile)  # what is read depends on the query, but the vectors do not
+                return
+            ahead = prompt("", profile, tokenizer)
+            n_sure = common(ahead, prompt("?", profile, tokenizer))
+            with self._scorer.begin(None, (profile.user, profile.session_id)) as feed:
+                feed(ahead[:n_sure], None)
+
     def forget(self, user: UserKey) -> None:
         self._scorer.forget(user)
+        if self._encoder:
+            self._encoder.clear()
+
+    def _digest(self, query: str, profile: Profile) -> Profile:
+        """The profile with those of its statements that are read."""
+        size = _stated_size(self._scorer.tokenizer)
+        chosen = choose_statements(query, profile, size, STATEMENT_TOKENS - 1, self._encoder)
+        return profile if len(chosen) == len(profile.statements) else replace(profile, statements=chosen)
+
+
+def _stated_size(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """How many tokens a statement takes in the prompt."""
+    around = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in ("- ", "\n"))
+
+    def size(text: str) -> int:
+        # As one text with its mark it may be shorter by a token: what fits by this fits in the prompt.
+        return around + len(tokenizer.encode(_one_line(text), add_special_tokens=False).ids)
+
+    return size
 
 
 def prompt(query: str, profile: Profile, tokenizer: Tokenizer) -> list[int]:

@@ -7,13 +7,16 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, assert_never
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, assert_never
 
 from bespeak.assets import Digests, asset_folder, verify
 from bespeak.errors import BespeakError, ModelError, StoreError
 from bespeak.gate import decline
 from bespeak.grounding import FUNCTION_WORDS, attribute, fold, words
 from bespeak.records import Profile, Rewrite, Turn, UserKey
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
 
 MODEL = "gemma3-270m-rewriter"
 """Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
@@ -36,6 +39,12 @@ class Rewriter(Protocol):
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
         """What is not done within `budget_ms` comes back as the query itself, with the status `late`."""
+        ...
+
+    def warm(self, profile: Profile) -> None:
+        """Reads ahead what the next rewrite of this session will read, so that it is sooner done. May be ended by the
+        current deadline; changes no rewrite.
+        """
         ...
 
     def forget(self, user: UserKey) -> None:
@@ -89,6 +98,9 @@ class Unchanged:
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:  # noqa: ARG002
         return Rewrite(query, query, status="off", model=model_of(self))
 
+    def warm(self, profile: Profile) -> None:
+        pass
+
     def forget(self, user: UserKey) -> None:
         pass
 
@@ -106,6 +118,9 @@ class LastTurn:
         added = salient(profile.turns[-1], query, self._n_words) if profile.turns else []
         text = " ".join([query, *added])
         return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+
+    def warm(self, profile: Profile) -> None:
+        pass
 
     def forget(self, user: UserKey) -> None:
         pass
@@ -153,6 +168,9 @@ class CachedRewriter:
             return _with_note(made, error)
         return made
 
+    def warm(self, profile: Profile) -> None:
+        self._rewriter.warm(profile)
+
     def forget(self, user: UserKey) -> None:
         self._rewriter.forget(user)
 
@@ -169,9 +187,16 @@ def _with_note(rewrite: Rewrite, error: StoreError) -> Rewrite:
 
 
 def choose_rewriter(
-    name: Literal["model", "last-turn", "none"], cache_dir: Path, grounded: bool = True, threads: int = 2
+    name: Literal["model", "last-turn", "none"],
+    cache_dir: Path,
+    grounded: bool = True,
+    threads: int = 2,
+    encoder: Encoder | None = None,
 ) -> Rewriter:
-    """The named rewriter. Raises ModelError where the language model is not built, damaged, or built of old parts."""
+    """The named rewriter; `encoder` chooses among more statements than it can read.
+
+    Raises ModelError where the language model is not built, damaged, or built of old parts.
+    """
     match name:
         case "none":
             return Unchanged()
@@ -182,7 +207,7 @@ def choose_rewriter(
             from bespeak.scorer import OnnxScorer
 
             folder, version = find_model(cache_dir)
-            return LanguageModel(OnnxScorer(folder, threads), f"{version}.{DECODING}", grounded)
+            return LanguageModel(OnnxScorer(folder, threads), f"{version}.{DECODING}", grounded, encoder)
     assert_never(name)
 
 

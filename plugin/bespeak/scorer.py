@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -46,6 +47,14 @@ class Written(NamedTuple):
     ahead: tuple[tuple[int, Floats], ...]
 
 
+@dataclass
+class Counts:
+    """What was run since the start, by all threads together."""
+
+    runs: int = 0
+    tokens: int = 0
+
+
 class OnnxScorer:
     """The built model's folder; opened when first asked. May be used from several threads."""
 
@@ -53,6 +62,7 @@ class OnnxScorer:
         self._folder, self._threads = folder, threads
         self._opening = threading.Lock()
         self._kept = Kept(kept_bytes)
+        self.counts = Counts()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -90,7 +100,7 @@ class OnnxScorer:
             session, lookup = self._session, self._lookup
         deadline = Deadline.after_ms(budget_ms)
         with deadline.model_run() as run:
-            yield OnnxFeed(Runs(session, run, deadline), lookup, self._kept, whose)
+            yield OnnxFeed(Runs(session, run, deadline, self.counts), lookup, self._kept, whose)
 
     def forget(self, user: UserKey) -> None:
         self._kept.forget(user)
@@ -131,8 +141,8 @@ class OnnxFeed:
 class Runs:
     """Runs of the graph under one deadline."""
 
-    def __init__(self, session: Any, run: Any, deadline: Deadline) -> None:
-        self._session, self._run, self._deadline = session, run, deadline
+    def __init__(self, session: Any, run: Any, deadline: Deadline, counts: Counts) -> None:
+        self._session, self._run, self._deadline, self._counts = session, run, deadline, counts
         names = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
         self._names = [f"past.{name}" for name in names]
         self._outputs = ["logits", *(f"present.{name}" for name in names)]
@@ -144,6 +154,8 @@ class Runs:
         Raises Late and ModelError.
         """
         self._deadline.check()
+        self._counts.runs += 1
+        self._counts.tokens += len(token_ids)
         feeds = {"input_ids": np.array([token_ids], np.int64), "first_scored": np.array([-n_scored], np.int64)}
         try:
             scores, *present = self._session.run(self._outputs, {**feeds, **memory}, self._run)

@@ -104,6 +104,9 @@ class KeptRewriter:
             self._rewrites[key] = replace(made, status="full")
         return made
 
+    def warm(self, profile: Profile) -> None:
+        self._rewriter.warm(profile)
+
     def forget(self, user: UserKey) -> None:
         self._rewriter.forget(user)
 
