@@ -1,13 +1,15 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import IndexMissing, ModelError, StoreError, UsageError
-from bespeak.pipeline import MAX_QUERY_CHARS, Parts, plan, search
-from bespeak.records import Preference, Profile, Request, Statement, Term, Turn
+from bespeak.pipeline import MAX_QUERY_CHARS, Context, Parts, plan, search, steady
+from bespeak.records import Hit, Preference, Profile, Request, Statement, Term, Turn
+from bespeak.rerank import Part, mix
 from bespeak.rewrite import Unchanged
 from bespeak.settings import Settings, Weights
 from fakes import ADA, BagEncoder, MemoryEngine, ScriptedRewriter
@@ -183,3 +185,14 @@ def test_a_query_beyond_the_limit_is_refused_with_both_numbers():
 def test_no_such_index_is_the_engines_sentence():
     with pytest.raises(IndexMissing):
         search(ENGINE, Known(), replace(ask("wheels"), index="nothing"), parts(), NOW)
+
+
+@pytest.mark.parametrize(("context", "kept"), [((1, 0.1), True), ((-1, 0.3), False)])
+def test_a_context_that_finds_the_same_hits_leaves_most_of_the_query_as_typed(context, kept):
+    angles = np.linspace(0, np.pi, 40)
+    hits = [Hit(str(n), 0.0, n, {}, np.array([np.cos(a), np.sin(a)], np.float32)) for n, a in enumerate(angles)]
+    typed, turn = Part(np.array([1, 0], np.float32)), Part(np.array(context, np.float32) * 2, "turn 1")
+    before = Context(mix([typed, turn]), turn, typed)
+    after = steady(hits, before)
+    assert (after.query.vector @ typed.vector > before.query.vector @ typed.vector + 1e-6) == kept
+    assert np.linalg.norm(after.query.vector) == pytest.approx(1)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.records import Hit, Preference, Rewrite, Term, Turn
-from bespeak.rerank import Judge, Part, choose_window, follow, min_max, mix, rank, score, user_parts
+from bespeak.rerank import Judge, Part, agree, choose_window, follow, min_max, mix, rank, score, user_parts
 from bespeak.settings import Weights
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -137,3 +137,10 @@ def test_a_word_of_the_rewrite_is_evidence_only_where_it_stands():
     assert [(e.column, e.text, e.event_id) for e in evidence] == [("lexical", "vegan", "event s")]
     assert evidence[0].share == pytest.approx(1 / 2 / 3)
     assert judged([], words=("q",), terms=(term,))["a"][1] == []
+
+
+def test_scores_agree_where_most_of_the_first_ten_are_the_same():
+    falling = np.arange(40, 0, -1).astype(np.float32)
+    assert agree(falling, np.roll(falling, 4))
+    assert not agree(falling, np.roll(falling, 5))
+    assert not agree(falling[:3], falling[:3])

@@ -32,7 +32,9 @@ from bespeak.rerank import (
     Judge,
     Mixed,
     Part,
+    agree,
     choose_window,
+    cosines,
     follow,
     mix,
     personal,
@@ -54,6 +56,9 @@ MAX_PREFERENCES = 50
 LAST_TURN_CHARS = 400
 EMBEDDED_CHARS = 1_000
 """How much of a hit's text is embedded where the index holds no vector for it."""
+
+TYPED_SHARE = 0.9
+"""Of the query as typed in the query's vector, where it and its context find the same hits."""
 
 UNWRITTEN = ("no_history", "too_long", "other_language")
 """Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
@@ -80,6 +85,7 @@ class Context:
 
     query: Mixed | None = None
     last_turn: Part | None = None
+    typed: Part | None = None  # the query as typed, alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +179,7 @@ def contextualise(rewrite: Rewrite, profile: Profile, encoder: Encoder | None, s
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
     if last:
         found.append(replace(last, vector=last.vector * settings.last_turn_share))
-    return Context(mix(found), last)
+    return Context(mix(found), last, found[0])
 
 
 def context_texts(rewrite: Rewrite, profile: Profile) -> list[str]:
@@ -233,12 +239,25 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
     except ModelError as error:
         return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
     window, rest = choose_window(embedded, asked.query.vector, parts.settings.window)
-    ranking, user = rank_window(window, asked.profile, asked.context, vectors, parts.settings)
-    judge = Judge.over(window, parts.settings.weights, asked.context.query, user, asked.rewrite)
-    complete = asked.context.query is not None and all(hit.vector is not None for hit in window)
+    context = steady(window, asked.context)
+    ranking, user = rank_window(window, asked.profile, context, vectors, parts.settings)
+    judge = Judge.over(window, parts.settings.weights, context.query, user, asked.rewrite)
+    complete = context.query is not None and all(hit.vector is not None for hit in window)
     result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial")
     page = explain(result.page, judge, asked.rewrite, lambda hit: document_text(hit.source, asked.info.fields))
     return replace(result, page=page, weights=parts.settings.weights.as_tuple())
+
+
+def steady(window: Sequence[Hit], context: Context) -> Context:
+    """The context, with most of the query as typed in it where both find the same hits: then little is missing from
+    what was typed, and a context that reorders good hits mostly harms."""
+    if context.query is None or context.typed is None or len(context.query.parts) < 2:
+        return context
+    if not agree(cosines(window, context.query.vector), cosines(window, context.typed.vector)):
+        return context
+    left = (1 - TYPED_SHARE) / context.query.norm
+    parts = [replace(part, vector=part.vector * left) for part in context.query.parts]
+    return replace(context, query=mix([*parts, replace(context.typed, vector=context.typed.vector * TYPED_SHARE)]))
 
 
 def rank_window(

@@ -13,6 +13,7 @@ from bespeak.records import Evidence, Hit, Preference, Profile, Ranked, Rewrite,
 from bespeak.settings import Weights
 
 COLUMNS = ("lexical", "embedding", "user")
+AGREEMENT, AGREEMENT_DEPTH = 0.6, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,14 @@ def _cosines(
         found[:] = values.min()
     found[rows] = values
     return found
+
+
+def agree(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
+    """Whether two scores of the same hits have at least six of their first ten in common; of fewer than forty hits,
+    of the first quarter as great a part."""
+    depth = min(AGREEMENT_DEPTH, len(first) // 4)
+    tops = [set(np.argsort(-scores, kind="stable")[:depth].tolist()) for scores in (first, second)]
+    return depth > 0 and len(tops[0] & tops[1]) >= AGREEMENT * depth
 
 
 def score(hits: Sequence[Hit], query: Vector | None, user: Vector | None) -> npt.NDArray[np.float32]:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from bespeak import analysis
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.pipeline import leave_alone, turn_text
+from bespeak.pipeline import TYPED_SHARE, leave_alone, turn_text
 from bespeak.records import Document, Matrix
-from bespeak.rerank import min_max
+from bespeak.rerank import agree, min_max
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
@@ -148,14 +148,15 @@ def rank_all(signals: Signals, settings: Settings, depth: int = 100) -> dict[str
     )  # (n_topics, dim)
     context /= np.maximum(np.linalg.norm(context, axis=1, keepdims=True), 1e-6)
     cosines = context @ signals.documents.T  # (n_topics, n_docs)
+    typed = signals.vectors["query"] @ signals.documents.T  # (n_topics, n_docs)
     rankings: dict[str, list[Rows]] = {"lexical": [], "dense": [], "hybrid": []}
-    for words, near, alone in zip(lexical, cosines, signals.alone, strict=True):
+    for words, near, own, alone in zip(lexical, cosines, typed, signals.alone, strict=True):
         by_words = best(words, max(depth, settings.window))
         by_words = by_words[words[by_words] > 0]
         by_vector = best(near, max(depth, settings.window))
         rankings["lexical"].append(by_words[:depth])
         rankings["dense"].append(by_vector[:depth])
-        mixed = by_words if alone else mix_window(words, near, by_words, by_vector, settings)
+        mixed = by_words if alone else mix_window(words, near, own, by_words, by_vector, settings)
         rankings["hybrid"].append(mixed[:depth])
     return rankings
 
@@ -171,15 +172,17 @@ def best(values: Array, n: int) -> Rows:
     return found
 
 
-def mix_window(words: Array, near: Array, by_words: Rows, by_vector: Rows, settings: Settings) -> Rows:
+def mix_window(words: Array, near: Array, typed: Array, by_words: Rows, by_vector: Rows, settings: Settings) -> Rows:
     """The window's rows by the weighted columns, then the other lexical ones, as `pipeline.finish` ranks."""
     window = by_words[: settings.window]
     if settings.mode == "recall":
         window = np.union1d(window, by_vector[: settings.window])
     window = np.sort(window)
     found = np.where(np.isin(window, by_words[: settings.window]), words[window], 0).astype(np.float32)
-    weights = settings.weights
-    total = (weights.lexical * min_max(found) + weights.embedding * min_max(near[window])) / sum(weights.as_tuple())
+    weights, cosines = settings.weights, near[window]
+    if agree(cosines, typed[window]):
+        cosines = (1 - TYPED_SHARE) * cosines + TYPED_SHARE * typed[window]
+    total = (weights.lexical * min_max(found) + weights.embedding * min_max(cosines)) / sum(weights.as_tuple())
     order = window[np.argsort(-np.round(total, 6), kind="stable")]
     return np.concatenate([order, by_words[~np.isin(by_words, window)]])
 

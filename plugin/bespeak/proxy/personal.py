@@ -35,6 +35,7 @@ from bespeak.pipeline import (
     explain,
     leave_alone,
     rank_window,
+    steady,
 )
 from bespeak.proxy.bounds import Bounds, Breaker, Busy
 from bespeak.proxy.chains import Chain, Chains
@@ -277,7 +278,7 @@ class Personaliser:
                 if side.settings is None:
                     rankings.append(list(window))
                     continue
-                own = self._context(personal, context, side.settings)
+                own = steady(read, self._context(personal, context, side.settings))
                 ranking, user = rank_window(read, profile, own, embedded.liked, side.settings)
                 rankings.append([one.hit.rank for one in ranking])
                 ranked = {one.hit.rank: one for one in ranking}
