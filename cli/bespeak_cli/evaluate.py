@@ -30,7 +30,6 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.command()
 @click.option(
     "--data",
-    required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A judged collection or MovieLens (see docs/evaluation.md); with --check the folder that holds them.",
 )
@@ -48,6 +47,7 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
 @click.option("--weights", metavar="L,E,U", help="How lexical, embedding and user scores count.")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--interleaving", is_flag=True, help="What clicks say of what `serve --compare` compared.")
 @click.option(
     "--check",
     "checks",
@@ -62,6 +62,11 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
 
     Vectors, rewrites and the index are kept in the cache folder, so that the next run is fast.
     """
+    if options["interleaving"]:
+        report_compared(ctx, options)
+        return
+    if options["data"] is None:
+        raise click.MissingParameter(param_hint="'--data'", param_type="option")
     if options["checks"]:
         check_all(ctx, options)
         return
@@ -72,6 +77,25 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         click.echo(json.dumps(as_data(cells, facts), indent=2))
     else:
         click.echo(as_table(cells, facts))
+
+
+def report_compared(ctx: click.Context, options: dict[str, Any]) -> None:
+    """From the events in the data folder."""
+    from contextlib import closing
+    from dataclasses import asdict
+
+    from bespeak.evaluation.interleaving import ACTIONS, report
+    from bespeak.stores.sqlite import SqliteStore
+    from bespeak_cli.compare import as_report
+
+    with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
+        found = report(store.of_everyone(ACTIONS))
+    if options["format_"] == "json":
+        import json
+
+        click.echo(json.dumps([asdict(one) | {"better": one.better} for one in found], indent=2))
+    else:
+        click.echo(as_report(found))
 
 
 def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:

@@ -40,6 +40,8 @@ GRACE_S = 25
 @click.option("--user-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Users are signed with this key: a public one (PEM), or a secret.")  # fmt: skip
 @click.option("--share", default="100%", show_default=True, help="Of the users, how many are personalised.")
+@click.option("--compare", metavar="A:B", help="Draft pages from two settings: engine, current or a TOML file each; "
+              "A|B splits the users.")  # fmt: skip
 @click.option("--profiles", type=click.Choice(["sqlite", "elasticsearch"]), default="sqlite", show_default=True,
               help="Where profiles are kept: on this machine, or in the cluster for several proxies.")  # fmt: skip
 @click.option("--api-key", metavar="KEY", help="For profiles in the cluster: an encoded API key.")
@@ -67,6 +69,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
     from bespeak.proxy.identity import JwtKey, Share
     from bespeak.proxy.routes import check_binding, read_token
     from bespeak.proxy.upstream import Upstream
+    from bespeak_cli.compare import read_comparison
 
     token = read_token(options["token_file"]) if options["token_file"] else None
     check_binding(options["host"], token)
@@ -87,6 +90,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         proxy = assemble(
             upstream, store, parts, ctx.obj.cache / "vectors.db", token=token, jwt_key=jwt_key, share=share,
             model_runs=options["model_runs"], typed_path=options["typed"],
+            comparison=read_comparison(options["compare"], parts.settings) if options["compare"] else None,
         )  # fmt: skip
         users = f"as signed ({jwt_key.algorithm})" if jwt_key else "as each request says; --user-key wants them signed"
         tell(ctx, options, listener.getsockname()[1], store, parts, users)

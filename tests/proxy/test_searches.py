@@ -12,9 +12,10 @@ from urllib.parse import quote
 import pytest
 
 from bespeak.events import new_event
+from bespeak.interleave import Comparison, Side
 from bespeak.proxy.searches import MAX_ANSWER_BYTES, MAX_PERSONAL_PARTS
 from bespeak.records import UserKey
-from bespeak.settings import Settings
+from bespeak.settings import Settings, Weights
 from fakes import BagEncoder
 from personal_proxy import ADA, call, personal_proxy
 from proxy_server import connected, exchange, read_all, request, serving, split
@@ -306,3 +307,23 @@ def test_an_explanation_is_true_to_the_computation(tmp_path):
         assert shares[event_id] > 0
         assert without[doc_id]["score"] < told[doc_id]["score"]
         assert event_id not in {because["event_id"] for hit in without.values() for because in hit["because"]}
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_compared_sides_share_pages_that_fit_and_say_who_placed_each_hit(tmp_path, split):
+    sides = (Side("engine"), Side("words", Settings(Weights(1.0, 0.0, 0.0), window=6)))
+    with proxied(tmp_path, comparison=Comparison(sides, split)) as (_, url, store):
+        pages = [call(url, "/i/_search", COAT | {"from": n, "size": 3}, **AS_ADA) for n in (0, 3)]
+        assert sorted(pages[0].ids + pages[1].ids) == [f"d{n}" for n in range(6)]
+        query_id = pages[0].told["query_id"]
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            shown = [e for e in store.export(ADA) if e.action == "impression" and e.query_id == query_id]
+            if len(shown) == 6:
+                break
+            time.sleep(0.05)
+    noted = {e.doc_id: e.attributes["event_attributes"]["bespeak"] for e in shown}
+    assert {one["compared"] for one in noted.values()} == {"engine|words" if split else "engine:words"}
+    placed = [noted[doc_id]["side"] for doc_id in pages[0].ids + pages[1].ids]
+    assert len(set(placed)) == (1 if split else 2)
+    assert split or sorted(placed) == ["engine"] * 3 + ["words"] * 3

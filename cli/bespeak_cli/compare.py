@@ -1,0 +1,77 @@
+"""What `bespeak serve --compare` compares, and what `bespeak evaluate --interleaving` says of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bespeak.evaluation.interleaving import Drafted, Split
+    from bespeak.interleave import Comparison, Side
+    from bespeak.settings import Settings
+
+MIXED = ("rewrite_weight", "last_turn_weight", "last_turn_share")
+CURRENT = "current"
+
+
+def read_comparison(text: str, current: Settings) -> Comparison:
+    """`A:B`, or `A|B` for a split test; each is `engine`, `current` or a TOML file. Raises UsageError, InputError."""
+    from bespeak.errors import UsageError
+    from bespeak.interleave import Comparison
+
+    found = re.fullmatch(r"([^:|]+)([:|])([^:|]+)", text)
+    if not found:
+        raise UsageError(f"--compare takes two sides as A:B or A|B, not {text!r}")
+    first, second = read_side(found[1], current), read_side(found[3], current)
+    if first.name == second.name:
+        raise UsageError(f"--compare takes two sides of different names, but both are {first.name!r}")
+    return Comparison((first, second), split=found[2] == "|")
+
+
+def read_side(text: str, current: Settings) -> Side:
+    """A side named as the file without its ending; of the file the table `serve` counts, over the current settings."""
+    import tomllib
+    from dataclasses import replace
+
+    from bespeak.errors import InputError
+    from bespeak.interleave import ENGINE, Side
+    from bespeak_cli.search import read_settings
+
+    if text in (ENGINE, CURRENT):
+        return Side(text, None if text == ENGINE else current)
+    path = Path(text)
+    try:
+        given: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))["serve"]
+        mixed: dict[str, Any] = {name: float(given[name]) for name in MIXED if name in given}
+        weights = read_settings({"weights": given["weights"]}).weights if "weights" in given else current.weights
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no TOML file with a table serve of weights: see docs/tuning.md") from error
+    return Side(path.stem, replace(current, weights=weights, **mixed))
+
+
+def as_report(found: list[Drafted | Split]) -> str:
+    """A paragraph for each comparison."""
+    return "\n\n".join(map(told, found)) or "Nothing was compared: start `bespeak serve` with --compare."
+
+
+def told(one: Drafted | Split) -> str:
+    from bespeak.evaluation.interleaving import Drafted
+
+    first, second = one.sides
+    if isinstance(one, Drafted):
+        mean = one.preference
+        lines = [
+            f"{first}:{second}, {one.searches} searches",
+            f"  won by {first} {one.wins[0]}, by {second} {one.wins[1]}, ties {one.ties}",
+            f"  users who prefer {first} {one.users[0]}, {second} {one.users[1]}; sign test p = {one.p_value:.4f}",
+            f"  for {second} {mean.mean:+.3f} [{mean.low:+.3f} {mean.high:+.3f}]",
+        ]
+    else:
+        mean = one.difference
+        lines = [
+            f"{first}|{second}, searches {one.searches[0]} and {one.searches[1]}, users {one.users[0]}, {one.users[1]}",
+            f"  MRR of clicks {one.values[0].mean:.3f} and {one.values[1].mean:.3f}, "
+            f"difference {mean.mean:+.3f} [{mean.low:+.3f} {mean.high:+.3f}]",
+        ]
+    return "\n".join([*lines, f"  better: {one.better}" if one.better else "  neither is better beyond chance"])
