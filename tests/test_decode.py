@@ -22,7 +22,7 @@ from bespeak.decode import (
     refuse,
 )
 from bespeak.errors import ModelError
-from bespeak.grounding import FUNCTION_WORDS, inner_words, sources, words
+from bespeak.grounding import FUNCTION_WORDS, fold, inner_words, sources, words
 from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.rewrite import choose_rewriter, rewrite_query
 from fakes import BagEncoder
@@ -158,6 +158,16 @@ def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said
     rewrite = LanguageModel(Scripted(wanted, seed), "1").rewrite(query, profile)
     assert is_grounded(rewrite.text, query, profile)
     assert rewrite.text == query or rewrite.status == "full"
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["Zappa", "McCoy", "1,969.5", "WH-1000XM5", "iPhone", "3rd"]), min_size=1, max_size=4),
+       st.text(max_size=30), st.integers(0, 2**32 - 1))  # fmt: skip
+def test_names_and_numbers_come_out_exactly_as_they_went_in(names, wanted, seed):
+    profile = Profile(turns=(Turn(" ".join(names), "", "t"),))
+    rewrite = LanguageModel(Scripted(f" {' '.join(names).swapcase()} {wanted}", seed), "1").rewrite("and it", profile)
+    odd = [w for w in words(rewrite.text) if fold(w) not in FUNCTION_WORDS and not inner_words(w)]
+    assert set(odd) <= {*names, *(part for name in names for part in inner_words(name))}
 
 
 def lines(query, profile):
