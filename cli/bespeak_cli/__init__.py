@@ -15,6 +15,7 @@ COMMANDS = {  # name -> module; the function in it has the command's name, "-" a
     "remember": "remember",
     "events": "events",
     "profile": "profile",
+    "learn": "learn",
     "evaluate": "evaluate",
     "serve": "serve",
     "models": "models",
@@ -56,6 +57,7 @@ SUMMARIES = {
     "remember": "Keep a statement of a user.",
     "events": "Load what users did.",
     "profile": "See, take along, pause or delete what is known of a user.",
+    "learn": "Learn from what people did together.",
     "evaluate": "Measure retrieval and personal gain on judged data.",
     "serve": "Personalise an Elasticsearch that you have, as a proxy.",
     "models": "List, verify, build and export models.",
@@ -107,6 +109,13 @@ class Folders:
         import platformdirs
 
         return self._made(self._data or platformdirs.user_data_path("bespeak"))
+
+    @property
+    def learnt(self) -> Path:
+        """Where `bespeak learn` writes; not made by who only reads."""
+        import platformdirs
+
+        return self._data or platformdirs.user_data_path("bespeak")
 
     @property
     def cache(self) -> Path:

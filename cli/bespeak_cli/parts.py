@@ -18,18 +18,25 @@ RewriterName = Literal["model", "last-turn", "none"]
 
 
 def build_parts(
-    settings: Settings, rewriter: Rewriter, encoder_name: str | None, cache_dir: Path, threads: int | None = None
+    settings: Settings,
+    rewriter: Rewriter,
+    encoder_name: str | None,
+    cache_dir: Path,
+    threads: int | None = None,
+    data_dir: Path | None = None,
 ) -> Parts:
-    """An encoder that cannot be loaded costs the embeddings, not the search."""
+    """An encoder that cannot be loaded costs the embeddings, not the search. What was learnt lies in `data_dir`."""
     from bespeak.encode import load_encoder
     from bespeak.errors import ModelError
+    from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
 
+    learnt = LearntFolder(data_dir) if data_dir else None
     try:
-        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir, threads))
+        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir, threads), learnt)
     except ModelError as error:
         click.echo(f"Without embeddings: {error}", err=True)
-        return Parts(settings, rewriter, None)
+        return Parts(settings, rewriter, None, learnt)
 
 
 def open_rewriter(name: RewriterName, cache_dir: Path, cache: RewriteCache | None = None) -> Rewriter:

@@ -53,7 +53,7 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     store = SqliteStore(ctx.obj.data / "bespeak.db")
     engine = open_engine(ctx, options)
     rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store)
-    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache)
+    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache, data_dir=ctx.obj.learnt)
     result = run(engine, store, request, parts)
     click.echo(show(result, options))
     if user and options["record"]:

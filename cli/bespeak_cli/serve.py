@@ -126,14 +126,17 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
 def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
     """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there."""
     from bespeak.encode import load_encoder
+    from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
     from bespeak_cli.parts import build_parts
     from bespeak_cli.search import read_settings
 
     settings, rewriter = read_settings(options), open_rewriter(ctx, options, store)
     if options["encoder"]:
-        return Parts(settings, rewriter, load_encoder(options["encoder"], ctx.obj.cache, 1))
-    return build_parts(settings, rewriter, None, ctx.obj.cache, threads=1)
+        return Parts(
+            settings, rewriter, load_encoder(options["encoder"], ctx.obj.cache, 1), LearntFolder(ctx.obj.learnt)
+        )
+    return build_parts(settings, rewriter, None, ctx.obj.cache, threads=1, data_dir=ctx.obj.learnt)
 
 
 def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Rewriter:

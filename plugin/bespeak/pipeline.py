@@ -32,6 +32,7 @@ from bespeak.rerank import (
     Judge,
     Mixed,
     Part,
+    Taste,
     agree,
     choose_window,
     cosines,
@@ -48,6 +49,7 @@ from bespeak.settings import Settings
 
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
+    from bespeak.learning import Learnt, LearntFolder
     from bespeak.records import UserKey
 
 MAX_QUERY_CHARS = 10_000
@@ -71,6 +73,13 @@ class Parts:
     settings: Settings
     rewriter: Rewriter
     encoder: Encoder | None
+    learnt: LearntFolder | None = None
+
+    def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
+        """What was learnt of the people of this tenant, and why it cannot be used."""
+        if self.learnt is None or profile.user is None or not profile.preferences:
+            return None, ""
+        return self.learnt.of(profile.user.tenant)
 
 
 class Profiles(Protocol):
@@ -240,10 +249,11 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
         return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
     window, rest = choose_window(embedded, asked.query.vector, parts.settings.window)
     context = steady(window, asked.context)
-    ranking, user = rank_window(window, asked.profile, context, vectors, parts.settings)
-    judge = Judge.over(window, parts.settings.weights, context.query, user, asked.rewrite)
+    learnt, note = parts.learnt_for(asked.profile)
+    ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt)
+    judge = Judge.over(window, parts.settings.weights, context.query, user, asked.rewrite, taste)
     complete = context.query is not None and all(hit.vector is not None for hit in window)
-    result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial")
+    result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial", note)
     page = explain(result.page, judge, asked.rewrite, lambda hit: document_text(hit.source, asked.info.fields))
     return replace(result, page=page, weights=parts.settings.weights.as_tuple())
 
@@ -261,13 +271,22 @@ def steady(window: Sequence[Hit], context: Context) -> Context:
 
 
 def rank_window(
-    window: Sequence[Hit], profile: Profile, context: Context, liked: Mapping[str, Vector], settings: Settings
-) -> tuple[list[Ranked], Mixed | None]:
-    """The window's hits in this person's order, and the user's vector. `liked`: vectors of what the user likes."""
+    window: Sequence[Hit],
+    profile: Profile,
+    context: Context,
+    liked: Mapping[str, Vector],
+    settings: Settings,
+    learnt: Learnt | None = None,
+) -> tuple[list[Ranked], Mixed | None, Taste | None]:
+    """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits.
+
+    `liked`: vectors of what the user likes.
+    """
     last = (profile.turns[-1], context.last_turn.vector) if context.last_turn else None
     user = mix(user_parts(profile.preferences, liked, last, settings.last_turn_share))
-    scores = score(window, context.query.vector if context.query else None, user.vector if user else None)
-    return rank(window, scores, settings.weights), user
+    taste = Taste.over(window, profile.preferences, learnt)
+    scores = score(window, context.query.vector if context.query else None, user.vector if user else None, taste)
+    return rank(window, scores, settings.weights), user, taste
 
 
 def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:

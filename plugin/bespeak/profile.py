@@ -147,7 +147,8 @@ def _preference(group: list[Event], now: datetime) -> Preference:
     strongest = max(zip(shares, group, strict=True), key=lambda pair: pair[0] if weight > 0 else -pair[0])[1]
     title = next((event.title for event in reversed(group) if event.title), "")
     return Preference(
-        strongest.doc_id, title, weight, strongest.action, strongest.event_id, strongest.timestamp
+        strongest.doc_id, title, weight, strongest.action, strongest.event_id, strongest.timestamp,
+        max(-1.0, min(1.0, sum(map(strength, group)))),
     )  # fmt: skip
 
 

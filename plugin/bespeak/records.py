@@ -71,6 +71,7 @@ class Preference:
     action: str
     event_id: str
     timestamp: datetime
+    strength: float = field(default=0.0, compare=False)  # before decay, in [-1, 1]
 
 
 @dataclass(frozen=True, slots=True)

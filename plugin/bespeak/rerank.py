@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,13 @@ import numpy.typing as npt
 from bespeak.records import Evidence, Hit, Preference, Profile, Ranked, Rewrite, Turn, Vector
 from bespeak.settings import Weights
 
+if TYPE_CHECKING:
+    from bespeak.learning import Learnt
+
 COLUMNS = ("lexical", "embedding", "user")
 AGREEMENT, AGREEMENT_DEPTH = 0.6, 10
+TEXT_SHARE, TEXT_FULL = 0.05, 5.0
+"""Of the z-score of the cosine beside what was learnt: share x n / (n + 5) for n preferences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +118,46 @@ def agree(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bo
     return depth > 0 and len(tops[0] & tops[1]) >= AGREEMENT * depth
 
 
-def score(hits: Sequence[Hit], query: Vector | None, user: Vector | None) -> npt.NDArray[np.float32]:
-    """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised."""
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """What was learnt of others, for this window: `shares` `(n_hits, n_preferences)` is what each preference gives to
+    each hit, `prior` `(n_hits,)` what the hit has of itself."""
+
+    preferences: Sequence[Preference]
+    shares: npt.NDArray[np.float32]
+    prior: npt.NDArray[np.float32]
+    rows: Mapping[str, int]  # doc_id -> its hit's place
+
+    @classmethod
+    def over(cls, hits: Sequence[Hit], preferences: Sequence[Preference], learnt: Learnt | None) -> Taste | None:
+        """None where nothing was learnt of what this user prefers."""
+        if learnt is None or not any(p.doc_id in learnt.row for p in preferences):
+            return None
+        doc_ids = [hit.doc_id for hit in hits]
+        rows = {doc_id: n for n, doc_id in enumerate(doc_ids)}
+        return cls(preferences, learnt.shares(doc_ids, preferences), learnt.priors(doc_ids), rows)
+
+    def text_scale(self, cosines: npt.NDArray[np.float32]) -> float:
+        """What a cosine to the user's vector is multiplied by before it is added."""
+        spread = float(cosines.std()) if len(cosines) else 0.0
+        n = len(self.preferences)
+        return TEXT_SHARE * n / (n + TEXT_FULL) / spread if spread > 1e-6 else 0.0
+
+    def column(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`(n_hits,)`, before min-max."""
+        found: npt.NDArray[np.float32] = self.shares.sum(axis=1) + self.prior + self.text_scale(cosines) * cosines
+        return found
+
+
+def score(
+    hits: Sequence[Hit], query: Vector | None, user: Vector | None, taste: Taste | None = None
+) -> npt.NDArray[np.float32]:
+    """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised;
+    the user's with what was learnt of others."""
     lexical, stacked = np.array([hit.score for hit in hits], np.float32), _stacked(hits)
     columns = [lexical, *(_cosines(*stacked, len(hits), vector) for vector in (query, user))]
+    if taste:
+        columns[2] = taste.column(columns[2])
     return np.stack([min_max(column) for column in columns], axis=1)
 
 
@@ -172,15 +213,28 @@ class Judge:
     mean: npt.NDArray[np.float32] | None  # (dim,)
     ranges: tuple[float, float]  # of the cosines to query and user in the window
     rewrite: Rewrite
+    taste: Taste | None = None
+    span: float = 0.0  # of the user's column before min-max, where something was learnt
 
     @classmethod
     def over(
-        cls, hits: Sequence[Hit], weights: Weights, query: Mixed | None, user: Mixed | None, rewrite: Rewrite
+        cls,
+        hits: Sequence[Hit],
+        weights: Weights,
+        query: Mixed | None,
+        user: Mixed | None,
+        rewrite: Rewrite,
+        taste: Taste | None = None,
     ) -> Judge:
         vectors = [hit.vector for hit in hits if hit.vector is not None]
         mean = np.mean(vectors, axis=0).astype(np.float32) if vectors else None
         spans = [float(np.ptp(cosines(hits, m.vector))) if m and vectors else 0.0 for m in (query, user)]
-        return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite)
+        span = 0.0
+        if taste:
+            found = cosines(hits, user.vector if user else None)
+            span, scale = float(np.ptp(taste.column(found))), taste.text_scale(found)
+            spans[1] = span / scale if scale else 0.0
+        return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite, taste, span)
 
     def evidence(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
         """Strongest first. `words` are the hit's stems, `stems` the stem of each term of the rewrite."""
@@ -189,7 +243,20 @@ class Judge:
             away = ranked.hit.vector - self.mean
             found += self._parts("embedding", self.query, self.ranges[0], self.weights.embedding, away)
             found += self._parts("user", self.user, self.ranges[1], self.weights.user, away)
+        found = _joined([*found, *self._learnt(ranked)])
         return sorted((e for e in found if e.share > 0.005), key=lambda e: -e.share)
+
+    def _learnt(self, ranked: Ranked) -> list[Evidence]:
+        """What each preference gave by what others did, above its mean in the window."""
+        taste = self.taste
+        if taste is None or self.span < 1e-9:
+            return []
+        above = taste.shares[taste.rows[ranked.hit.doc_id]] - taste.shares.mean(axis=0)  # (n_preferences,)
+        above *= self.weights.user / (sum(self.weights.as_tuple()) * self.span)
+        return [
+            Evidence("user", p.title or p.doc_id, p.event_id, float(share), done(p))
+            for p, share in zip(taste.preferences, above, strict=True)
+        ]
 
     def _terms(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
         each = self.weights.lexical * ranked.scores[0] / max(n_matched, 1)
@@ -215,6 +282,16 @@ class Judge:
             for p in mixed.parts
             if p.event_id
         ]
+
+
+def _joined(found: Sequence[Evidence]) -> list[Evidence]:
+    """What one event gave to the user's column by its text and by what others did is one share."""
+    joined: dict[str, Evidence] = {}
+    for one in found:
+        if one.column == "user":
+            before = joined.get(one.event_id)
+            joined[one.event_id] = replace(one, share=one.share + before.share) if before else one
+    return [one for one in found if one.column != "user"] + list(joined.values())
 
 
 def personal(profile: Profile) -> bool:

@@ -268,6 +268,7 @@ class Personaliser:
         )
         with stage("rank"):
             rankings, ranked, placed, judge = [], {}, list[int](), None
+            learnt, _ = self._parts.learnt_for(profile)
             for side, added in zip(sides, clauses, strict=True):
                 read = [
                     Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
@@ -279,11 +280,11 @@ class Personaliser:
                     rankings.append(list(window))
                     continue
                 own = steady(read, self._context(personal, context, side.settings))
-                ranking, user = rank_window(read, profile, own, embedded.liked, side.settings)
+                ranking, user, taste = rank_window(read, profile, own, embedded.liked, side.settings, learnt)
                 rankings.append([one.hit.rank for one in ranking])
                 ranked = {one.hit.rank: one for one in ranking}
                 if personal.search.explained:
-                    judge = Judge.over(read, side.settings.weights, own.query, user, rewrite)
+                    judge = Judge.over(read, side.settings.weights, own.query, user, rewrite, taste)
             order = rankings[0]
             if compared:
                 order, placed = compared.draft(rankings, personal.user, personal.digest.hex())

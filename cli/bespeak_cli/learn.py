@@ -1,0 +1,75 @@
+"""`bespeak learn`: what people did together, from the events that are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bespeak_cli.engine import engine_options
+
+if TYPE_CHECKING:
+    from bespeak.events import EventStore
+
+
+@click.command()
+@click.option("--profiles", type=click.Choice(["sqlite", "elasticsearch"]), default="sqlite", show_default=True,
+              help="Where events are kept: on this machine, or in the cluster that --elasticsearch names.")  # fmt: skip
+@engine_options
+@click.pass_context
+def learn(ctx: click.Context, /, **options: Any) -> None:
+    """Learn from what people did together; searches use it from then on, each tenant its own.
+
+    Run it again, say each night: a user's new events count at once, but only a new run learns from them for others.
+    """
+    from contextlib import closing
+
+    from bespeak.errors import InputError
+    from bespeak.learning import gather, learnt_path, write_learnt
+    from bespeak.learning import learn as solve
+    from bespeak.profile import PREFERRING
+
+    def progress(step: str) -> None:
+        click.echo(step, err=True)
+
+    with closing(open_store(ctx, options)) as store:
+        tenants = gather(store.of_everyone(PREFERRING))
+    if not tenants:
+        raise InputError("there are no events of documents to learn from: load some with `bespeak events load`")
+    refused: list[InputError] = []
+    for tenant, behaviour in sorted(tenants.items()):
+        path = learnt_path(ctx.obj.data, tenant)
+        try:
+            learnt = solve(behaviour, progress)
+        except InputError as error:  # of this tenant alone
+            path.unlink(missing_ok=True)  # what was learnt of more events than there are now
+            refused.append(error)
+            progress(f"tenant {tenant or '(none)'}: {error}")
+            continue
+        digest = write_learnt(path, learnt)
+        click.echo(
+            f"Learnt from {behaviour.n_events} events of {behaviour.n_users} users on "
+            f"{len(learnt.doc_ids)} documents, version {digest[:12]}"
+        )
+    if len(refused) == len(tenants):
+        raise refused[0]
+
+
+def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
+    from bespeak.errors import UsageError
+
+    if options["profiles"] == "sqlite":
+        from bespeak.stores.sqlite import SqliteStore
+
+        return SqliteStore(ctx.obj.data / "bespeak.db")
+    if not options.get("elasticsearch"):
+        raise UsageError("--profiles elasticsearch needs --elasticsearch URL")
+    from bespeak.stores.elastic import ElasticsearchStore
+    from bespeak_cli.engine import credentials
+
+    return ElasticsearchStore(
+        options["elasticsearch"],
+        api_key=options["api_key"],
+        basic=credentials(options["basic"]),
+        ca_file=options["ca_file"],
+    )

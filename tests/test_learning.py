@@ -1,0 +1,178 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from bespeak.errors import InputError, StoreError
+from bespeak.events import new_event
+from bespeak.learning import (
+    MIN_EVENTS,
+    MIN_USERS,
+    RIDGE,
+    LearntFolder,
+    gather,
+    learn,
+    learnt_path,
+    read_learnt,
+    write_learnt,
+)
+from bespeak.pipeline import Context, rank_window
+from bespeak.profile import derive
+from bespeak.records import Hit, Profile, Rewrite, UserKey
+from bespeak.rerank import Judge
+from bespeak.settings import Settings, Weights
+
+START = datetime(2025, 5, 1, tzinfo=UTC)
+SCI_FI = ["alien", "runner", "matrix", "dune"]
+ROMANCE = ["amelie", "notting", "before"]
+
+
+def bought(user, *doc_ids, tenant=""):
+    return [
+        new_event(UserKey(tenant, user), "purchase", START + timedelta(hours=n), doc_id=doc_id, title=doc_id.title())
+        for n, doc_id in enumerate(doc_ids)
+    ]
+
+
+def crowd(tenant=""):
+    """Two circles of tastes: 20 users of each, all but one of a circle's documents each."""
+    events = []
+    for n in range(40):
+        circle = SCI_FI if n % 2 else ROMANCE
+        skipped = n // 2 % len(circle)
+        events += bought(f"u{n}", *(d for i, d in enumerate(circle) if i != skipped), tenant=tenant)
+    return events
+
+
+def learnt_of(events, tenant=""):
+    return learn(gather(events)[tenant])
+
+
+def profile(*events):
+    return derive(UserKey("", "me"), "", (), (), events, True, START + timedelta(days=2))
+
+
+def window(*doc_ids):
+    return [Hit(doc_id, 1.0, n, {}) for n, doc_id in enumerate(doc_ids, 1)]
+
+
+def test_weights_are_those_of_the_closed_form():
+    found = learnt_of(crowd())
+    behaviour = gather(crowd())[""]
+    x = np.zeros((behaviour.n_users, len(behaviour.doc_ids)))
+    x[behaviour.users, behaviour.docs] = behaviour.values
+    p = np.linalg.inv(x.T @ x + RIDGE * np.mean(behaviour.values**2) * np.eye(x.shape[1]))
+    b = -p / np.diag(p)
+    i, j = behaviour.doc_ids.index("alien"), behaviour.doc_ids.index("runner")
+    row = found.row["runner"]
+    at = found.neighbours[row].tolist().index(found.row["alien"])
+    assert found.weights[row, at] == pytest.approx(b[i, j], rel=1e-3)
+
+
+def test_fewer_users_than_documents_give_the_same_weights():
+    doc_ids = [f"d{n}" for n in range(30)]
+    events = [e for n in range(12) for e in bought(f"u{n}", *doc_ids[n : n + 15])]
+    few = learnt_of(events)
+    more = learnt_of([*events, *(e for n in range(40) for e in bought(f"idle{n}", "elsewhere"))])
+    here, there = few.shares(["d13"], profile(*bought("me", "d12")).preferences), None
+    there = more.shares(["d13"], profile(*bought("me", "d12")).preferences)
+    assert few.neighbours.shape[0] < 31
+    assert here[0, 0] == pytest.approx(there[0, 0], rel=0.02)
+
+
+def test_what_others_did_together_goes_first():
+    found = learnt_of(crowd())
+    ranking, _, _ = rank_window(
+        window("amelie", "notting", "runner"), profile(*bought("me", "alien")), Context(), {}, Settings(), found
+    )
+    assert ranking[0].hit.doc_id == "runner"
+
+
+def test_a_user_of_whom_nothing_is_learnt_is_ranked_as_without():
+    hits = window("amelie", "runner")
+    for known in (Profile(), profile(*bought("me", "new document"))):
+        with_it, _, taste = rank_window(hits, known, Context(), {}, Settings(), learnt_of(crowd()))
+        without, _, _ = rank_window(hits, known, Context(), {}, Settings())
+        assert taste is None
+        assert with_it == without
+
+
+def test_a_pair_of_fewer_than_three_people_has_no_weight():
+    secret = [e for n in range(MIN_USERS - 1) for e in bought(f"s{n}", "rare", "alien")]
+    alone = [e for n in range(MIN_USERS) for e in bought(f"r{n}", "rare")]
+    found = learnt_of([*crowd(), *secret, *alone])
+    assert "rare" in found.row
+    assert found.shares(["alien"], profile(*bought("me", "rare")).preferences)[0, 0] == 0
+
+
+def test_a_document_of_fewer_than_three_people_is_not_told():
+    assert "rare" not in learnt_of([*crowd(), *bought("s", "rare", "alien")]).doc_ids
+
+
+def test_tenants_are_never_mixed():
+    tenants = gather([*crowd("a"), *bought("u", "only b", tenant="b")])
+    assert "only b" not in tenants["a"].doc_ids
+    assert tenants["b"].n_users == 1
+
+
+def test_too_few_events_are_refused():
+    with pytest.raises(InputError, match=f"at least {MIN_EVENTS}"):
+        learnt_of(bought("u", "alien", "runner"))
+
+
+def test_taking_the_named_event_away_lowers_the_score():
+    found, hits, settings = learnt_of(crowd()), window("runner", "notting", "before"), Settings()
+    events = bought("me", "amelie", "alien")
+    known = profile(*events)
+    ranking, user, taste = rank_window(hits, known, Context(), {}, settings, found)
+    runner = next(r for r in ranking if r.hit.doc_id == "runner")
+    judge = Judge.over(hits, settings.weights, None, user, Rewrite("q", "q"), taste)
+    evidence = judge.evidence(runner, set(), {}, 0)
+    assert [(e.column, e.text) for e in evidence] == [("user", "Alien")]
+    left = profile(*(e for e in events if e.event_id != evidence[0].event_id))
+    without, _, _ = rank_window(hits, left, Context(), {}, settings, found)
+    assert next(r for r in without if r.hit.doc_id == "runner").score < runner.score
+
+
+def test_shares_and_prior_are_all_of_the_user_column():
+    found, hits = learnt_of(crowd()), window("runner", "amelie", "matrix")
+    weights = Weights(0, 0, 1)
+    known = profile(*bought("me", "alien", "dune"))
+    ranking, user, taste = rank_window(hits, known, Context(), {}, Settings(weights=weights), found)
+    judge = Judge.over(hits, weights, None, user, Rewrite("q", "q"), taste)
+    raw = taste.column(np.zeros(3, np.float32))
+    for one in ranking:
+        prior = (taste.prior[one.hit.rank - 1] - taste.prior.mean()) / np.ptp(raw)
+        shares = sum(e.share for e in judge._learnt(one))
+        mean = np.mean([r.score for r in ranking])
+        assert shares + prior == pytest.approx(one.score - mean, abs=1e-5)
+
+
+def test_a_file_gives_what_was_written(tmp_path):
+    found = learnt_of(crowd())
+    path = learnt_path(tmp_path, "")
+    digest = write_learnt(path, found)
+    read = read_learnt(path)
+    assert (list(read.doc_ids), read.digest, read.unknown) == (list(found.doc_ids), digest, found.unknown)
+    for name in ("neighbours", "weights", "prior"):
+        assert np.array_equal(getattr(read, name), getattr(found, name))
+    assert [p.name for p in tmp_path.glob("learnt*")] == [path.name]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b"", lambda b: b[:90] + b"x" + b[91:]])
+def test_a_damaged_file_is_told_and_read_again_once_it_is_whole(tmp_path, damage):
+    path, found = learnt_path(tmp_path, ""), learnt_of(crowd())
+    write_learnt(path, found)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreError, match="bespeak learn"):
+        read_learnt(path)
+    folder = LearntFolder(tmp_path)
+    assert folder.of("")[0] is None
+    assert "damaged" in folder.of("")[1]
+    write_learnt(path, replace(found))
+    assert folder.of("")[0].doc_ids == list(found.doc_ids)
+
+
+def test_nothing_learnt_is_no_fault(tmp_path):
+    assert LearntFolder(tmp_path).of("") == (None, "")
