@@ -23,6 +23,7 @@ from bespeak.measures import judge as judge_run
 from bespeak.pipeline import Parts, finish, plan
 from bespeak.records import Clause, Document, EngineQuery, Profile, Request, Rewrite
 from bespeak.settings import Settings, Weights
+from bespeak.terms import load_terms
 from fakes import ADA, BagEncoder, ScriptedRewriter
 
 # Reading
@@ -278,14 +279,16 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("terms", [None, load_terms()], ids=["plain", "terms"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings):
+def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms):
     collection, encoder = random_collection(), GaussEncoder()
     rewriter = ScriptedRewriter({t.text: f"{t.text} breakfast view" for t in collection.topics[::2]})
     engine = EmbeddedEngine(tmp_path)
     load_collection(collection, engine, encoder, "random")
-    runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", Parts(settings, rewriter, encoder))
-    found = rank_all(gather(collection, encoder, rewriter), settings)
+    parts = Parts(settings, rewriter, encoder, terms=terms)
+    runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", parts)
+    found = rank_all(gather(collection, encoder, rewriter, terms=terms), settings)
     for stage in systems.STAGES:
         for topic, rows in zip(collection.topics, found[stage], strict=True):
             doc_ids = [collection.documents[row].doc_id for row in rows]

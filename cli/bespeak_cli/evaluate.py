@@ -37,7 +37,7 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
     "--system",
     callback=split_names,
     metavar="NAMES",
-    help="raw, last-turn, rewrite, rewrite-alone, human; for MovieLens engine, user, popularity, item-knn.",
+    help="raw, last-turn, terms, rewrite, rewrite-alone, human; for MovieLens engine, user, popularity, item-knn.",
 )
 @click.option("--stage", callback=split_names, metavar="NAMES", help="lexical, dense, hybrid; all if not given.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many queries, or users.")
@@ -116,6 +116,7 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     from bespeak.evaluation.topics import read_collection
     from bespeak.pipeline import Parts
     from bespeak.rewrite import Unchanged
+    from bespeak.terms import load_terms
     from bespeak_cli.search import read_settings
 
     collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
@@ -129,7 +130,7 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
-    parts = Parts(settings, rewriter, encoder)
+    parts = Parts(settings, rewriter, encoder, terms=load_terms() if encoder else None)
     engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
     try:
         load_collection(collection, engine, encoder, index)

@@ -197,3 +197,24 @@ def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
             click.echo(f"step {progress.step} of {progress.n_steps}: loss {loss:.3f}{fast}", err=True)
 
     return tell
+
+
+@models.command("train-terms")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    required=True,
+    help="JSON lines of query, rewrite, history, statements and source. May be given several times.",
+)
+@click.option("--held-out", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pairs to score on.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: int) -> None:
+    """Train the network that picks the words of a session a query leans on. Takes minutes."""
+    from bespeak.training.terms import train, write
+
+    learnt = train(data, held_out, seed)
+    write(learnt, out)
+    click.echo(f"Pairs by source: {learnt.sources}; average precision held out: {learnt.precision:.3f}", err=True)
+    click.echo(str(out / "terms.npz"))

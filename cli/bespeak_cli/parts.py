@@ -30,10 +30,11 @@ def build_parts(
     from bespeak.errors import ModelError
     from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
+    from bespeak.terms import load_terms
 
     learnt = LearntFolder(data_dir) if data_dir else None
     try:
-        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir, threads), learnt)
+        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir, threads), learnt, terms=load_terms())
     except ModelError as error:
         click.echo(f"Without embeddings: {error}", err=True)
         return Parts(settings, rewriter, None, learnt)

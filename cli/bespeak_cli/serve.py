@@ -128,13 +128,18 @@ def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -
     from bespeak.encode import load_encoder
     from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
+    from bespeak.terms import load_terms
     from bespeak_cli.parts import build_parts
     from bespeak_cli.search import read_settings
 
     settings, rewriter = read_settings(options), open_rewriter(ctx, options, store)
     if options["encoder"]:
         return Parts(
-            settings, rewriter, load_encoder(options["encoder"], ctx.obj.cache, 1), LearntFolder(ctx.obj.learnt)
+            settings,
+            rewriter,
+            load_encoder(options["encoder"], ctx.obj.cache, 1),
+            LearntFolder(ctx.obj.learnt),
+            terms=load_terms(),
         )
     return build_parts(settings, rewriter, None, ctx.obj.cache, threads=1, data_dir=ctx.obj.learnt)
 

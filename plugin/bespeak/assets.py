@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from bespeak.errors import ModelError
 
-ModelKind: TypeAlias = Literal["encoder", "rewriter"]
+ModelKind: TypeAlias = Literal["encoder", "rewriter", "terms"]
 
 MANIFEST = "manifest.json"
 RECORD = "model.json"

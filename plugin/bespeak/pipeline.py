@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from bespeak import analysis, gate
 from bespeak.engines import Engine, IndexInfo, document_text
@@ -25,6 +27,7 @@ from bespeak.records import (
     RerankStatus,
     Result,
     Rewrite,
+    Term,
     Turn,
     Vector,
 )
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from bespeak.encode import Encoder
     from bespeak.learning import Learnt, LearntFolder
     from bespeak.records import UserKey
+    from bespeak.terms import TermPicker
 
 MAX_QUERY_CHARS = 10_000
 MAX_PREFERENCES = 50
@@ -61,6 +65,9 @@ EMBEDDED_CHARS = 1_000
 
 TYPED_SHARE = 0.9
 """Of the query as typed in the query's vector, where it and its context find the same hits."""
+
+BESIDE_TERMS = 0.4
+"""Of the last turn's share in the query's vector, what is left where words are picked from it."""
 
 UNWRITTEN = ("no_history", "too_long", "other_language")
 """Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
@@ -73,6 +80,7 @@ class Parts:
     settings: Settings
     rewriter: Rewriter
     encoder: Encoder | None
+    terms: TermPicker | None = field(default=None, kw_only=True)
     learnt: LearntFolder | None = None
 
     def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
@@ -155,7 +163,7 @@ def plan(request: Request, profile: Profile, info: IndexInfo, parts: Parts) -> P
         return Plan(request, profile, rewrite, plain(request, parts.settings), info, declined=declined)
     notes: tuple[str, ...] = ()
     try:
-        context = contextualise(rewrite, profile, parts.encoder, parts.settings)
+        context = contextualise(rewrite, profile, parts.encoder, parts.settings, parts.terms)
     except ModelError as error:
         context, notes = Context(), (f"no embeddings: {error}",)
     query = expand(request, rewrite, profile, info, context, parts)
@@ -176,25 +184,58 @@ def plain(request: Request, settings: Settings) -> EngineQuery:
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
-def contextualise(rewrite: Rewrite, profile: Profile, encoder: Encoder | None, settings: Settings) -> Context:
-    """The query's vector, query + rewrite + a share of the last turn. Without encoder there is none."""
+def contextualise(
+    rewrite: Rewrite,
+    profile: Profile,
+    encoder: Encoder | None,
+    settings: Settings,
+    terms: TermPicker | None = None,
+) -> Context:
+    """The query's vector: query + rewrite + query with the words picked of the session + a share of the last turn.
+
+    Without encoder there is none.
+    """
     if encoder is None:
         return Context()
     turn = profile.turns[-1] if profile.turns else None
-    vectors = encoder.encode(context_texts(rewrite, profile), kind="query")
-    found = [Part(vector) for vector in (vectors[:-1] if turn else vectors)]
+    picked, share = terms.pick(rewrite.query, profile) if terms else (), settings.last_turn_share
+    vectors = encoder.encode(context_texts(rewrite, profile, picked), kind="query")
+    found = [Part(vectors[0])]
     if rewrite.changed:
-        found[1] = Part(vectors[1], *rewrite_source(rewrite))
+        found.append(Part(vectors[1], *rewrite_source(rewrite)))
+    if terms:
+        found += picked_parts(vectors[0], vectors[len(found)] if picked else vectors[0], picked)
+        share *= BESIDE_TERMS
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
     if last:
-        found.append(replace(last, vector=last.vector * settings.last_turn_share))
+        found.append(replace(last, vector=last.vector * share))
     return Context(mix(found), last, found[0])
 
 
-def context_texts(rewrite: Rewrite, profile: Profile) -> list[str]:
-    """What is encoded of what is asked: the query, a rewrite that differs, the last turn."""
+def picked_parts(query: Vector, picked: Vector, terms: Sequence[Term]) -> list[Part]:
+    """The vector of the query with picked words as the query's own, once more, and what the words add to it.
+
+    What they add is shared among their events by the number of words. One event's is all of it, so that without the
+    event exactly the query's own is left; of several each share is an estimate, as they were encoded together.
+    """
+    parts = [Part(query)]
+    for event_id in dict.fromkeys(term.event_id for term in terms):
+        given = [term for term in terms if term.event_id == event_id]
+        added = ((picked - query) * (len(given) / len(terms))).astype(np.float32)
+        parts.append(Part(added, event_id, " ".join(term.text for term in given), given[0].source))
+    return parts
+
+
+def context_texts(rewrite: Rewrite, profile: Profile, picked: Sequence[Term] = ()) -> list[str]:
+    """What is encoded: the query, a rewrite that differs, the query with picked words, the last turn."""
     texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
+    if picked:
+        texts.append(with_terms(rewrite.query, picked))
     return [*texts, turn_text(profile.turns[-1])] if profile.turns else texts
+
+
+def with_terms(query: str, picked: Sequence[Term]) -> str:
+    return " ".join([query, *(term.text for term in picked)])
 
 
 def rewrite_source(rewrite: Rewrite) -> tuple[str, str, str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bespeak import analysis
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.pipeline import TYPED_SHARE, leave_alone, turn_text
+from bespeak.pipeline import BESIDE_TERMS, TYPED_SHARE, leave_alone, turn_text, with_terms
 from bespeak.records import Document, Matrix
 from bespeak.rerank import agree, min_max
 from bespeak.settings import Settings
@@ -22,6 +22,7 @@ from bespeak.settings import Settings
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
     from bespeak.rewrite import Rewriter
+    from bespeak.terms import TermPicker
 
 K1, B = 1.2, 0.75
 TEXTS = ("query", "rewrite", "turn")
@@ -90,13 +91,19 @@ class Signals:
 
     collection: Collection
     lexical: Mapping[str, Array]  # by TEXTS: (n_topics, n_docs) BM25
-    vectors: Mapping[str, Matrix]  # by TEXTS: (n_topics, dim)
+    vectors: Mapping[str, Matrix]  # by TEXTS, at times by "terms": (n_topics, dim)
     documents: Matrix  # (n_docs, dim)
     alone: npt.NDArray[np.bool_]  # (n_topics,): left alone by the gate, so the engine's order stays
     rewritten: npt.NDArray[np.bool_]  # (n_topics,)
 
 
-def gather(collection: Collection, encoder: Encoder, rewriter: Rewriter | None, report: Report = silent) -> Signals:
+def gather(
+    collection: Collection,
+    encoder: Encoder,
+    rewriter: Rewriter | None,
+    report: Report = silent,
+    terms: TermPicker | None = None,
+) -> Signals:
     """All signals. Without a rewriter no topic is rewritten; hand in a KeptRewriter and a KeptEncoder to be fast."""
     bm25 = Bm25(collection.documents, collection.fields)
     texts = texts_of(collection.topics, rewriter, report)
@@ -104,7 +111,7 @@ def gather(collection: Collection, encoder: Encoder, rewriter: Rewriter | None, 
     return Signals(
         collection,
         {name: np.stack([bm25.scores(text) for text in texts[name]]) for name in TEXTS},
-        {name: _encode(encoder, texts[name]) for name in TEXTS},
+        {name: _encode(encoder, found) for name, found in (texts | _picked(collection.topics, terms)).items()},
         encoder.encode(documents, kind="document"),
         np.array([bool(leave_alone(topic.text, topic.profile)) for topic in collection.topics]),
         np.array([bool(text) for text in texts["rewrite"]]),
@@ -125,6 +132,13 @@ def texts_of(topics: Sequence[Topic], rewriter: Rewriter | None, report: Report 
     return texts
 
 
+def _picked(topics: Sequence[Topic], picker: TermPicker | None) -> dict[str, list[str]]:
+    """Each query with the words picked of its session, or alone; nothing without a picker."""
+    if picker is None:
+        return {}
+    return {"terms": [with_terms(topic.text, picker.pick(topic.text, topic.profile)) for topic in topics]}
+
+
 def _encode(encoder: Encoder, texts: Sequence[str]) -> Matrix:
     """`(n_texts, dim)`, a row of zeros for an empty text."""
     rows = np.zeros((len(texts), encoder.dim), np.float32)
@@ -143,9 +157,12 @@ def rank_all(signals: Signals, settings: Settings, depth: int = 100) -> dict[str
     )  # (n_topics, n_docs)
     if settings.mode == "boost":  # only what the query as typed matches
         lexical = np.where(signals.lexical["query"] > 0, lexical, 0)
-    context = (
-        signals.vectors["query"] + signals.vectors["rewrite"] + settings.last_turn_share * signals.vectors["turn"]
-    )  # (n_topics, dim)
+    share, picked = settings.last_turn_share, signals.vectors.get("terms")
+    if picked is not None:
+        share *= BESIDE_TERMS
+    context = signals.vectors["query"] + signals.vectors["rewrite"] + share * signals.vectors["turn"]  # (n_topics, dim)
+    if picked is not None:
+        context = context + np.where(signals.alone[:, None], 0, picked)
     context /= np.maximum(np.linalg.norm(context, axis=1, keepdims=True), 1e-6)
     cosines = context @ signals.documents.T  # (n_topics, n_docs)
     typed = signals.vectors["query"] @ signals.documents.T  # (n_topics, n_docs)

@@ -211,15 +211,17 @@ class Personaliser:
         if encoder is None or not personal.first or not personal.asked.window:
             return Context()
         rewrite, profile = personal.chain.rewrite, personal.profile
-        if isinstance(encoder, RememberingEncoder) and encoder.knows(context_texts(rewrite, profile), "query"):
+        terms = self._parts.terms
+        picked = terms.pick(rewrite.query, profile) if terms else ()
+        if isinstance(encoder, RememberingEncoder) and encoder.knows(context_texts(rewrite, profile, picked), "query"):
             with stage("encode"):
-                return contextualise(rewrite, profile, encoder, settings)
+                return contextualise(rewrite, profile, encoder, settings, terms)
         return await self._guarded(
             "encode",
             self._reranking,
             lambda: self._encodings.run(
                 in_time(
-                    lambda _: contextualise(rewrite, profile, encoder, settings),
+                    lambda _: contextualise(rewrite, profile, encoder, settings, terms),
                     settings.rerank_ms,
                 ),
                 settings.rerank_ms,
@@ -314,7 +316,7 @@ class Personaliser:
         encoder = self._parts.encoder
         if settings == self._parts.settings or encoder is None or context.query is None:
             return context
-        return contextualise(personal.chain.rewrite, personal.profile, encoder, settings)
+        return contextualise(personal.chain.rewrite, personal.profile, encoder, settings, self._parts.terms)
 
     def _note(self, found: Order, i: int) -> dict[str, Any]:
         """What the impression of a hit tells: its scores where all have them, and which side put it there."""

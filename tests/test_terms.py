@@ -1,0 +1,62 @@
+"""Which words of a session are picked, and what they do to the query's vector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bespeak.errors import ModelError
+from bespeak.pipeline import contextualise
+from bespeak.records import Profile, Rewrite, Statement, Turn
+from bespeak.settings import Settings
+from bespeak.terms import PICKED, load_terms
+from fakes import BagEncoder
+
+ASKED = "When did they disband?"
+TURN = Turn("Who were the Mothers of Invention?", "The band of Frank Zappa, from California.", "t1")
+
+
+@pytest.fixture(scope="module")
+def terms():
+    return load_terms()
+
+
+def test_names_of_the_last_turn_are_picked_with_their_event(terms):
+    picked = terms.pick(ASKED, Profile(turns=(TURN,)))
+    assert {"Mothers", "Zappa"} <= {term.text for term in picked}
+    assert {term.event_id for term in picked} == {"t1"}
+    assert len(picked) <= PICKED
+
+
+def test_nothing_is_picked_of_nothing(terms):
+    assert terms.pick(ASKED, Profile()) == ()
+    assert terms.pick("?", Profile(turns=(Turn("", "", "t1"),), statements=(Statement("", "s1"),))) == ()
+
+
+def test_words_of_the_query_are_not_picked_again(terms):
+    picked = terms.pick("When did the Mothers of Invention disband?", Profile(turns=(TURN,)))
+    assert {"mothers", "invention"}.isdisjoint(term.text.casefold() for term in picked)
+
+
+def test_a_query_that_stands_alone_takes_less(terms):
+    leaning, alone = ("Why did they do it?", "How do I bake sourdough bread at home with whole wheat flour?")
+    n_leaning, n_alone = (len(terms.pick(query, Profile(turns=(TURN,)))) for query in (leaning, alone))
+    assert n_alone < n_leaning
+
+
+def test_a_damaged_network_is_said_so(tmp_path):
+    (tmp_path / "terms.npz").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="models verify"):
+        load_terms(tmp_path)
+
+
+def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
+    query, profile, encoder = Rewrite(ASKED, ASKED), Profile(turns=(TURN,)), BagEncoder()
+    context = contextualise(query, profile, encoder, Settings(last_turn_share=0.0), terms).query
+    assert context is not None
+    whole = np.sum([part.vector for part in context.parts], axis=0)
+    assert context.vector == pytest.approx(whole / np.linalg.norm(whole), abs=1e-6)
+    rest = np.sum([part.vector for part in context.parts if not part.event_id], axis=0)
+    typed = encoder.encode([ASKED], kind="query")[0]
+    assert rest / np.linalg.norm(rest) == pytest.approx(typed, abs=1e-6)
+    assert any(part.event_id == "t1" and np.linalg.norm(part.vector) > 0 for part in context.parts)
