@@ -21,6 +21,7 @@ from bespeak.evaluation.systems import embed, load_collection
 from bespeak.evaluation.topics import read_collection
 from bespeak.rewrite import choose_rewriter
 from bespeak.settings import Settings, Weights
+from bespeak.terms import load_terms
 
 SETS = ("ikat", "dialogue", "mtragun")
 REWRITE_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
@@ -55,7 +56,7 @@ def signals_of(options: argparse.Namespace, name: str) -> Signals:
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
     rewriter = KeptRewriter(choose_rewriter(options.rewriter, options.cache), folder, collection.digest)
     try:
-        return gather(collection, encoder, rewriter, progress(f"{name}: rewrites"))
+        return gather(collection, encoder, rewriter, progress(f"{name}: rewrites"), load_terms())
     finally:
         encoder.save()
         rewriter.save()
