@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.examples import as_examples, examples_data
 
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
     from bespeak.engines import Engine
+    from bespeak.evaluation.examples import Examples
     from bespeak.evaluation.regressions import Check, Expected
     from bespeak.evaluation.systems import Cell
     from bespeak.measures import Estimate
@@ -47,6 +49,7 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
 @click.option("--weights", metavar="L,E,U", help="How lexical, embedding and user scores count.")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--examples", type=click.IntRange(min=1), metavar="N", help="Show the N best and the N worst rewrites.")
 @click.option("--interleaving", is_flag=True, help="What clicks say of what `serve --compare` compared.")
 @click.option(
     "--check",
@@ -70,13 +73,15 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
     if options["checks"]:
         check_all(ctx, options)
         return
-    cells, facts = measure(ctx, options["data"], options)
+    found = measure(ctx, options["data"], options)
     if options["format_"] == "json":
         import json
 
-        click.echo(json.dumps(as_data(cells, facts), indent=2))
+        click.echo(json.dumps(as_data(found), indent=2))
     else:
-        click.echo(as_table(cells, facts))
+        click.echo(as_table(found.cells, found.facts))
+        if found.examples:
+            click.echo("\n" + as_examples(found.examples))
 
 
 def report_compared(ctx: click.Context, options: dict[str, Any]) -> None:
@@ -98,21 +103,30 @@ def report_compared(ctx: click.Context, options: dict[str, Any]) -> None:
         click.echo(as_report(found))
 
 
-def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
-    """The cells, and what was measured on."""
+class Measured(NamedTuple):
+    """The cells, what they were measured on, and examples where they were asked for."""
+
+    cells: list[Cell]
+    facts: dict[str, Any]
+    examples: Examples | None = None
+
+
+def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
     from bespeak.evaluation.movielens import is_movielens
 
     if is_movielens(folder):
+        if options.get("examples"):
+            raise click.UsageError("MovieLens has no rewrites: leave --examples out")
         if options.get("stage"):
             raise click.UsageError("MovieLens has no stages: leave --stage out")
         return measure_movielens(ctx, folder, options)
     return measure_topics(ctx, folder, options)
 
 
-def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
+def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
+    from bespeak.evaluation.examples import check_systems, find_examples
     from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
-    from bespeak.evaluation.systems import STAGES, SYSTEMS, check_names, load_collection, unhurried
-    from bespeak.evaluation.systems import measure as run
+    from bespeak.evaluation.systems import STAGES, SYSTEMS, cells_of, check_names, load_collection, run_all, unhurried
     from bespeak.evaluation.topics import read_collection
     from bespeak.pipeline import Parts
     from bespeak.rewrite import Unchanged
@@ -124,6 +138,9 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     stages = options.get("stage") or STAGES
     check_names("system", systems, SYSTEMS)
     check_names("stage", stages, STAGES)
+    n_examples: int | None = options.get("examples")
+    if n_examples:
+        check_systems(systems)
     settings = unhurried(read_settings(options))
     kept = ctx.obj.cache / "evaluation"
     encoder = open_encoder(ctx, options, collection.digest) if set(stages) != {"lexical"} else None
@@ -134,17 +151,19 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
     try:
         load_collection(collection, engine, encoder, index)
-        cells = run(collection, systems, stages, engine, index, parts, progress("queries"))
+        runs = run_all(collection, systems, stages, engine, index, parts, progress("queries"))
+        examples = find_examples(collection, rewriter, runs, n_examples) if n_examples else None
     finally:
         for kept_part in (encoder, rewriter):
             if isinstance(kept_part, KeptEncoder | KeptRewriter):
                 kept_part.save()
         engine.close()
     n_groups = len(set(collection.groups.values()))
-    return cells, facts_of(collection.name, len(collection.topics), n_groups, "conversations", parts)
+    facts = facts_of(collection.name, len(collection.topics), n_groups, "conversations", parts)
+    return Measured(cells_of(runs, collection, systems), facts, examples)
 
 
-def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> tuple[list[Cell], dict[str, Any]]:
+def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
     from bespeak.evaluation.movielens import SYSTEMS, Means, read_movielens
     from bespeak.evaluation.movielens import measure as run
     from bespeak.evaluation.systems import embed, load_collection
@@ -164,7 +183,7 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
         encoder.save()
         engine.close()
     n_users = len(set(data.groups.values()))
-    return cells, facts_of(data.movies.name, len(data.queries), n_users, "users", parts)
+    return Measured(cells, facts_of(data.movies.name, len(data.queries), n_users, "users", parts))
 
 
 def has_human(collection: Any) -> bool:
@@ -231,10 +250,11 @@ def progress(label: str) -> Callable[[int, int], None]:
     return report
 
 
-def as_data(cells: Iterable[Cell], facts: dict[str, Any]) -> dict[str, Any]:
+def as_data(found: Measured) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return facts | {"results": [asdict(cell) for cell in cells]}
+    shown = {"examples": examples_data(found.examples)} if found.examples else {}
+    return found.facts | {"results": [asdict(cell) for cell in found.cells]} | shown
 
 
 def as_table(cells: Sequence[Cell], facts: dict[str, Any]) -> str:
@@ -284,8 +304,8 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
     failed = 0
     for path in options["checks"]:
         expected = read_expected(path)
-        cells, _ = measure(ctx, options["data"] / expected.data, options | settled(expected))
-        found = list(check(expected, cells))
+        measured = measure(ctx, options["data"] / expected.data, options | settled(expected))
+        found = list(check(expected, measured.cells))
         click.echo("\n".join([f"{path.name}: {expected.data}", *map(verdict_line, found)]))
         failed += sum(one.verdict == "FAIL" for one in found)
     if failed:
@@ -294,7 +314,8 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
 
 def settled(expected: Expected) -> dict[str, Any]:
     """The options that the file names, and no others."""
-    return {name: expected.options.get(name) for name in ("system", "stage", "limit", "every", "encoder", "weights")}
+    names = ("system", "stage", "limit", "every", "encoder", "weights", "examples")
+    return {name: expected.options.get(name) for name in names}
 
 
 def verdict_line(one: Check) -> str:

@@ -120,6 +120,7 @@ def test_movielens_shows_each_length_of_history(run, cinema):
         (["--stage", "deep"], 2, "there is no stage 'deep'"),
         (["--weights", "1,2"], 2, "--weights takes three numbers"),
         (["--every", "0"], 2, "x>=1"),
+        (["--examples", "3", "--system", "raw"], 2, "examples are of rewrites"),
         (["--encoder", "nowhere", "--system", "raw"], 1, "Error: "),
     ],
 )
@@ -134,6 +135,23 @@ def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):
     assert "MovieLens has no stages" in run("--data", cinema, "--stage", "lexical").stderr
     result = run("--data", cinema, "--system", "raw")
     assert (result.exit_code, "choose from engine, user" in result.stderr) == (2, True)
+
+
+def test_movielens_has_no_rewrites(run, cinema):
+    result = run("--data", cinema, "--examples", 3)
+    assert (result.exit_code, "leave --examples out" in result.stderr) == (2, True)
+
+
+@pytest.mark.model
+def test_examples_follow_the_table(folder, rewriter_cache):
+    def run(*more):
+        arguments = ["--cache-dir", str(rewriter_cache), "evaluate", "--data", str(folder), "--examples", "2", *more]
+        result = CliRunner().invoke(cli, [*arguments, "--system", "raw,rewrite", "--stage", "lexical"])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert re.search(r"against raw,\s+lexical\n.*\nin common +best +worst +all\n", run(), re.DOTALL)
+    assert json.loads(run("--format", "json"))["examples"]["stage"] == "lexical"
 
 
 def test_a_folder_without_data_is_a_sentence(run, tmp_path):

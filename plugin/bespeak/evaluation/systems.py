@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from bespeak.engines import Engine, IndexInfo, document_text
 from bespeak.errors import IndexMissing, InputError, UsageError
@@ -26,6 +26,8 @@ BASELINE = "raw"
 DEPTH = 100
 LAST_TURN_SHARE = 0.5  # of the last turn's vector in the baseline `last-turn`
 UNHURRIED_MS = 600_000.0  # a measure must not depend on how busy the machine is
+Runs: TypeAlias = dict[tuple[str, str], dict[str, list[str]]]
+"""`(system, stage) → run`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,11 @@ def measure(
     """Every system at every stage, in the order asked; `parts` hold the model behind `rewrite`."""
     check_names("system", systems, SYSTEMS)
     check_names("stage", stages, STAGES)
-    asked = list(dict.fromkeys([BASELINE, *systems]))
-    runs = run_all(collection, asked, stages, engine, index, parts, report)
+    return cells_of(run_all(collection, systems, stages, engine, index, parts, report), collection, systems)
+
+
+def cells_of(runs: Runs, collection: Collection, systems: Sequence[str]) -> list[Cell]:
+    """The cells of these systems, in their order; the runs are those of `run_all`."""
     cells = tabulate(runs, collection.judged, collection.groups, BASELINE)
     return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
 
@@ -74,11 +79,12 @@ def run_all(
     index: str,
     parts: Parts,
     report: Report = silent,
-) -> dict[tuple[str, str], dict[str, list[str]]]:
-    """`(system, stage) → run`."""
+) -> Runs:
+    """Those of the systems, and of the baseline in any case."""
+    systems = list(dict.fromkeys([BASELINE, *systems]))
     info = engine.describe(index)
     vectors = embed(collection, parts.encoder) if "dense" in stages and parts.encoder else None
-    runs: dict[tuple[str, str], dict[str, list[str]]] = {(s, stage): {} for s in systems for stage in stages}
+    runs: Runs = {(s, stage): {} for s in systems for stage in stages}
     for done, topic in enumerate(collection.topics, 1):
         for system in systems:
             asked = plan_topic(system, topic, info, parts)
@@ -177,7 +183,7 @@ def load_collection(collection: Collection, engine: Engine, encoder: Encoder | N
 
 
 def tabulate(
-    runs: dict[tuple[str, str], dict[str, list[str]]] | dict[tuple[str, str], Run],
+    runs: Runs | dict[tuple[str, str], Run],
     qrels: Qrels,
     groups: dict[str, str],
     baseline: str,
