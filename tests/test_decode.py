@@ -145,8 +145,27 @@ def test_what_is_no_rewrite_is_refused(text, reason):
 
 def test_a_whole_long_answer_is_refused():
     answer = "one two three four five six seven eight nine ten"
-    assert refuse(f"Why {answer}?", Profile(turns=(Turn("q", answer, "t"),))) == "the model repeated an answer"
-    assert refuse("Why one two three?", Profile(turns=(Turn("q", answer, "t"),))) == ""
+    profile = Profile(turns=(Turn("q", answer, "t"),))
+    assert refuse(f"Why {answer}?", "Why?", profile) == "the model repeated an answer"
+    assert refuse("Why one two three?", "Why?", profile) == ""
+
+
+def test_an_earlier_query_is_no_rewrite_of_another_one():
+    profile = Profile(turns=(Turn("Who is Zappa?", "", "t1"), Turn("Where did he live", "", "t2")))
+    for earlier in ("who is Zappa", "Where did he live?"):
+        assert refuse(earlier, "and when", profile) == "the model repeated an earlier query"
+        assert refuse(earlier, f"{earlier} ?", profile) == ""  # asked again as it was
+    assert refuse("when did he live", "and when", profile) == ""
+    rewrite = LanguageModel(Scripted(" Who is Zappa?"), "1").rewrite("and he", profile)
+    assert (rewrite.status, rewrite.text) == ("failed", "and he")
+
+
+def test_a_text_in_another_script_is_no_rewrite():
+    profile = Profile(turns=(Turn("東京の天気", "", "t"),))
+    assert refuse("東京の天気 は", "and tomorrow", profile) == "the model wrote in another script"
+    assert refuse("and tomorrow", "明日は", profile) == "the model wrote in another script"
+    assert refuse("what does 東京 mean", "what does it mean", profile) == ""
+    assert refuse("明日は 東京", "明日は", profile) == ""
 
 
 @settings(deadline=None)

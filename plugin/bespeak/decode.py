@@ -15,6 +15,7 @@ from bespeak.deadline import Deadline, Late
 from bespeak.digest import choose_statements, fit
 from bespeak.encode import RememberingEncoder
 from bespeak.errors import ModelError
+from bespeak.gate import is_other_script
 from bespeak.grounding import Grounded, Lexicon, attribute, fold, sources, words
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewrite import MODEL, failed, model_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from bespeak.encode import Encoder
 
 END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
-DECODING = 3
+DECODING = 4
 """Raised when the same model decodes otherwise, so that rewrites kept from before are not served."""
 
 N_CONTROL = 4
@@ -99,7 +100,7 @@ class LanguageModel:
         except Late as late:
             reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
             return Rewrite(query, query, status="late", reason=reason, model=model_of(self))
-        if reason := refuse(text, profile):
+        if reason := refuse(text, query, profile):
             return failed(query, self, reason)
         if [fold(word) for word in words(text)] == [fold(word) for word in words(query)]:
             text = query
@@ -265,7 +266,7 @@ def _best_first(scores: Floats) -> Iterator[int]:
     yield from (i for i in np.argsort(-scores, kind="stable").tolist() if i not in seen)
 
 
-def refuse(text: str, profile: Profile) -> str:
+def refuse(text: str, query: str, profile: Profile) -> str:
     """Why a model's text is no rewrite; "" where it may be one."""
     if text.endswith("\n"):
         return "the model found no end"
@@ -278,6 +279,11 @@ def refuse(text: str, profile: Profile) -> str:
         return "the model repeated itself"
     if any(_contains(folded, [fold(w) for w in words(turn.response)]) for turn in profile.turns):
         return "the model repeated an answer"
+    if is_other_script(text) != is_other_script(query):
+        return "the model wrote in another script"
+    said = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
+    if folded in said and folded != [fold(word) for word in words(query)]:
+        return "the model repeated an earlier query"
     return ""
 
 
