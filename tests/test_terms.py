@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bespeak.errors import ModelError
-from bespeak.pipeline import contextualise
-from bespeak.records import Profile, Rewrite, Statement, Turn
+from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, added_clauses, contextualise, turn_text, with_picked
+from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
 from bespeak.settings import Settings
 from bespeak.terms import PICKED, load_terms
 from fakes import BagEncoder
@@ -52,7 +52,7 @@ def test_a_damaged_network_is_said_so(tmp_path):
 
 def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
     query, profile, encoder = Rewrite(ASKED, ASKED), Profile(turns=(TURN,)), BagEncoder()
-    context = contextualise(query, profile, encoder, Settings(last_turn_share=0.0), terms).query
+    context = contextualise(query, profile, encoder, Settings(last_turn_share=0.0), terms.pick(ASKED, profile)).query
     assert context is not None
     whole = np.sum([part.vector for part in context.parts], axis=0)
     assert context.vector == pytest.approx(whole / np.linalg.norm(whole), abs=1e-6)
@@ -60,3 +60,20 @@ def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
     typed = encoder.encode([ASKED], kind="query")[0]
     assert rest / np.linalg.norm(rest) == pytest.approx(typed, abs=1e-6)
     assert any(part.event_id == "t1" and np.linalg.norm(part.vector) > 0 for part in context.parts)
+
+
+def test_picked_words_are_searched_beside_the_query_and_take_room_from_the_last_turn(terms):
+    query, profile = Rewrite(ASKED, ASKED), Profile(turns=(TURN,))
+    settings = Settings(last_turn_weight=0.1)
+    picked = terms.pick(ASKED, profile)
+    clauses = added_clauses(query, profile, settings, picked)
+    assert [clause.text for clause in clauses] == [" ".join(t.text for t in picked), turn_text(TURN)]
+    assert [clause.weight for clause in clauses] == [PICKED_WEIGHT, pytest.approx(0.1 * BESIDE_TERMS)]
+    assert added_clauses(query, profile, settings) == (Clause(turn_text(TURN), 0.1),)
+
+
+def test_a_hit_is_explained_by_picked_words_too(terms):
+    picked = terms.pick(ASKED, Profile(turns=(TURN,)))
+    said = with_picked(Rewrite(ASKED, f"{ASKED} {picked[0].text}", (picked[0],)), picked)
+    assert said.terms == picked
+    assert said.text.split()[len(ASKED.split()) :] == [term.text for term in picked]

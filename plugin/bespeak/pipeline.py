@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from bespeak import analysis, gate
 from bespeak.engines import Engine, IndexInfo, document_text
 from bespeak.errors import ModelError, StoreError, UsageError
+from bespeak.grounding import fold
 from bespeak.records import (
     Clause,
     Document,
@@ -66,8 +68,10 @@ EMBEDDED_CHARS = 1_000
 TYPED_SHARE = 0.9
 """Of the query as typed in the query's vector, where it and its context find the same hits."""
 
+PICKED_WEIGHT = 0.3
+"""BM25 weight of the picked words beside the query's own 1.0."""
 BESIDE_TERMS = 0.4
-"""Of the last turn's share in the query's vector, what is left where words are picked from it."""
+"""Of the last turn's weight and of its share in the query's vector, what is left where words are picked from it."""
 
 UNWRITTEN = ("no_history", "too_long", "other_language")
 """Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
@@ -82,6 +86,10 @@ class Parts:
     encoder: Encoder | None
     terms: TermPicker | None = field(default=None, kw_only=True)
     learnt: LearntFolder | None = None
+
+    def pick(self, query: str, profile: Profile) -> tuple[Term, ...] | None:
+        """The words of the session that the query leans on; None where nothing picks them."""
+        return self.terms.pick(query, profile) if self.terms else None
 
     def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
         """What was learnt of the people of this tenant, and why it cannot be used."""
@@ -115,6 +123,7 @@ class Plan:
     query: EngineQuery
     info: IndexInfo
     context: Context = Context()
+    picked: tuple[Term, ...] | None = None
     declined: str = ""  # why the engine's order stays as it is
     notes: tuple[str, ...] = ()
 
@@ -161,13 +170,14 @@ def plan(request: Request, profile: Profile, info: IndexInfo, parts: Parts) -> P
     rewrite = rewrite_query(request.query, profile, parts.rewriter, parts.settings.rewrite_ms)
     if declined:
         return Plan(request, profile, rewrite, plain(request, parts.settings), info, declined=declined)
-    notes: tuple[str, ...] = ()
+    picked, notes = parts.pick(request.query, profile), tuple[str, ...]()
     try:
-        context = contextualise(rewrite, profile, parts.encoder, parts.settings, parts.terms)
+        context = contextualise(rewrite, profile, parts.encoder, parts.settings, picked)
     except ModelError as error:
         context, notes = Context(), (f"no embeddings: {error}",)
-    query = expand(request, rewrite, profile, info, context, parts)
-    return Plan(request, profile, rewrite, query, info, context, notes=notes)
+    added = added_clauses(rewrite, profile, parts.settings, picked)
+    query = expand(request, added, info, context, parts)
+    return Plan(request, profile, rewrite, query, info, context, picked, notes=notes)
 
 
 def leave_alone(query: str, profile: Profile) -> str:
@@ -189,21 +199,21 @@ def contextualise(
     profile: Profile,
     encoder: Encoder | None,
     settings: Settings,
-    terms: TermPicker | None = None,
+    picked: Sequence[Term] | None = None,
 ) -> Context:
     """The query's vector: query + rewrite + query with the words picked of the session + a share of the last turn.
 
-    Without encoder there is none.
+    Without encoder there is none; `picked` is None where nothing picks words.
     """
     if encoder is None:
         return Context()
     turn = profile.turns[-1] if profile.turns else None
-    picked, share = terms.pick(rewrite.query, profile) if terms else (), settings.last_turn_share
-    vectors = encoder.encode(context_texts(rewrite, profile, picked), kind="query")
+    share = settings.last_turn_share
+    vectors = encoder.encode(context_texts(rewrite, profile, picked or ()), kind="query")
     found = [Part(vectors[0])]
     if rewrite.changed:
         found.append(Part(vectors[1], *rewrite_source(rewrite)))
-    if terms:
+    if picked is not None:
         found += picked_parts(vectors[0], vectors[len(found)] if picked else vectors[0], picked)
         share *= BESIDE_TERMS
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
@@ -238,6 +248,12 @@ def with_terms(query: str, picked: Sequence[Term]) -> str:
     return " ".join([query, *(term.text for term in picked)])
 
 
+def with_picked(rewrite: Rewrite, picked: Sequence[Term]) -> Rewrite:
+    """With the picked words among its own: all that was searched for, and where it came from."""
+    new = [term for term in picked if all(fold(term.text) != fold(own.text) for own in rewrite.terms)]
+    return replace(rewrite, text=with_terms(rewrite.text, new), terms=(*rewrite.terms, *new))
+
+
 def rewrite_source(rewrite: Rewrite) -> tuple[str, str, str]:
     """The event that gave most of a rewrite's words, those words, and whether it was a turn or a statement."""
     events = [term.event_id for term in rewrite.terms if term.event_id]
@@ -252,26 +268,29 @@ def turn_text(turn: Turn) -> str:
     return f"{turn.query} {turn.response}".strip()[:LAST_TURN_CHARS]
 
 
-def expand(
-    request: Request, rewrite: Rewrite, profile: Profile, info: IndexInfo, context: Context, parts: Parts
-) -> EngineQuery:
-    """The query with its rewrite and last turn as optional clauses, so that in boost mode the matching set stays."""
+def expand(request: Request, added: Sequence[Clause], info: IndexInfo, context: Context, parts: Parts) -> EngineQuery:
+    """The query with what is added as optional clauses, so that in boost mode the matching set stays."""
     settings = parts.settings
     recall = settings.mode == "recall"
     comparable = parts.encoder is not None and info.encoder == parts.encoder.name
     return replace(
         plain(request, settings),
-        optional=added_clauses(rewrite, profile, settings),
+        optional=tuple(added),
         vector=context.query.vector if context.query and recall and comparable else None,
         recall=recall,
     )
 
 
-def added_clauses(rewrite: Rewrite, profile: Profile, settings: Settings) -> tuple[Clause, ...]:
-    """What is searched beside the query as typed: its rewrite, and the words of the last turn."""
+def added_clauses(
+    rewrite: Rewrite, profile: Profile, settings: Settings, picked: Sequence[Term] | None = None
+) -> tuple[Clause, ...]:
+    """What is searched beside the query as typed: its rewrite, words picked of the session, those of the last turn."""
     added = [Clause(rewrite.text, settings.rewrite_weight)] if rewrite.changed else []
-    if profile.turns and settings.last_turn_weight > 0:
-        added.append(Clause(turn_text(profile.turns[-1]), settings.last_turn_weight))
+    if picked:
+        added.append(Clause(" ".join(term.text for term in picked), PICKED_WEIGHT))
+    weight = settings.last_turn_weight * (1.0 if picked is None else BESIDE_TERMS)
+    if profile.turns and weight > 0:
+        added.append(Clause(turn_text(profile.turns[-1]), weight))
     return tuple(added)
 
 
@@ -292,10 +311,11 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
     context = steady(window, asked.context)
     learnt, note = parts.learnt_for(asked.profile)
     ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt)
-    judge = Judge.over(window, parts.settings.weights, context.query, user, asked.rewrite, taste)
+    said = with_picked(asked.rewrite, asked.picked or ())
+    judge = Judge.over(window, parts.settings.weights, context.query, user, said, taste)
     complete = context.query is not None and all(hit.vector is not None for hit in window)
     result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial", note)
-    page = explain(result.page, judge, asked.rewrite, lambda hit: document_text(hit.source, asked.info.fields))
+    page = explain(result.page, judge, said, lambda hit: document_text(hit.source, asked.info.fields))
     return replace(result, page=page, weights=parts.settings.weights.as_tuple())
 
 
@@ -319,7 +339,20 @@ def rank_window(
     settings: Settings,
     learnt: Learnt | None = None,
 ) -> tuple[list[Ranked], Mixed | None, Taste | None]:
-    """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits.
+    """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits."""
+    scores, user, taste = score_window(window, profile, context, liked, settings, learnt)
+    return rank(window, scores, settings.weights), user, taste
+
+
+def score_window(
+    window: Sequence[Hit],
+    profile: Profile,
+    context: Context,
+    liked: Mapping[str, Vector],
+    settings: Settings,
+    learnt: Learnt | None = None,
+) -> tuple[npt.NDArray[np.float32], Mixed | None, Taste | None]:
+    """The matrix of the window's scores `(n_hits, 3)`, and what its last column is made of.
 
     `liked`: vectors of what the user likes.
     """
@@ -327,7 +360,7 @@ def rank_window(
     user = mix(user_parts(profile.preferences, liked, last, settings.last_turn_share))
     taste = Taste.over(window, profile.preferences, learnt)
     scores = score(window, context.query.vector if context.query else None, user.vector if user else None, taste)
-    return rank(window, scores, settings.weights), user, taste
+    return scores, user, taste
 
 
 def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:

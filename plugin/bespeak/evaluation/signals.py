@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bespeak import analysis
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.pipeline import BESIDE_TERMS, TYPED_SHARE, leave_alone, turn_text, with_terms
+from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, TYPED_SHARE, leave_alone, turn_text
 from bespeak.records import Document, Matrix
 from bespeak.rerank import agree, min_max
 from bespeak.settings import Settings
@@ -90,7 +90,7 @@ class Signals:
     """Rows are topics and columns documents, both in the collection's order; zeros where a topic lacks the text."""
 
     collection: Collection
-    lexical: Mapping[str, Array]  # by TEXTS: (n_topics, n_docs) BM25
+    lexical: Mapping[str, Array]  # by TEXTS, at times by "terms": (n_topics, n_docs) BM25
     vectors: Mapping[str, Matrix]  # by TEXTS, at times by "terms": (n_topics, dim)
     documents: Matrix  # (n_docs, dim)
     alone: npt.NDArray[np.bool_]  # (n_topics,): left alone by the gate, so the engine's order stays
@@ -107,11 +107,12 @@ def gather(
     """All signals. Without a rewriter no topic is rewritten; hand in a KeptRewriter and a KeptEncoder to be fast."""
     bm25 = Bm25(collection.documents, collection.fields)
     texts = texts_of(collection.topics, rewriter, report)
+    picked = _picked(collection.topics, terms)
     documents = [" ".join(str(d.source[f]) for f in collection.fields if d.source.get(f)) for d in collection.documents]
     return Signals(
         collection,
-        {name: np.stack([bm25.scores(text) for text in texts[name]]) for name in TEXTS},
-        {name: _encode(encoder, found) for name, found in (texts | _picked(collection.topics, terms)).items()},
+        {name: np.stack([bm25.scores(text) for text in found]) for name, found in (texts | picked).items()},
+        {name: _encode(encoder, found) for name, found in (texts | _asked_with(texts["query"], picked)).items()},
         encoder.encode(documents, kind="document"),
         np.array([bool(leave_alone(topic.text, topic.profile)) for topic in collection.topics]),
         np.array([bool(text) for text in texts["rewrite"]]),
@@ -133,10 +134,18 @@ def texts_of(topics: Sequence[Topic], rewriter: Rewriter | None, report: Report 
 
 
 def _picked(topics: Sequence[Topic], picker: TermPicker | None) -> dict[str, list[str]]:
-    """Each query with the words picked of its session, or alone; nothing without a picker."""
+    """The words picked of each session, "" where there are none; nothing without a picker."""
     if picker is None:
         return {}
-    return {"terms": [with_terms(topic.text, picker.pick(topic.text, topic.profile)) for topic in topics]}
+    return {"terms": [" ".join(term.text for term in picker.pick(t.text, t.profile)) for t in topics]}
+
+
+def _asked_with(queries: Sequence[str], picked: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Each query followed by its picked words."""
+    return {
+        name: [f"{query} {words}".strip() for query, words in zip(queries, found, strict=True)]
+        for name, found in picked.items()
+    }
 
 
 def _encode(encoder: Encoder, texts: Sequence[str]) -> Matrix:
@@ -150,16 +159,17 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> Matrix:
 
 def rank_all(signals: Signals, settings: Settings, depth: int = 100) -> dict[str, list[Rows]]:
     """`stage → one array a topic of document rows, best first`, for the stages lexical, dense and hybrid."""
+    beside = BESIDE_TERMS if "terms" in signals.lexical else 1.0
     lexical = (
         signals.lexical["query"]
         + settings.rewrite_weight * signals.lexical["rewrite"]
-        + settings.last_turn_weight * signals.lexical["turn"]
+        + settings.last_turn_weight * beside * signals.lexical["turn"]
     )  # (n_topics, n_docs)
+    if "terms" in signals.lexical:
+        lexical = lexical + np.where(signals.alone[:, None], 0, PICKED_WEIGHT * signals.lexical["terms"])
     if settings.mode == "boost":  # only what the query as typed matches
         lexical = np.where(signals.lexical["query"] > 0, lexical, 0)
-    share, picked = settings.last_turn_share, signals.vectors.get("terms")
-    if picked is not None:
-        share *= BESIDE_TERMS
+    share, picked = settings.last_turn_share * beside, signals.vectors.get("terms")
     context = signals.vectors["query"] + signals.vectors["rewrite"] + share * signals.vectors["turn"]  # (n_topics, dim)
     if picked is not None:
         context = context + np.where(signals.alone[:, None], 0, picked)

@@ -36,6 +36,7 @@ from bespeak.pipeline import (
     leave_alone,
     rank_window,
     steady,
+    with_picked,
 )
 from bespeak.proxy.bounds import Bounds, Breaker, Busy
 from bespeak.proxy.chains import Chain, Chains
@@ -195,7 +196,8 @@ class Personaliser:
         asked = rewrite.status not in ("gated", "off")
         self._metrics.rewritten(rewrite.status, time.monotonic() - began if asked else None)
         # The last turn's words alone say too little to ask the engine once more.
-        clauses = added_clauses(rewrite, profile, self._parts.settings) if rewrite.changed else ()
+        picked = self._parts.pick(query, profile)
+        clauses = added_clauses(rewrite, profile, self._parts.settings, picked) if rewrite.changed or picked else ()
         return Chain(query_id(search), rewrite, clauses)
 
     def leave(self, search: Search, user: UserKey, session_id: str, told: Told) -> None:
@@ -211,17 +213,17 @@ class Personaliser:
         if encoder is None or not personal.first or not personal.asked.window:
             return Context()
         rewrite, profile = personal.chain.rewrite, personal.profile
-        terms = self._parts.terms
-        picked = terms.pick(rewrite.query, profile) if terms else ()
-        if isinstance(encoder, RememberingEncoder) and encoder.knows(context_texts(rewrite, profile, picked), "query"):
+        picked = self._parts.pick(rewrite.query, profile)
+        texts = context_texts(rewrite, profile, picked or ())
+        if isinstance(encoder, RememberingEncoder) and encoder.knows(texts, "query"):
             with stage("encode"):
-                return contextualise(rewrite, profile, encoder, settings, terms)
+                return contextualise(rewrite, profile, encoder, settings, picked)
         return await self._guarded(
             "encode",
             self._reranking,
             lambda: self._encodings.run(
                 in_time(
-                    lambda _: contextualise(rewrite, profile, encoder, settings, terms),
+                    lambda _: contextualise(rewrite, profile, encoder, settings, picked),
                     settings.rerank_ms,
                 ),
                 settings.rerank_ms,
@@ -256,7 +258,7 @@ class Personaliser:
 
     async def _rank(self, personal: Personal, context: Context, reply: Reply, asker: Headers) -> Order:
         """All hits of the answer: pinned ones, the window in this person's order, then the rest as it came."""
-        profile, rewrite = personal.profile, personal.chain.rewrite
+        profile = personal.profile
         inside = range(min(personal.asked.window, len(reply.hits)))
         pinned = [i for i in inside if reply.hits[i].pinned]
         window = [i for i in inside if not reply.hits[i].pinned]
@@ -286,7 +288,8 @@ class Personaliser:
                 rankings.append([one.hit.rank for one in ranking])
                 ranked = {one.hit.rank: one for one in ranking}
                 if personal.search.explained:
-                    judge = Judge.over(read, side.settings.weights, own.query, user, rewrite, taste)
+                    said = self._said(personal)
+                    judge = Judge.over(read, side.settings.weights, own.query, user, said, taste)
             order = rankings[0]
             if compared:
                 order, placed = compared.draft(rankings, personal.user, personal.digest.hex())
@@ -306,17 +309,24 @@ class Personaliser:
 
     def _clauses(self, personal: Personal, side: Side) -> tuple[Clause, ...]:
         """What is added to the query's words for this side; the chain's own where nothing is compared."""
-        rewrite = personal.chain.rewrite
-        if not side.name or not rewrite.changed:
+        rewrite, profile = personal.chain.rewrite, personal.profile
+        if not side.name or not personal.chain.clauses:
             return personal.chain.clauses
-        return added_clauses(rewrite, personal.profile, side.settings) if side.settings else ()
+        picked = self._parts.pick(rewrite.query, profile)
+        return added_clauses(rewrite, profile, side.settings, picked) if side.settings else ()
+
+    def _said(self, personal: Personal) -> Rewrite:
+        """The rewrite and the picked words: what a hit's words are explained by."""
+        rewrite = personal.chain.rewrite
+        return with_picked(rewrite, self._parts.pick(rewrite.query, personal.profile) or ())
 
     def _context(self, personal: Personal, context: Context, settings: Settings) -> Context:
         """The vectors of what is asked, mixed by these settings; all their texts are encoded already."""
         encoder = self._parts.encoder
         if settings == self._parts.settings or encoder is None or context.query is None:
             return context
-        return contextualise(personal.chain.rewrite, personal.profile, encoder, settings, self._parts.terms)
+        rewrite, profile = personal.chain.rewrite, personal.profile
+        return contextualise(rewrite, profile, encoder, settings, self._parts.pick(rewrite.query, profile))
 
     def _note(self, found: Order, i: int) -> dict[str, Any]:
         """What the impression of a hit tells: its scores where all have them, and which side put it there."""
@@ -346,7 +356,7 @@ class Personaliser:
         page = list(order[search.offset : search.offset + search.size])
         ranked = {i: found.ranked[i] for i in page if i in found.ranked}
         if found.judge:
-            judged = explain(list(ranked.values()), found.judge, rewrite, lambda hit: all_text(hit.source))
+            judged = explain(list(ranked.values()), found.judge, self._said(personal), lambda hit: all_text(hit.source))
             ranked = {r.hit.rank: r for r in judged}
         return {
             "bespeak": {
