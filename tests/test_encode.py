@@ -270,6 +270,17 @@ def test_all_can_be_forgotten():
     assert len(counting.asked) == 2
 
 
+def test_what_is_encoded_while_all_is_forgotten_is_not_remembered():
+    class Forgetting(Counting):
+        def encode(self, texts, kind="document"):
+            remembering.clear()
+            return super().encode(texts, kind)
+
+    remembering = RememberingEncoder(Forgetting())
+    assert np.array_equal(remembering.encode(["a"]), BagEncoder().encode(["a"]))
+    assert not remembering.knows(["a"], "document")
+
+
 def test_any_text_is_remembered():
     remembering = RememberingEncoder(BagEncoder())
     odd = ["\ud800", "\0", "", "東京"]

@@ -134,6 +134,7 @@ class RememberingEncoder:
         self.name, self.dim = encoder.name, encoder.dim
         self._encoder, self._size = encoder, size
         self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
+        self._n_cleared = 0
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str], kind: TextKind = "document") -> Matrix:
@@ -148,8 +149,10 @@ class RememberingEncoder:
             return all(digest_of(text, kind) in self._vectors for text in texts)
 
     def clear(self) -> None:
+        """What is being encoded meanwhile is not remembered either."""
         with self._lock:
             self._vectors.clear()
+            self._n_cleared += 1
 
     def _vector(self, text: str, kind: TextKind) -> Vector:
         digest = digest_of(text, kind)
@@ -157,8 +160,11 @@ class RememberingEncoder:
             if (known := self._vectors.get(digest)) is not None:
                 self._vectors.move_to_end(digest)
                 return known
+            n_cleared = self._n_cleared
         vector: Vector = self._encoder.encode([text], kind)[0]
         with self._lock:
+            if n_cleared != self._n_cleared:
+                return vector
             self._vectors[digest] = vector
             while len(self._vectors) > self._size:
                 self._vectors.popitem(last=False)

@@ -13,6 +13,7 @@ from bespeak.errors import EngineError
 from bespeak.events import EventStore
 from bespeak.interleave import Comparison
 from bespeak.pipeline import Parts
+from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
@@ -64,8 +65,10 @@ def assemble(
     recorder, users = Recorder(store), Share(share)
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: users.value)
-    searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics)
-    forgets = [chains.forget, parts.rewriter.forget, *([lambda _: encoder.clear()] if encoder else [])]
+    ahead = Ahead(parts.rewriter, chains, (rewrites, encodings))
+    searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
+    # In this order: what is read ahead ends before the rewriter forgets.
+    forgets = [chains.forget, ahead.forget, parts.rewriter.forget, *([lambda _: encoder.clear()] if encoder else [])]
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
         ready=lambda: missing(upstream), token=token, forgets=forgets,
@@ -74,6 +77,7 @@ def assemble(
         *([documents.close] if documents else []),
         recorder.close,
         own.close,
+        ahead.close,
         rewrites.close,
         encodings.close,
         cache.close,

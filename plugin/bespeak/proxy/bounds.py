@@ -46,6 +46,17 @@ class Bounds:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._closed = False
+        self._n_asked = 0
+        self._on_begin: list[Callable[[], object]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Does anybody wait for a run?"""
+        return self._n_asked > 0
+
+    def on_begin(self, act: Callable[[], object]) -> None:
+        """`act` is called before each run, when `busy` is true already."""
+        self._on_begin.append(act)
 
     async def run(self, function: Callable[[Deadline], T], budget_ms: float) -> T:
         """What `function` gives; it is handed its deadline, which is also the current one of all it calls.
@@ -59,9 +70,12 @@ class Bounds:
             raise Busy(f"no model run can begin: all {self.runs} that may run at once are long past their deadline")
         deadline = Deadline.after_ms(budget_ms)
         future: Future[T] = Future()
-        self._begin((future, function, deadline))
         waiting = asyncio.wrap_future(future)
+        self._n_asked += 1
         try:
+            for act in self._on_begin:
+                act()
+            self._begin((future, function, deadline))
             await asyncio.wait({waiting}, timeout=deadline.left_s)
             if future.cancel():
                 raise Busy(f"no model run could begin within {budget_ms:.0f} ms")
@@ -71,6 +85,7 @@ class Bounds:
                 raise Late(f"not done in {budget_ms:.0f} ms")
             return waiting.result()
         finally:
+            self._n_asked -= 1
             deadline.cancel()
             waiting.cancel()  # also where it has failed by now: asyncio complains of faults that nobody heard of
 

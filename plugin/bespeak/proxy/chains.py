@@ -59,6 +59,11 @@ class Chains:
             while len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
 
+    def counts(self, user: UserKey, begun: float) -> bool:
+        """Was the user not forgotten since a chain began?"""
+        with self._lock:
+            return begun > self._forgotten.get(user, -1.0)
+
     def forget(self, user: UserKey) -> None:
         with self._lock:
             for key in [key for key in self._kept if key[0] == user]:

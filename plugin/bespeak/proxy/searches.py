@@ -21,6 +21,7 @@ from bespeak.encode import well_formed
 from bespeak.errors import BespeakError, InputError
 from bespeak.pipeline import Context
 from bespeak.proxy import splice
+from bespeak.proxy.ahead import Ahead, followed
 from bespeak.proxy.app import path_of
 from bespeak.proxy.filter_path import apply
 from bespeak.proxy.identity import Identify, Identity, Share
@@ -82,8 +83,9 @@ class Searches:
         share: Share,
         recorder: Recorder,
         metrics: Metrics,
+        ahead: Ahead,
     ) -> None:
-        self._upstream, self._personaliser = upstream, personaliser
+        self._upstream, self._personaliser, self._ahead = upstream, personaliser, ahead
         self._identify, self._share, self._recorder, self._metrics = identify, share, recorder, metrics
 
     def concerns(self, method: str, path: str, headers: Headers) -> bool:  # noqa: ARG002
@@ -150,6 +152,7 @@ class Searches:
             done = outcome.done
             await self._answer(called, send, outcome.headers, done.text, [done.told])
             self._record(called.at, search, identity, outcome.query, done.told, done.shown)
+            self._read_ahead([prepared])
         elif identity.user is None and not identity.reason and not search.edited:
             await self._pass(called, receive, send)  # an `ext` of somebody else's
         else:
@@ -225,6 +228,7 @@ class Searches:
         for part, who, one, (_, told_one, hits) in zip(parts, identities, prepared, done.parts, strict=True):
             query = one.typed.text if isinstance(one, Personal) else one.query
             self._record(called.at, part.search, who, query, told_one, hits)
+        self._read_ahead(prepared)
 
     async def _prepare_parts(self, parts: Sequence[Part], identities: Sequence[Identity]) -> list[Personal | Declined]:
         """All at once, so that together they take no longer than one may: what no model run was free for is late.
@@ -370,6 +374,14 @@ class Searches:
                     self._metrics.declined(one.reason)
                 case "failed":
                     self._metrics.failed(one.reason)
+
+    def _read_ahead(self, prepared: Sequence[Personal | Declined]) -> None:
+        """For the last of these searches that was rewritten: it is its session's latest turn."""
+        made = (one for one in reversed(prepared) if isinstance(one, Personal) and one.first)
+        for one in made:
+            if one.chain.rewrite.status in ("full", "cached"):
+                self._ahead.read(followed(one.profile, one.typed.text), one.chain.begun)
+                return
 
     def _record(
         self, at: datetime, search: Search, identity: Identity, query: str, told: Told, hits: Sequence[Found]

@@ -1,0 +1,258 @@
+"""What is read of a session's next prompt between two searches, and what ends it."""
+
+import asyncio
+import json
+import threading
+import time
+
+import pytest
+
+from bespeak.deadline import Deadline, Late
+from bespeak.proxy.ahead import Ahead, followed
+from bespeak.proxy.bounds import Bounds
+from bespeak.proxy.chains import Chains
+from bespeak.records import Profile, Turn
+from bespeak.settings import Settings
+from fakes import ADA, ScriptedRewriter
+from personal_proxy import call, personal_proxy
+from proxy_server import PATIENCE_S, serving
+
+KNOWN = Profile(ADA, "s", turns=(Turn("silk scarf", "silk is light", "t"),))
+
+
+AS_ADA = {"X_Bespeak_User": "ada", "X_Bespeak_Session": "s"}
+HITS = [
+    {
+        "_index": "i",
+        "_id": f"d{n}",
+        "_score": 9.0 - n,
+        "_source": {"text": f"coat {n}"},
+        "_seq_no": 1,
+        "_primary_term": 1,
+    }
+    for n in range(4)
+]
+
+
+async def engine(scope, receive, send):
+    """The same four hits to every search; to anything else what an index is."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    found = {"took": 1, "timed_out": False, "status": 200,
+             "hits": {"total": {"value": 4, "relation": "eq"}, "max_score": 9.0, "hits": HITS}}  # fmt: skip
+    if scope["path"].endswith("_msearch"):
+        answer = {"took": 1, "responses": [found] * (body.count(b"\n") // 2)}
+    elif scope["path"].endswith("_search"):
+        answer = found
+    else:
+        index = {"uuid": "u"}
+        answer = {"i": {"mappings": {"properties": {"text": {"type": "text"}}}, "settings": {"index": index}}}
+    own = [(b"content-type", b"application/json"), (b"x-elastic-product", b"Elasticsearch")]
+    await send({"type": "http.response.start", "status": 200, "headers": own})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+
+class Warming(ScriptedRewriter):
+    """Notes what it reads ahead and rewrites; a slow one reads until its deadline, or until it is released."""
+
+    def __init__(self, slow=False, fault=None):
+        super().__init__({"coat": "silk coat", "shoe": "silk shoe"})
+        self.warmed, self.read, self.slow, self.fault = [], [], slow, fault
+        self.began, self.ended, self.released = threading.Event(), threading.Event(), threading.Event()
+
+    def rewrite(self, query, profile, budget_ms=None):
+        self.read.append(profile)
+        return super().rewrite(query, profile, budget_ms)
+
+    def warm(self, profile):
+        self.warmed.append(profile)
+        self.began.set()
+        if self.fault:
+            raise self.fault
+        if self.slow:
+            with Deadline.current().ending(self.released.set):
+                assert self.released.wait(PATIENCE_S)
+        self.ended.set()
+        Deadline.current().check()
+
+
+def searched(url, text, **headers):
+    return call(url, "/i/_search", {"query": {"match": {"text": text}}}, **(AS_ADA | headers))
+
+
+def turns(profile):
+    return [(turn.query, turn.response) for turn in profile.turns]
+
+
+@pytest.fixture
+def proxied(tmp_path):
+    """A proxy with this rewriter, for one block."""
+
+    def make(rewriter):
+        settings = Settings(window=4, profile_ms=5000, rewrite_ms=5000, rerank_ms=5000)
+        return personal_proxy(engine_url, tmp_path / "p", rewriter=rewriter, settings=settings)
+
+    with serving(engine) as engine_url:
+        yield make
+
+
+def eventually(true):
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_after_an_answer_the_next_prompt_is_read_as_the_next_search_finds_it(proxied):
+    rewriter = Warming()
+    with proxied(rewriter) as (url, store):
+        assert searched(url, "coat").told["rewrite"] == "full"
+        eventually(lambda: rewriter.ended.is_set() and b"coat" in b"".join(map(repr_of, store.export(ADA))))
+        searched(url, "shoe")
+    (ahead, *_), (_, then) = rewriter.warmed, rewriter.read
+    assert turns(ahead) == turns(then) == [("silk scarf", "silk is light"), ("coat", "")]
+    assert (ahead.user, ahead.session_id, ahead.statements) == (then.user, then.session_id, then.statements)
+
+
+def repr_of(event):
+    return repr(event).encode()
+
+
+def test_the_last_search_of_many_in_one_request_is_the_latest_turn(proxied):
+    rewriter = Warming()
+    with proxied(rewriter) as (url, _):
+        lines = "".join(f'{{"index": "i"}}\n{{"query": {{"match": {{"text": "{t}"}}}}}}\n' for t in ("coat", "shoe"))
+        call(url, "/_msearch", lines.encode(), Content_Type="application/x-ndjson", **AS_ADA)
+        assert rewriter.began.wait(PATIENCE_S)
+    assert [turns(profile)[-1] for profile in rewriter.warmed] == [("shoe", "")]
+
+
+def test_a_later_page_a_stranger_and_a_search_that_is_left_alone_read_nothing(proxied):
+    rewriter = Warming()
+    with proxied(rewriter) as (url, _):
+        searched(url, "coat", X_Bespeak_User="stranger")
+        searched(url, '"coat"')
+        searched(url, "coat")
+        assert rewriter.began.wait(PATIENCE_S)
+        call(url, "/i/_search", {"query": {"match": {"text": "coat"}}, "from": 2, "size": 2}, **AS_ADA)
+    assert len(rewriter.warmed) == 1
+
+
+def test_the_next_request_ends_what_is_read_and_is_answered_as_ever(proxied):
+    rewriter = Warming(slow=True)
+    with proxied(rewriter) as (url, _):
+        searched(url, "coat")
+        assert rewriter.began.wait(PATIENCE_S)
+        assert not rewriter.ended.is_set()
+        assert searched(url, "shoe").told["rewrite"] == "full"
+        assert rewriter.ended.wait(PATIENCE_S)
+
+
+def test_forgetting_ends_what_is_read(proxied):
+    rewriter = Warming(slow=True)
+    with proxied(rewriter) as (url, _):
+        searched(url, "coat")
+        assert rewriter.began.wait(PATIENCE_S)
+        assert call(url, "/_bespeak/profile/ada", method="DELETE").status == 200
+        assert rewriter.ended.wait(PATIENCE_S)
+        searched(url, "shoe")  # nothing is known, so nothing is read
+    assert len(rewriter.warmed) == 1
+
+
+def test_the_end_of_the_proxy_ends_what_is_read(proxied):
+    rewriter = Warming(slow=True)
+    with proxied(rewriter) as (url, _):
+        searched(url, "coat")
+        assert rewriter.began.wait(PATIENCE_S)
+    assert rewriter.ended.is_set()
+
+
+@pytest.mark.parametrize("fault", [ValueError("coat of ada"), Late()])
+def test_a_fault_is_nobodys_and_says_nothing_of_the_user(proxied, caplog, fault):
+    rewriter = Warming(fault=fault)
+    with proxied(rewriter) as (url, _):
+        eventually(lambda: searched(url, "coat").told["rewrite"] == "full" and len(rewriter.warmed) >= 2)
+    assert "coat" not in caplog.text
+    assert ("ValueError" in caplog.text) == isinstance(fault, ValueError)
+
+
+# The parts by themselves
+
+
+def made(rewriter, n_bounds=1):
+    chains, bounds = Chains(), [Bounds(1) for _ in range(n_bounds)]
+    return Ahead(rewriter, chains, bounds), chains, bounds
+
+
+def test_one_is_read_at_a_time():
+    rewriter = Warming(slow=True)
+    ahead, chains, _ = made(rewriter)
+    for _ in range(3):
+        ahead.read(KNOWN, chains.clock())
+    rewriter.released.set()
+    ahead.close()
+    assert len(rewriter.warmed) == 1
+    ahead.read(KNOWN, chains.clock())  # closed
+    assert len(rewriter.warmed) == 1
+
+
+def test_nothing_is_read_of_who_was_forgotten_since_and_of_nobody():
+    rewriter = Warming()
+    ahead, chains, _ = made(rewriter)
+    begun = chains.clock()
+    chains.forget(ADA)
+    ahead.read(KNOWN, begun)
+    ahead.read(Profile(), chains.clock())
+    eventually(lambda: chains.clock() > begun + 0.001)
+    ahead.read(KNOWN, chains.clock())
+    eventually(lambda: len(rewriter.warmed) == 1)
+    ahead.close()
+    assert len(rewriter.warmed) == 1
+
+
+def test_another_users_forgetting_ends_nothing():
+    rewriter = Warming(slow=True)
+    ahead, chains, _ = made(rewriter)
+    ahead.read(KNOWN, chains.clock())
+    assert rewriter.began.wait(PATIENCE_S)
+    ahead.forget(ADA._replace(tenant="other"))
+    assert not rewriter.released.is_set()
+    ahead.forget(ADA)
+    assert rewriter.released.is_set()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_while_a_request_runs_a_model_nothing_is_begun(at):
+    rewriter = Warming()
+    ahead, chains, bounds = made(rewriter, n_bounds=2)
+
+    async def drive():
+        release = threading.Event()
+        run = asyncio.create_task(bounds[at].run(lambda _: release.wait(PATIENCE_S), 60_000))
+        await asyncio.sleep(0)
+        ahead.read(KNOWN, chains.clock())
+        release.set()
+        await run
+        assert not rewriter.began.is_set()
+        ahead.read(KNOWN, chains.clock())
+
+    asyncio.run(drive())
+    assert rewriter.began.wait(PATIENCE_S)
+    ahead.close()
+    assert len(rewriter.warmed) == 1
+
+
+def test_a_reading_is_under_no_deadline_of_the_request():
+    rewriter = Warming()
+    ahead, chains, _ = made(rewriter)
+    request = Deadline()
+    request.cancel()
+    with request.held():
+        ahead.read(KNOWN, chains.clock())
+    eventually(lambda: rewriter.began.is_set())
+
+
+def test_the_query_is_the_latest_turn_of_what_follows():
+    assert turns(followed(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
