@@ -31,7 +31,7 @@ PREFERRING = (*STRENGTHS, "rating")
 HALF_LIFE = timedelta(days=30)
 FLOOR = 2.0**-10  # an old taste fades but is not lost: beyond ten half-lives only the strengths order
 NEUTRAL_RATING = 3.0
-STATEMENTS_KEPT = 100
+STATEMENTS_KEPT = 250  # each costs 17 us to derive and 50 us to pick words from, at every query
 TURNS_KEPT = 20
 PREFERENCES_KEPT = 200
 TYPING = timedelta(seconds=5)  # a search box asks at every key; within it a longer or shorter query is the same one
