@@ -60,12 +60,13 @@ def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.settings import Settings
     from bespeak.stores.sqlite import SqliteStore
-    from bespeak_cli.parts import build_parts, open_rewriter
+    from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
 
-    parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache), None, ctx.obj.cache)
-    assert parts.encoder is not None
+    encoder = open_encoder(None, ctx.obj.cache)
+    assert encoder is not None
+    parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache, encoder=encoder), encoder)
     engine = EmbeddedEngine(ctx.obj.cache / "demo")
-    n_docs = index_documentation(engine, parts.encoder)
+    n_docs = index_documentation(engine, encoder)
     with tempfile.TemporaryDirectory(prefix="bespeak-demo-") as folder:
         columns = width or shutil.get_terminal_size((100, 24)).columns
         store = SqliteStore(Path(folder) / "bespeak.db")

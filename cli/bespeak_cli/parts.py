@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bespeak.encode import Encoder
     from bespeak.pipeline import Parts
     from bespeak.rewrite import RewriteCache, Rewriter
     from bespeak.settings import Settings
@@ -17,40 +18,50 @@ if TYPE_CHECKING:
 RewriterName = Literal["model", "last-turn", "none"]
 
 
-def build_parts(
-    settings: Settings,
-    rewriter: Rewriter,
-    encoder_name: str | None,
-    cache_dir: Path,
-    threads: int | None = None,
-    data_dir: Path | None = None,
-) -> Parts:
-    """An encoder that cannot be loaded costs the embeddings, not the search. What was learnt lies in `data_dir`."""
+def open_encoder(name: str | None, cache_dir: Path, threads: int | None = None) -> Encoder | None:
+    """One that cannot be loaded costs the embeddings, not the search."""
     from bespeak.encode import load_encoder
+    from bespeak.errors import ModelError
+
+    try:
+        return load_encoder(name, cache_dir, threads)
+    except ModelError as error:
+        click.echo(f"Without embeddings: {error}", err=True)
+        return None
+
+
+def build_parts(settings: Settings, rewriter: Rewriter, encoder: Encoder | None, data_dir: Path | None = None) -> Parts:
+    """Words are picked of the session where there is an encoder. What was learnt lies in `data_dir`."""
     from bespeak.errors import ModelError
     from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
     from bespeak.terms import load_terms
 
     learnt = LearntFolder(data_dir) if data_dir else None
+    terms = None
     try:
-        return Parts(settings, rewriter, load_encoder(encoder_name, cache_dir, threads), learnt, terms=load_terms())
+        terms = load_terms() if encoder else None
     except ModelError as error:
-        click.echo(f"Without embeddings: {error}", err=True)
-        return Parts(settings, rewriter, None, learnt)
+        click.echo(f"Without words picked of the session: {error}", err=True)
+    return Parts(settings, rewriter, encoder, learnt, terms=terms)
 
 
-def open_rewriter(name: RewriterName, cache_dir: Path, cache: RewriteCache | None = None) -> Rewriter:
-    """The named rewriter; one that is not built is built; where it cannot be, the search goes on without."""
+def open_rewriter(
+    name: RewriterName, cache_dir: Path, cache: RewriteCache | None = None, encoder: Encoder | None = None
+) -> Rewriter:
+    """The named rewriter; one that is not built is built; where it cannot be, the search goes on without.
+
+    `encoder` chooses among more statements than it can read.
+    """
     from bespeak.errors import ModelError
     from bespeak.rewrite import CachedRewriter, LastTurn, choose_rewriter
 
     try:
-        rewriter = choose_rewriter(name, cache_dir)
+        rewriter = choose_rewriter(name, cache_dir, encoder=encoder)
     except ModelError:
         try:
             build_with_progress(cache_dir)
-            rewriter = choose_rewriter(name, cache_dir)
+            rewriter = choose_rewriter(name, cache_dir, encoder=encoder)
         except ModelError as error:
             click.echo(f"Without the language model, with the words of the last turn instead: {error}", err=True)
             return LastTurn()

@@ -46,14 +46,15 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     from bespeak.pipeline import search as run
     from bespeak.records import Request
     from bespeak.stores.sqlite import SqliteStore
-    from bespeak_cli.parts import build_parts, open_rewriter
+    from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
 
     user = user_key(options["tenant"], options["user"]) if options["user"] else None
     request = Request(query, options["index"], user, options["session"], options["offset"], options["size"])
     store = SqliteStore(ctx.obj.data / "bespeak.db")
     engine = open_engine(ctx, options)
-    rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store)
-    parts = build_parts(read_settings(options), rewriter, options["encoder"], ctx.obj.cache, data_dir=ctx.obj.learnt)
+    encoder = open_encoder(options["encoder"], ctx.obj.cache)
+    rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store, encoder)
+    parts = build_parts(read_settings(options), rewriter, encoder, ctx.obj.learnt)
     result = run(engine, store, request, parts)
     click.echo(show(result, options))
     if user and options["record"]:

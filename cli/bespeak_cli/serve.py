@@ -126,31 +126,21 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
 def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
     """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there."""
     from bespeak.encode import load_encoder
-    from bespeak.learning import LearntFolder
-    from bespeak.pipeline import Parts
-    from bespeak.terms import load_terms
-    from bespeak_cli.parts import build_parts
+    from bespeak_cli.parts import build_parts, open_encoder
     from bespeak_cli.search import read_settings
 
-    settings, rewriter = read_settings(options), open_rewriter(ctx, options, store)
-    if options["encoder"]:
-        return Parts(
-            settings,
-            rewriter,
-            load_encoder(options["encoder"], ctx.obj.cache, 1),
-            LearntFolder(ctx.obj.learnt),
-            terms=load_terms(),
-        )
-    return build_parts(settings, rewriter, None, ctx.obj.cache, threads=1, data_dir=ctx.obj.learnt)
+    settings, named = read_settings(options), options["encoder"]
+    encoder = load_encoder(named, ctx.obj.cache, 1) if named else open_encoder(None, ctx.obj.cache, 1)
+    return build_parts(settings, open_rewriter(ctx, options, store, encoder), encoder, ctx.obj.learnt)
 
 
-def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Rewriter:
+def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore, encoder: Encoder | None) -> Rewriter:
     """Nothing is built here: a proxy that starts again at night has no minute for it, and mostly no memory."""
     from bespeak.errors import ModelError
     from bespeak.rewrite import CachedRewriter, LastTurn, choose_rewriter
 
     try:
-        return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache), store)
+        return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache, encoder=encoder), store)
     except ModelError as error:
         click.echo(f"Without the language model, with the words of the last turn instead: {error}", err=True)
         return LastTurn()

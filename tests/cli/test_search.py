@@ -196,6 +196,15 @@ def test_a_data_folder_that_cannot_be_made(tmp_path):
     assert "cannot make the folder" in result.stderr
 
 
+@pytest.mark.model
+def test_the_encoder_that_chooses_what_the_language_model_reads_is_part_of_its_version(data, rewriter_cache):
+    folders = ["--data-dir", str(data), "--cache-dir", str(rewriter_cache)]
+    assert CliRunner().invoke(cli, [*folders, "remember", "I am vegetarian.", "--user", "ada"]).exit_code == 0
+    asked = ["search", "any stews?", "--index", "dishes", "--user", "ada", "--rewriter", "model", "--format", "json"]
+    result = CliRunner().invoke(cli, [*folders, *asked, "--rewrite-ms", "60000"])
+    assert "bge-small-en-v1.5" in json.loads(result.stdout)["rewrite"]["model"]
+
+
 def test_a_model_that_cannot_be_built_is_replaced_by_the_last_turn(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     run("vegetarian soup", "--user", "ada", "--session", "s")
