@@ -4,6 +4,8 @@ import asyncio
 import json
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -120,6 +122,31 @@ def repr_of(event):
     return repr(event).encode()
 
 
+ANSWER = {"action_name": "answer", "user_id": "ada", "session_id": "s", "query_id": "q1", "message": "silk is cool"}
+
+
+def test_what_is_answered_is_read_too(proxied):
+    rewriter = Warming()
+    with proxied(rewriter) as (url, store):
+        at = datetime.now(UTC).isoformat()
+        for other in ({"action_name": "impression"}, {"session_id": ""}):  # say nothing of a query, or of no session
+            call(url, "/_bespeak/events", ANSWER | {"timestamp": at} | other)
+        assert call(url, "/_bespeak/events", ANSWER | {"timestamp": at}).json["taken"] == 1
+        assert rewriter.ended.wait(PATIENCE_S)
+        known = store.profile(ADA, "s", datetime.now(UTC))
+    assert turns(known) == [("silk scarf", "silk is cool")]
+    (ahead,) = rewriter.warmed
+    assert (ahead.user, ahead.session_id, ahead.version) == (ADA, "s", known.version)
+
+
+def test_of_who_refused_nothing_that_is_answered_is_read(proxied):
+    rewriter = Warming()
+    with proxied(rewriter) as (url, store):
+        store.set_consent(ADA, False)
+        call(url, "/_bespeak/events", ANSWER | {"timestamp": datetime.now(UTC).isoformat()})
+    assert rewriter.warmed == []
+
+
 def test_the_last_search_of_many_in_one_request_is_the_latest_turn(proxied):
     rewriter = Warming()
     with proxied(rewriter) as (url, _):
@@ -183,7 +210,28 @@ def test_a_fault_is_nobodys_and_says_nothing_of_the_user(proxied, caplog, fault)
 
 def made(rewriter, n_bounds=1):
     chains, bounds = Chains(), [Bounds(1) for _ in range(n_bounds)]
-    return Ahead(rewriter, chains, bounds), chains, bounds
+    return Ahead(rewriter, Known(), chains, bounds), chains, bounds
+
+
+class Known:
+    """The same profile of everybody."""
+
+    def profile(self, user, session_id, now):
+        return replace(KNOWN, user=user, session_id=session_id)
+
+
+def test_a_user_forgotten_while_the_profile_is_read_is_not_warmed():
+    rewriter, chains = Warming(), Chains()
+
+    class Forgetting(Known):
+        def profile(self, user, session_id, now):
+            ahead.forget(user)
+            return super().profile(user, session_id, now)
+
+    ahead = Ahead(rewriter, Forgetting(), chains, [])
+    ahead.read_session(ADA, "s")
+    ahead.close()
+    assert rewriter.warmed == []
 
 
 def test_one_is_read_at_a_time():

@@ -1,4 +1,7 @@
-"""Reads a session's next prompt ahead after an answer, in time that no request wants."""
+"""Reads a session's next prompt ahead, after a search and after what was answered to it, in time that no request wants.
+
+Most of what the next rewrite has to read is the answer, and that is told by an event where there is one.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import threading
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from bespeak.deadline import Deadline, Late
+from bespeak.pipeline import Profiles
 from bespeak.proxy.bounds import CLOSING_S, Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn, UserKey
@@ -23,9 +28,9 @@ AHEAD_MS = 5_000.0
 class Ahead:
     """One reading at a time, for one event loop; it is ended as soon as a request wants a model."""
 
-    def __init__(self, rewriter: Rewriter, chains: Chains, bounds: Sequence[Bounds]) -> None:
+    def __init__(self, rewriter: Rewriter, profiles: Profiles, chains: Chains, bounds: Sequence[Bounds]) -> None:
         """`bounds` are those that the requests' runs are begun by."""
-        self._rewriter, self._chains, self._bounds = rewriter, chains, bounds
+        self._rewriter, self._profiles, self._chains, self._bounds = rewriter, profiles, chains, bounds
         self._running: tuple[UserKey, Deadline, threading.Thread] | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -36,16 +41,22 @@ class Ahead:
         """In the background; left out where anything runs, or the user was forgotten since `begun` (of the chains'
         clock), when the profile was not yet read.
         """
-        if profile.user is None:
-            return
+        if profile.user is not None:
+            self._begin(profile.user, begun, lambda: profile)
+
+    def read_session(self, user: UserKey, session_id: str) -> None:
+        """As `read`, by what is kept of the session; the profile is read in the background too."""
+        self._begin(user, self._chains.clock(), lambda: self._profiles.profile(user, session_id, datetime.now(UTC)))
+
+    def _begin(self, user: UserKey, begun: float, profile: Callable[[], Profile]) -> None:
         # First it can be ended, then it is asked what would end it: no forgetting and no request falls in between.
         deadline = Context().run(Deadline.after_ms, AHEAD_MS)
         thread = threading.Thread(target=Context().run, args=(self._read, profile, deadline), daemon=True)
         with self._lock:
             if self._running or self._closed:
                 return
-            self._running = profile.user, deadline, thread
-        if any(each.busy for each in self._bounds) or not self._chains.counts(profile.user, begun):
+            self._running = user, deadline, thread
+        if any(each.busy for each in self._bounds) or not self._chains.counts(user, begun):
             self._end(deadline)
             return
         thread.start()
@@ -72,11 +83,12 @@ class Ahead:
         if running and concerned(running[0]):
             running[1].cancel()
 
-    def _read(self, profile: Profile, deadline: Deadline) -> None:
+    def _read(self, profile: Callable[[], Profile], deadline: Deadline) -> None:
         try:
             with deadline.held():
-                if not deadline.over:
-                    self._rewriter.warm(profile)
+                known = profile()
+                if known.consent and (known.turns or known.statements) and not deadline.over:
+                    self._rewriter.warm(known)
         except Late:
             pass
         except Exception as error:  # nobody waits for it, and the next rewrite reads for itself

@@ -65,13 +65,14 @@ def assemble(
     recorder, users = Recorder(store), Share(share)
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: users.value)
-    ahead = Ahead(parts.rewriter, chains, (rewrites, encodings))
+    ahead = Ahead(parts.rewriter, store, chains, (rewrites, encodings))
     searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
     # In this order: what is read ahead ends before the rewriter forgets.
     forgets = [chains.forget, ahead.forget, parts.rewriter.forget, *([lambda _: encoder.clear()] if encoder else [])]
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
         ready=lambda: missing(upstream), token=token, forgets=forgets,
+        answered=lambda user, session_id: ahead.read_session(user, session_id) if users.includes(user) else None,
     )  # fmt: skip
     closing = [
         *([documents.close] if documents else []),

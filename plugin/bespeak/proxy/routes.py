@@ -36,6 +36,7 @@ from bespeak.events import (
     user_key,
 )
 from bespeak.pipeline import MAX_QUERY_CHARS
+from bespeak.profile import STRENGTHS
 from bespeak.proxy.identity import Share, tenant_of
 from bespeak.proxy.metrics import CONTENT_TYPE, Metrics
 from bespeak.proxy.passing import (
@@ -102,11 +103,18 @@ KINDS = {
 
 
 class Taken(NamedTuple):
-    """How many events of a body were taken, and (line number, reason) of the first that were not."""
+    """How many events of a body were taken, (line number, reason) of the first that were not, and user and session of
+    the last that tells what came of a query.
+    """
 
     taken: int
     n_rejected: int
     rejected: list[tuple[int, str]]
+    answered: tuple[UserKey, str] | None = None
+
+
+ANSWERING = {"answer", *(action for action, strength in STRENGTHS.items() if strength > 0)}
+"""Actions that say what came of a query: what the session's next rewrite reads of it."""
 
 
 class Routes:
@@ -126,15 +134,17 @@ class Routes:
         ready: AskReady,
         token: str | None = None,
         forgets: Sequence[Callable[[UserKey], object]] = (),
+        answered: Callable[[UserKey, str], object] = lambda _user, _session_id: None,
         ready_s: float = READY_S,
     ) -> None:
         """`ready` gives what is missing, a sentence each, within `ready_s`.
 
-        `forgets` are called once the store has forgotten a user.
+        `forgets` are called once the store has forgotten a user, `answered` with the user and session of the last
+        event, of those taken, that tells what came of a query.
         """
         self._store, self._recorder, self._metrics, self._share = store, recorder, metrics, share
         self._rewrite, self._ready, self._ready_s = rewrite, ready, ready_s
-        self._token, self._forgets = token, tuple(forgets)
+        self._token, self._forgets, self._answered = token, tuple(forgets), answered
         self._threads = ThreadPoolExecutor(STORE_THREADS, "bespeak-routes")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,19 +196,24 @@ class Routes:
         if more := found.n_rejected - len(found.rejected):
             content["rejected_unlisted"] = more
         await answer_json(send, 400 if found.n_rejected and not found.taken else 200, content)
+        if found.answered:
+            self._answered(*found.answered)
 
     def _add_events(self, body: bytes, zipped: bool, tenant: str) -> Taken:
         """Straight to the store, so that the next search knows them. Raises StoreError, InputError, Refusal."""
         items = read_events(io.BytesIO(as_lines(unzip(body) if zipped else body)), tenant)
         taken, n_rejected, listed = 0, 0, list[tuple[int, str]]()
+        answered: tuple[UserKey, str] | None = None
         while some := list(itertools.islice(items, EVENTS_BATCH)):
             events = [item for _, item in some if isinstance(item, Event)]
             rejected = [(line_no, item.reason) for line_no, item in some if isinstance(item, Rejected)]
             if events:
                 self._store.add(events)
+            told = [event for event in events if event.session_id and event.action in ANSWERING]
+            answered = (told[-1].user, told[-1].session_id) if told else answered
             taken, n_rejected = taken + len(events), n_rejected + len(rejected)
             listed += rejected[: REJECTED_LISTED - len(listed)]
-        return Taken(taken, n_rejected, listed)
+        return Taken(taken, n_rejected, listed, answered)
 
     async def _export(self, user_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         """UBI lines as they are read; a fault in the middle breaks the answer off, so that it does not look whole."""
