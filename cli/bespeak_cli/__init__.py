@@ -17,6 +17,7 @@ COMMANDS = {  # name -> module; the function in it has the command's name, "-" a
     "profile": "profile",
     "learn": "learn",
     "evaluate": "evaluate",
+    "tune": "tune",
     "serve": "serve",
     "models": "models",
 }
@@ -59,6 +60,7 @@ SUMMARIES = {
     "profile": "See, take along, pause or delete what is known of a user.",
     "learn": "Learn from what people did together.",
     "evaluate": "Measure retrieval and personal gain on judged data.",
+    "tune": "Choose the weights that your judgments or clicks speak for.",
     "serve": "Personalise an Elasticsearch that you have, as a proxy.",
     "models": "List, verify, build and export models.",
 }

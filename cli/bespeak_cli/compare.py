@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bespeak_cli.mixing import MIXED
+
 if TYPE_CHECKING:
     from bespeak.evaluation.interleaving import Drafted, Split
     from bespeak.interleave import Comparison, Side
     from bespeak.settings import Settings
 
-MIXED = ("rewrite_weight", "last_turn_weight", "last_turn_share")
 CURRENT = "current"
 
 

@@ -12,6 +12,7 @@ import click
 
 from bespeak_cli.engine import engine_options, open_engine
 from bespeak_cli.examples import as_examples, examples_data
+from bespeak_cli.mixing import MIXED, mixing_options
 
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
@@ -47,7 +48,7 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
     "--every", type=click.IntRange(min=1), help="Every so manieth query, or the users whose number it divides."
 )
 @click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
-@click.option("--weights", metavar="L,E,U", help="How lexical, embedding and user scores count.")
+@mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--examples", type=click.IntRange(min=1), metavar="N", help="Show the N best and the N worst rewrites.")
 @click.option("--interleaving", is_flag=True, help="What clicks say of what `serve --compare` compared.")
@@ -265,14 +266,14 @@ def as_table(cells: Sequence[Cell], facts: dict[str, Any]) -> str:
     lines = [*textwrap.wrap(told, 80, break_on_hyphens=False), ""]
     lines.append(f"{'system':14}{'stage':9}" + "".join(f"{name:19}" for name in MEASURES).rstrip())
     for cell in cells:
-        scores = "".join(f"{_interval(cell.scores[name]):19}" for name in MEASURES)
+        scores = "".join(f"{interval(cell.scores[name]):19}" for name in MEASURES)
         lines.append(f"{cell.system:14}{cell.stage:9}{scores.rstrip()}")
     gains = [cell for cell in cells if cell.gain]
     if gains:
         lines += ["", f"{'system':14}{'stage':9}{'nDCG@10 against ' + baseline(cells):26}{'worse':>8}{'better':>8}"]
     for cell in gains:
         assert cell.gain is not None
-        difference = _interval(cell.gain.difference, "+")
+        difference = interval(cell.gain.difference, "+")
         lines.append(f"{cell.system:14}{cell.stage:9}{difference:26}{cell.gain.worse:8.1%}{cell.gain.better:8.1%}")
     return "\n".join(lines)
 
@@ -287,11 +288,11 @@ def _brief(value: Any) -> str:
     return ":".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)
 
 
-def _interval(estimate: Estimate, sign: str = "") -> str:
-    return " ".join((_number(estimate.mean, sign), f"[{_number(estimate.low, sign)} {_number(estimate.high, sign)}]"))
+def interval(estimate: Estimate, sign: str = "") -> str:
+    return " ".join((number(estimate.mean, sign), f"[{number(estimate.low, sign)} {number(estimate.high, sign)}]"))
 
 
-def _number(value: float, sign: str) -> str:
+def number(value: float, sign: str) -> str:
     """Three digits without the 0 before the point."""
     text = f"{value:{sign}.3f}"
     return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
@@ -314,7 +315,7 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
 
 def settled(expected: Expected) -> dict[str, Any]:
     """The options that the file names, and no others."""
-    names = ("system", "stage", "limit", "every", "encoder", "weights", "examples")
+    names = ("system", "stage", "limit", "every", "encoder", "weights", *MIXED, "examples")
     return {name: expected.options.get(name) for name in names}
 
 

@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from bespeak.events import EventStore
 
 
+profiles_option = click.option(
+    "--profiles", type=click.Choice(["sqlite", "elasticsearch"]), default="sqlite", show_default=True,
+    help="Where events are kept: on this machine, or in the cluster that --elasticsearch names.",
+)  # fmt: skip
+
+
 @click.command()
-@click.option("--profiles", type=click.Choice(["sqlite", "elasticsearch"]), default="sqlite", show_default=True,
-              help="Where events are kept: on this machine, or in the cluster that --elasticsearch names.")  # fmt: skip
+@profiles_option
 @engine_options
 @click.pass_context
 def learn(ctx: click.Context, /, **options: Any) -> None:

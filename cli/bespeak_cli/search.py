@@ -9,6 +9,7 @@ import click
 
 from bespeak_cli.engine import engine_options, open_engine
 from bespeak_cli.identity import identity_options
+from bespeak_cli.mixing import MIXED, mixing_options
 
 
 @click.command()
@@ -26,7 +27,7 @@ from bespeak_cli.identity import identity_options
     show_default=True,
     help="May the rewrite find more, or only change the order?",
 )
-@click.option("--weights", default=None, metavar="L,E,U", help="How lexical, embedding and user scores count.")
+@mixing_options
 @click.option("--window", type=click.IntRange(1, 10_000), help="Hits that are reranked.")
 @click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
 @click.option(
@@ -68,7 +69,9 @@ def read_settings(options: dict[str, Any]) -> Any:
     from bespeak.settings import Settings, Weights
 
     given = {
-        name: options[name] for name in ("mode", "window", "rewrite_ms", "rerank_ms") if options.get(name) is not None
+        name: options[name]
+        for name in ("mode", "window", "rewrite_ms", "rerank_ms", *MIXED)
+        if options.get(name) is not None
     }
     if options.get("weights"):
         try:

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from bespeak_cli.mixing import mixing_options
+
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
     from bespeak.events import EventStore
@@ -50,7 +52,7 @@ GRACE_S = 25
               help="Where the user's text stands in a query of several, as query.bool.must.0.match.title.")  # fmt: skip
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
 @click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
-@click.option("--weights", default=None, metavar="L,E,U", help="How lexical, embedding and user scores count.")
+@mixing_options
 @click.option("--window", type=click.IntRange(1, 1000), help="Hits that are reranked.")
 @click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
 @click.option("--rerank-ms", type=click.FloatRange(min=1), help="Time that reranking may take, in milliseconds.")

@@ -78,10 +78,22 @@ def estimate(values: Values, groups: Mapping[str, str] | None = None) -> Estimat
     if not values:
         return Estimate(0.0, 0.0, 0.0)
     sums, counts = _group_sums(values, groups or {})
-    drawn = np.random.default_rng(SEED).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)  # (RESAMPLES,)
+    return around(float(sums.sum() / counts.sum()), resample(sums, counts))
+
+
+def resample(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], seed: int = SEED
+) -> npt.NDArray[np.float64]:
+    """`(RESAMPLES,)` means, each of as many groups as there are, drawn with replacement; `(n_groups,)` both."""
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    means: npt.NDArray[np.float64] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
+
+
+def around(mean: float, means: npt.NDArray[np.float64]) -> Estimate:
+    """The mean with the middle 95 % of the resampled ones."""
     low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
+    return Estimate(mean, float(low), float(high))
 
 
 def _group_sums(values: Values, groups: Mapping[str, str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bespeak.measures import RESAMPLES, SEED, Estimate, estimate
+from bespeak.measures import RESAMPLES, SEED, Estimate, estimate, resample
 from bespeak.records import Event, UserKey
 
 SHOWN = "impression"
@@ -181,9 +181,7 @@ def _flat(arm: list[list[float]]) -> Iterator[tuple[str, float]]:
 
 def _resampled(arm: list[list[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """`(RESAMPLES,)` means over searches, whole users drawn."""
-    sums, counts = np.array([sum(own) for own in arm]), np.array([len(own) for own in arm])
+    sums, counts = np.array([sum(own) for own in arm]), np.array([float(len(own)) for own in arm])
     if not len(sums):
         return np.zeros(RESAMPLES)
-    drawn = np.random.default_rng(SEED + len(arm)).integers(0, len(sums), (RESAMPLES, len(sums)))
-    means: np.ndarray[Any, np.dtype[np.float64]] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return means
+    return resample(sums, counts, SEED + len(arm))

@@ -1,0 +1,188 @@
+"""Which settings an operator's own evidence speaks for, cross-validated; and when it carries no change.
+
+Evidence is what each setting scores in each query: nDCG@10 of judged ones (here), or where it puts what was clicked
+(`clicks.py`). The first setting is always the present one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.evaluation.kept import Report, silent
+from bespeak.evaluation.signals import Signals, score_settings
+from bespeak.measures import NOTICEABLE, SEED, Estimate, around, resample
+from bespeak.settings import Settings, Weights
+
+Values: TypeAlias = npt.NDArray[np.float64]
+Kept: TypeAlias = npt.NDArray[np.bool_]
+
+LEXICAL_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
+"""Of the lexical and the embedding weight together; their sum, and with it what the user's counts, stays."""
+REWRITE_WEIGHTS = (0.5, 1.0, 2.0)
+LAST_TURN_WEIGHTS = (0.0, 0.05, 0.1, 0.2)
+LAST_TURN_SHARES = (0.0, 0.25, 0.5, 0.75)
+FOLDS = 5
+FEWEST = 20
+"""Conversations or users, below which an interval means little."""
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One set. `groups` are drawn and held out whole; `engine` is what the engine's own order scores, where known."""
+
+    name: str
+    values: Values  # (n_settings, n_queries) in [0, 1]
+    counts: Values  # (n_queries,): how much each counts in a mean
+    groups: npt.NDArray[np.int64]  # (n_queries,): conversation or user
+    engine: Values | None = None  # (n_queries,)
+
+    def means(self, kept: Kept) -> Values:
+        """`(n_settings,)` over the kept queries."""
+        counts = self.counts[kept]
+        means: Values = self.values[:, kept] @ counts / counts.sum()
+        return means
+
+    def worse(self, values: Values, kept: Kept) -> Values:
+        """The share of the kept queries that are noticeably worse than in the engine's order; 0 where not known."""
+        if self.engine is None:
+            return np.zeros(values.shape[:-1])
+        noticed = values[..., kept] < self.engine[kept] - NOTICEABLE - ROUNDING
+        share: Values = noticed.mean(axis=-1)
+        return share
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What came of one set where it was held out: the present settings and the ones picked without it."""
+
+    name: str
+    queries: int
+    groups: int
+    before: float
+    after: float
+    gain: Estimate
+    worse: tuple[float, float] | None  # share of queries, before and after; None where the engine's order is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    choice: int  # the setting picked on all evidence; 0: the present one
+    agreeing: int  # folds, of FOLDS, that picked the same one
+    sets: tuple[Held, ...]
+    gain: Estimate  # held out, the mean over the sets
+    refusal: str  # why nothing should change, as a sentence; "" where the evidence carries the change
+
+
+def cross_validate(sets: Sequence[Evidence], group: str) -> Tuned:
+    """`group` is what a group is called: conversations, users."""
+    folds = [assign(one.groups) for one in sets]
+    picks = [pick(sets, [fold != n for fold in folds]) for n in range(FOLDS)]
+    chosen = [np.array(picks)[fold] for fold in folds]  # by set: (n_queries,)
+    after = [one.values[rows, np.arange(len(rows))] for one, rows in zip(sets, chosen, strict=True)]
+    held = tuple(itertools.starmap(hold_out, zip(sets, after, strict=True)))
+    gain = mean_gain(sets, after)
+    choice = pick(sets, [np.ones(len(fold), bool) for fold in folds])
+    return Tuned(choice, picks.count(choice), held, gain, refuse(choice, held, gain, group))
+
+
+def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The fold of each query, `(n_queries,)`: whole groups, about as many in each; the same on every run."""
+    names, rows = np.unique(groups, return_inverse=True)
+    folds: npt.NDArray[np.int64] = np.random.default_rng(SEED).permutation(len(names))[rows] % FOLDS
+    return folds
+
+
+def pick(sets: Sequence[Evidence], kept: Sequence[Kept]) -> int:
+    """The setting with the best mean over the sets, of those that make no more queries of any set noticeably worse
+    than the present one does; the first of equal ones."""
+    some = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
+    if not some:
+        return 0
+    means: Values = np.mean([one.means(mask) for one, mask in some], axis=0)
+    for one, mask in some:
+        worse = one.worse(one.values, mask)
+        means[worse > worse[0] + ROUNDING] = -np.inf
+    return int(np.argmax(means > means.max() - ROUNDING))
+
+
+def hold_out(one: Evidence, after: Values) -> Held:
+    everything = np.ones(len(after), bool)
+    before = one.values[0]
+    shares = [float(one.worse(values, everything)) for values in (before, after)]
+    return Held(
+        one.name, len(after), len(np.unique(one.groups)), float(np.average(before, weights=one.counts)),
+        float(np.average(after, weights=one.counts)), mean_gain([one], [after]),
+        None if one.engine is None else (shares[0], shares[1]),
+    )  # fmt: skip
+
+
+def mean_gain(sets: Sequence[Evidence], after: Sequence[Values]) -> Estimate:
+    """Of the sets' mean differences the mean; groups are drawn in each set by themselves."""
+    means, drawn = [], []
+    for n, (one, values) in enumerate(zip(sets, after, strict=True)):
+        _, rows = np.unique(one.groups, return_inverse=True)
+        sums: Values = np.bincount(rows, one.counts * (values - one.values[0])).astype(float)
+        counts: Values = np.bincount(rows, one.counts).astype(float)
+        means.append(sums.sum() / counts.sum())
+        drawn.append(resample(sums, counts, SEED + n))
+    return around(float(np.mean(means)), np.mean(drawn, axis=0))
+
+
+def refuse(choice: int, held: Sequence[Held], gain: Estimate, group: str) -> str:
+    n_groups = sum(one.groups for one in held)
+    if n_groups < FEWEST:
+        return f"there are {n_groups} {group}, and fewer than {FEWEST} tell too little: collect more"
+    if not choice:
+        return "no other settings are better than the present ones"
+    if gain.low <= 0:
+        return f"the held-out gain {gain.mean:+.3f} [{gain.low:+.3f} {gain.high:+.3f}] may be chance: collect more"
+    if raised := [one.name for one in held if one.worse and one.worse[1] > one.worse[0] + ROUNDING]:
+        return f"held out, more queries of {raised[0]} become noticeably worse than in the engine's order"
+    return ""
+
+
+# Judgments
+
+
+def grid(present: Settings, rewritten: bool = True) -> list[Settings]:
+    """The present settings, then all combinations. Without rewrites their weight is left as it is."""
+    both = present.weights.lexical + present.weights.embedding
+    found = [present]
+    for share, of_rewrite, of_turn, turn_share in itertools.product(
+        LEXICAL_SHARES, REWRITE_WEIGHTS if rewritten else (present.rewrite_weight,), LAST_TURN_WEIGHTS, LAST_TURN_SHARES
+    ):
+        weights = Weights(round(share * both, 4), round((1 - share) * both, 4), present.weights.user)
+        found.append(
+            replace(
+                present, weights=weights, rewrite_weight=of_rewrite, last_turn_weight=of_turn,
+                last_turn_share=turn_share,
+            )
+        )  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def judged(signals: Signals, settings: Sequence[Settings], report: Report = silent) -> Evidence:
+    """nDCG@10 of each setting in each topic, and of the query as typed in the engine's order; by conversation."""
+    rows = []
+    for done, one in enumerate(settings, 1):
+        rows.append(score_settings(signals, one)["hybrid"])
+        report(done, len(settings))
+    collection = signals.collection
+    as_typed = replace(settings[0], rewrite_weight=0.0, last_turn_weight=0.0)
+    return Evidence(
+        collection.name, np.stack(rows), np.ones(len(collection.topics)),
+        numbered([topic.conversation for topic in collection.topics]), score_settings(signals, as_typed)["lexical"],
+    )  # fmt: skip
+
+
+def numbered(names: Sequence[object]) -> npt.NDArray[np.int64]:
+    """A number for each different name, `(n_names,)`, in order of appearance."""
+    numbers: Mapping[object, int] = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], np.int64)
