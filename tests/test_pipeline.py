@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bespeak.errors import IndexMissing, ModelError, StoreError, UsageError
 from bespeak.pipeline import MAX_QUERY_CHARS, Context, Parts, plan, search, steady
-from bespeak.records import Hit, Preference, Profile, Request, Statement, Term, Turn
+from bespeak.records import Clause, EngineQuery, Hit, Preference, Profile, Request, Statement, Term, Turn
 from bespeak.rerank import Part, mix
 from bespeak.rewrite import Unchanged
 from bespeak.settings import Settings, Weights
@@ -73,6 +73,26 @@ def test_who_refused_gets_the_same_answer_as_a_stranger():
     stranger = search(ENGINE, Known(), ask("wheels", user=None), parts(), NOW)
     assert refused.page == stranger.page
     assert refused.notes == ("refused",)
+
+
+NOTHING_TO_PERSONALISE = {
+    "a stranger": ({}, "wheels engine", None),
+    "known, with neither events nor history": ({}, "wheels engine", ADA),
+    "known, but the query is quoted": ({"turns": TURNS, "preferences": LIKES}, '"wheels engine"', ADA),
+}
+
+
+@pytest.mark.parametrize(("known", "query", "user"), NOTHING_TO_PERSONALISE.values(), ids=NOTHING_TO_PERSONALISE)
+@pytest.mark.parametrize("weights", [Weights(), Weights(1, 0, 0), Weights(0, 1, 0), Weights(0, 0, 1)], ids=str)
+@pytest.mark.parametrize("mode", ["boost", "recall"])
+def test_without_anything_to_personalise_the_engines_order_stays_whatever_the_weights(
+    known, query, user, weights, mode
+):
+    settings = {"weights": weights, "mode": mode, "rewrite_weight": 5.0, "last_turn_weight": 5.0}
+    result = search(ENGINE, Known(**known), ask(query, user=user), parts(**settings), NOW)
+    own = ENGINE.search(EngineQuery("things", (Clause(query),))).hits
+    assert len(own) > 1
+    assert ids(result) == [hit.doc_id for hit in own]
 
 
 def test_the_rewrite_reaches_the_engine_beside_the_query_as_typed():
