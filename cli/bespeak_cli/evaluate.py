@@ -148,7 +148,7 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
-    parts = Parts(settings, rewriter, encoder, terms=load_terms() if encoder else None)
+    parts = Parts(settings, rewriter, encoder, terms=load_terms())
     engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
     try:
         load_collection(collection, engine, encoder, index)
