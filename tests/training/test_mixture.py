@@ -34,7 +34,7 @@ def test_sources_are_taken_as_often_as_they_weigh(tokenizer):
     found = [*conversations("ikat2024", 20), *conversations("own", 20), *conversations("camrest", 200)]
     made = mixture.sequences(found, tokenizer, 0, passes=2.0)
     people = Counter(s.source for s in made for target in s.targets if target.kind == "person")
-    assert people["ikat2024"] == 20 * 2 * 5
+    assert people["ikat2024"] == 20 * 2 * 4
     assert people["own"] == 20 * 2
     assert 20 <= people["camrest"] <= 60  # 200 * 2 / 10
 
