@@ -195,10 +195,11 @@ class Personaliser:
         rewrite = await self._rewrite(query, profile)
         asked = rewrite.status not in ("gated", "off")
         self._metrics.rewritten(rewrite.status, time.monotonic() - began if asked else None)
-        # The last turn's words alone say too little to ask the engine once more.
-        picked = self._parts.pick(query, profile)
-        clauses = added_clauses(rewrite, profile, self._parts.settings, picked) if rewrite.changed or picked else ()
-        return Chain(query_id(search), rewrite, clauses)
+        with stage("plan"):
+            picked, settings = self._parts.pick(query, profile), self._parts.settings
+            # The last turn's words alone say too little to ask the engine once more.
+            clauses = added_clauses(rewrite, profile, settings, picked) if rewrite.changed or picked else ()
+        return Chain(query_id(search), rewrite, clauses, picked)
 
     def leave(self, search: Search, user: UserKey, session_id: str, told: Told) -> None:
         """The first page came as the engine's own: so will those after it, else a hit could come twice or never."""
@@ -212,8 +213,7 @@ class Personaliser:
         encoder, settings = self._parts.encoder, self._parts.settings
         if encoder is None or not personal.first or not personal.asked.window:
             return Context()
-        rewrite, profile = personal.chain.rewrite, personal.profile
-        picked = self._parts.pick(rewrite.query, profile)
+        rewrite, profile, picked = personal.chain.rewrite, personal.profile, personal.chain.picked
         texts = context_texts(rewrite, profile, picked or ())
         if isinstance(encoder, RememberingEncoder) and encoder.knows(texts, "query"):
             with stage("encode"):
@@ -288,7 +288,7 @@ class Personaliser:
                 rankings.append([one.hit.rank for one in ranking])
                 ranked = {one.hit.rank: one for one in ranking}
                 if personal.search.explained:
-                    said = self._said(personal)
+                    said = with_picked(personal.chain.rewrite, personal.chain.picked or ())
                     judge = Judge.over(read, side.settings.weights, own.query, user, said, taste)
             order = rankings[0]
             if compared:
@@ -309,24 +309,18 @@ class Personaliser:
 
     def _clauses(self, personal: Personal, side: Side) -> tuple[Clause, ...]:
         """What is added to the query's words for this side; the chain's own where nothing is compared."""
-        rewrite, profile = personal.chain.rewrite, personal.profile
-        if not side.name or not personal.chain.clauses:
-            return personal.chain.clauses
-        picked = self._parts.pick(rewrite.query, profile)
-        return added_clauses(rewrite, profile, side.settings, picked) if side.settings else ()
-
-    def _said(self, personal: Personal) -> Rewrite:
-        """The rewrite and the picked words: what a hit's words are explained by."""
-        rewrite = personal.chain.rewrite
-        return with_picked(rewrite, self._parts.pick(rewrite.query, personal.profile) or ())
+        chain = personal.chain
+        if not side.name or not chain.clauses:
+            return chain.clauses
+        return added_clauses(chain.rewrite, personal.profile, side.settings, chain.picked) if side.settings else ()
 
     def _context(self, personal: Personal, context: Context, settings: Settings) -> Context:
         """The vectors of what is asked, mixed by these settings; all their texts are encoded already."""
         encoder = self._parts.encoder
         if settings == self._parts.settings or encoder is None or context.query is None:
             return context
-        rewrite, profile = personal.chain.rewrite, personal.profile
-        return contextualise(rewrite, profile, encoder, settings, self._parts.pick(rewrite.query, profile))
+        chain = personal.chain
+        return contextualise(chain.rewrite, personal.profile, encoder, settings, chain.picked)
 
     def _note(self, found: Order, i: int) -> dict[str, Any]:
         """What the impression of a hit tells: its scores where all have them, and which side put it there."""
@@ -356,7 +350,7 @@ class Personaliser:
         page = list(order[search.offset : search.offset + search.size])
         ranked = {i: found.ranked[i] for i in page if i in found.ranked}
         if found.judge:
-            judged = explain(list(ranked.values()), found.judge, self._said(personal), lambda hit: all_text(hit.source))
+            judged = explain(list(ranked.values()), found.judge, found.judge.rewrite, lambda hit: all_text(hit.source))
             ranked = {r.hit.rank: r for r in judged}
         return {
             "bespeak": {
