@@ -120,14 +120,17 @@ def build(ctx: click.Context, adapter: Path | None) -> None:
     click.echo(str(build_with_progress(ctx.obj.cache)))
 
 
-@models.command()
-@click.option(
+pairs_option = click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     multiple=True,
     required=True,
     help="JSON lines of query, rewrite, history, statements and source. May be given several times.",
 )
+
+
+@models.command()
+@pairs_option
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write; in the cache if not given."
 )
@@ -200,13 +203,7 @@ def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
 
 
 @models.command("train-terms")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    multiple=True,
-    required=True,
-    help="JSON lines of query, rewrite, history, statements and source. May be given several times.",
-)
+@pairs_option
 @click.option("--held-out", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pairs to score on.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
 @click.option("--seed", type=int, default=0, show_default=True)

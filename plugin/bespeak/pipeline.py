@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from bespeak import analysis, gate
 from bespeak.engines import Engine, IndexInfo, document_text
@@ -339,20 +338,7 @@ def rank_window(
     settings: Settings,
     learnt: Learnt | None = None,
 ) -> tuple[list[Ranked], Mixed | None, Taste | None]:
-    """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits."""
-    scores, user, taste = score_window(window, profile, context, liked, settings, learnt)
-    return rank(window, scores, settings.weights), user, taste
-
-
-def score_window(
-    window: Sequence[Hit],
-    profile: Profile,
-    context: Context,
-    liked: Mapping[str, Vector],
-    settings: Settings,
-    learnt: Learnt | None = None,
-) -> tuple[npt.NDArray[np.float32], Mixed | None, Taste | None]:
-    """The matrix of the window's scores `(n_hits, 3)`, and what its last column is made of.
+    """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits.
 
     `liked`: vectors of what the user likes.
     """
@@ -360,7 +346,7 @@ def score_window(
     user = mix(user_parts(profile.preferences, liked, last, settings.last_turn_share))
     taste = Taste.over(window, profile.preferences, learnt)
     scores = score(window, context.query.vector if context.query else None, user.vector if user else None, taste)
-    return scores, user, taste
+    return rank(window, scores, settings.weights), user, taste
 
 
 def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:
