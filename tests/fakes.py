@@ -11,7 +11,7 @@ import numpy as np
 from bespeak.analysis import terms
 from bespeak.engines import IndexInfo, Rejected
 from bespeak.errors import IndexMissing
-from bespeak.records import Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
+from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
 
 ADA = UserKey("", "ada")
 
@@ -87,6 +87,10 @@ class MemoryEngine:
             for rank, d in enumerate(found, start=1)
         ]
         return Hits(tuple(hits), len(scores))
+
+    def find(self, index: str, texts: Sequence[str], size: int) -> list[tuple[str, ...]]:
+        queries = [EngineQuery(index, (Clause(text),), size=size) for text in texts]
+        return [tuple(hit.doc_id for hit in self.search(query).hits) for query in queries]
 
     def fetch(self, index: str, doc_ids: Sequence[str]) -> list[Document]:
         return [self.documents[doc_id] for doc_id in doc_ids if doc_id in self.documents]

@@ -192,6 +192,14 @@ def test_filters_take_the_exact_value(engine, index, name, value, found):
     assert sorted(ids(near)) == found
 
 
+def test_the_hits_of_many_texts_are_found_at_once(engine, index):
+    texts = ["garden rooms", "zeppelin", "museum of trains", ""] * 30  # more than are asked in one request
+    expected = [tuple(ids(ask(engine, index, text, size=1))) for text in texts]
+    assert engine.find(index, texts, 1) == expected
+    assert expected[1:4] == [(), ("d4",), ()]  # of two that tie the first by doc_id
+    assert engine.find(index, [], 1) == []
+
+
 def test_filters_add_nothing_to_the_score(engine, index):
     assert ask(engine, index, "rooms", filters={"kind": "hotel"}).hits[0].score == pytest.approx(
         ask(engine, index, "rooms").hits[0].score

@@ -2,4 +2,5 @@
 
 from bespeak_cli import cli
 
-cli(prog_name="bespeak")
+if __name__ == "__main__":
+    cli(prog_name="bespeak")

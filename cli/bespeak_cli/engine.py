@@ -34,12 +34,13 @@ def engine_options(command: Command) -> Command:
 
 def open_engine(ctx: click.Context, options: Mapping[str, Any]) -> Engine:
     """The engine that the options name; it is closed when the command ends. Nothing is asked of it yet."""
-    engine = _open(ctx, options)
+    engine = open_engine_of(ctx.obj.data, options)
     ctx.call_on_close(engine.close)
     return engine
 
 
-def _open(ctx: click.Context, options: Mapping[str, Any]) -> Engine:
+def open_engine_of(data: Path, options: Mapping[str, Any]) -> Engine:
+    """The same, of this data folder; the caller closes it."""
     from bespeak.errors import UsageError
 
     url = options["elasticsearch"]
@@ -49,7 +50,7 @@ def _open(ctx: click.Context, options: Mapping[str, Any]) -> Engine:
             raise UsageError(f"--{given[0].replace('_', '-')} is for Elasticsearch: give its URL with --elasticsearch")
         from bespeak.engines.embedded import EmbeddedEngine
 
-        return EmbeddedEngine(ctx.obj.data / "indices")
+        return EmbeddedEngine(data / "indices")
     import logging
 
     from bespeak.engines.elastic import ElasticsearchEngine

@@ -9,6 +9,8 @@ import click
 from bespeak_cli.engine import engine_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bespeak.events import EventStore
 
 
@@ -37,7 +39,7 @@ def learn(ctx: click.Context, /, **options: Any) -> None:
     def progress(step: str) -> None:
         click.echo(step, err=True)
 
-    with closing(open_store(ctx, options)) as store:
+    with closing(open_store(ctx.obj.data, options)) as store:
         tenants = gather(store.of_everyone(PREFERRING))
     if not tenants:
         raise InputError("there are no events of documents to learn from: load some with `bespeak events load`")
@@ -60,13 +62,13 @@ def learn(ctx: click.Context, /, **options: Any) -> None:
         raise refused[0]
 
 
-def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
+def open_store(data: Path, options: dict[str, Any]) -> EventStore:
     from bespeak.errors import UsageError
 
     if options["profiles"] == "sqlite":
         from bespeak.stores.sqlite import SqliteStore
 
-        return SqliteStore(ctx.obj.data / "bespeak.db")
+        return SqliteStore(data / "bespeak.db")
     if not options.get("elasticsearch"):
         raise UsageError("--profiles elasticsearch needs --elasticsearch URL")
     from bespeak.stores.elastic import ElasticsearchStore

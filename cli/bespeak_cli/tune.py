@@ -108,7 +108,7 @@ def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:
     from bespeak_cli.search import read_settings
 
     present = read_settings(serve_options(ctx))
-    with closing(open_store(ctx, options)) as store:
+    with closing(open_store(ctx.obj.data, options)) as store:
         pages = list(read_pages(store.of_everyone(ACTIONS)))
     propensity: Propensity = fit_propensity(pages)
     weights = weight_grid(present.weights)

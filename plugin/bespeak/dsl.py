@@ -58,8 +58,13 @@ def lexical_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str
 
 def border_body(body: Mapping[str, Any]) -> dict[str, Any]:
     """The same query, for nothing but the ids and scores of as many hits as can be had."""
+    return ids_of(body) | {"size": MAX_WINDOW}
+
+
+def ids_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same query, for the ids and scores of its hits alone."""
     left = {name: value for name, value in body.items() if name not in ("fields", "_source")}
-    return left | {"size": MAX_WINDOW, "_source": False, "track_total_hits": False}
+    return left | {"_source": False, "track_total_hits": False}
 
 
 def clause_query(clause: Clause, fields: Sequence[str]) -> dict[str, Any]:

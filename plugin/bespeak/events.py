@@ -193,7 +193,7 @@ def microseconds(timestamp: datetime) -> int:
 
 def read_event(line: bytes | str | Mapping[str, Any], tenant: str = "", *, now: datetime | None = None) -> Event:
     """The event of one UBI line. Raises `InputError` with the reason alone."""
-    rest = dict(_parse(line) if isinstance(line, (bytes, str)) else line)
+    rest = dict(read_object(line) if isinstance(line, (bytes, str)) else line)
     rest = {key: value for key, value in rest.items() if value is not None and (value != "" or key == "user_query")}
     inner, query_inner = _taken_object(rest, "event_attributes"), _taken_object(rest, "query_attributes")
     shown = _taken_object(inner, "object")
@@ -240,7 +240,7 @@ def read_events(
     stream: IO[bytes], tenant: str = "", *, now: datetime | None = None
 ) -> Iterator[tuple[int, Event | Rejected]]:
     """(line number from 1, event or why not) for each line; empty ones and a bulk file's action lines are left out."""
-    for line_no, _, line in _lines(stream):
+    for line_no, _, line in read_lines(stream):
         item = _item(line, tenant, now or datetime.now(UTC))
         if item is not None:
             yield line_no, item
@@ -280,7 +280,7 @@ def _plain(file: IO[bytes], offset: int) -> IO[bytes]:
 
 
 def _batches(stream: IO[bytes], done: Load) -> Iterator[Batch]:
-    now, lines = datetime.now(UTC), _lines(stream, done.line_no, done.offset)
+    now, lines = datetime.now(UTC), read_lines(stream, done.line_no, done.offset)
     while chunk := list(itertools.islice(lines, LOAD_BATCH)):
         items = [(line_no, _item(line, done.tenant, now)) for line_no, _, line in chunk]
         rejected = tuple((line_no, item.reason) for line_no, item in items if isinstance(item, Rejected))
@@ -289,14 +289,16 @@ def _batches(stream: IO[bytes], done: Load) -> Iterator[Batch]:
         yield Batch(line_no, offset, events, rejected)
 
 
-def _lines(stream: IO[bytes], line_no: int = 0, offset: int = 0) -> Iterator[tuple[int, int, bytes | None]]:
+def read_lines(
+    stream: IO[bytes], line_no: int = 0, offset: int = 0, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, int, bytes | None]]:
     """(line number, offset of its end, line), the line None where it is too long."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
+    while line := stream.readline(max_bytes + 1):
         line_no, offset, part = line_no + 1, offset + len(line), line
-        while len(part) > MAX_LINE_BYTES and not part.endswith(b"\n"):
-            part = stream.readline(MAX_LINE_BYTES + 1)
+        while len(part) > max_bytes and not part.endswith(b"\n"):
+            part = stream.readline(max_bytes + 1)
             offset += len(part)
-        yield line_no, offset, line if len(line) <= MAX_LINE_BYTES else None
+        yield line_no, offset, line if len(line) <= max_bytes else None
 
 
 def _item(line: bytes | None, tenant: str, now: datetime) -> Event | Rejected | None:
@@ -306,7 +308,7 @@ def _item(line: bytes | None, tenant: str, now: datetime) -> Event | Rejected | 
     if not line.strip():
         return None
     try:
-        parsed = _parse(line)
+        parsed = read_object(line)
         return None if _is_bulk_action(parsed) else read_event(parsed, tenant, now=now)
     except InputError as error:
         return Rejected(str(error))
@@ -316,7 +318,8 @@ def _is_bulk_action(parsed: Mapping[str, Any]) -> bool:
     return len(parsed) == 1 and any(isinstance(parsed.get(name), dict) for name in BULK_ACTIONS)
 
 
-def _parse(line: bytes | str) -> dict[str, Any]:
+def read_object(line: bytes | str) -> dict[str, Any]:
+    """The JSON object that a line holds. Raises `InputError` with the reason alone."""
     try:
         text = line if isinstance(line, str) else line.decode("utf-8-sig")
         parsed = STRICT.decode(text)

@@ -104,7 +104,7 @@ class Term:
     evidence: str = ""  # the turn's query or response, or the statement, as the user knows it
 
 
-RewriteStatus: TypeAlias = Literal["full", "cached", "gated", "late", "failed", "off"]
+RewriteStatus: TypeAlias = Literal["full", "cached", "gated", "late", "failed", "dud", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Rewrite:
     text: str
     terms: tuple[Term, ...] = ()
     status: RewriteStatus = "off"
-    reason: str = ""  # of gated, late, failed: which gate, which fault
+    reason: str = ""  # of gated, late, failed, dud: which gate, which fault
     model: str = ""  # name and version of the rewriter
 
     @property

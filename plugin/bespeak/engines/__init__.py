@@ -43,6 +43,10 @@ class Engine(Protocol):
 
     def search(self, query: EngineQuery) -> Hits: ...
 
+    def find(self, index: str, texts: Sequence[str], size: int) -> list[tuple[str, ...]]:
+        """For each text the doc_ids of its first `size` hits, as `search` would order them; asked in bulk."""
+        ...
+
     def fetch(self, index: str, doc_ids: Sequence[str]) -> list[Document]:
         """The documents with their vectors, in the order asked; those that are not there are left out."""
         ...

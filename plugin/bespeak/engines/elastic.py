@@ -21,10 +21,11 @@ from bespeak.engines import (
     shorten,
 )
 from bespeak.errors import EngineError, IndexMissing, UsageError
-from bespeak.records import Document, EngineQuery, Hit, Hits
+from bespeak.records import Clause, Document, EngineQuery, Hit, Hits
 
 BULK_DOCUMENTS = 500
 BULK_BYTES = 8_000_000
+SEARCHES_AT_ONCE = 64
 
 
 class ElasticsearchEngine:
@@ -59,6 +60,17 @@ class ElasticsearchEngine:
         ranked += [dsl.read_hit(hit, rank, 0.0) for rank, hit in enumerate(dsl.in_order(near), len(ranked) + 1)]
         total = answers[0]["hits"]["total"]["value"]
         return Hits(tuple(ranked), total, (time.perf_counter() - began) * 1000)
+
+    def find(self, index: str, texts: Sequence[str], size: int) -> list[tuple[str, ...]]:
+        info, keywords = self._mapping(index)
+        queries = [EngineQuery(index, (Clause(text),), size=size) for text in texts]
+        bodies = [dsl.ids_of(dsl.lexical_body(shorten(q, len(info.fields)), info, keywords)) for q in queries]
+        found = []
+        for start in range(0, len(queries), SEARCHES_AT_ONCE):
+            some = slice(start, start + SEARCHES_AT_ONCE)
+            for query, body, answer in zip(queries[some], bodies[some], self._ask(index, bodies[some]), strict=True):
+                found.append(tuple(hit.doc_id for hit in self._first(query, body, answer["hits"]["hits"])))
+        return found
 
     def _first(self, query: EngineQuery, body: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]) -> list[Hit]:
         """The first `size` by score, then doc_id. Where scores tie across the border, all that tie are looked at."""

@@ -59,6 +59,10 @@ class EmbeddedEngine:
     def search(self, query: EngineQuery) -> Hits:
         return self._index(query.index).search(query)
 
+    def find(self, index: str, texts: Sequence[str], size: int) -> list[tuple[str, ...]]:
+        queries = [EngineQuery(index, (Clause(text),), size=size) for text in texts]
+        return [tuple(hit.doc_id for hit in self.search(query).hits) for query in queries]
+
     def fetch(self, index: str, doc_ids: Sequence[str]) -> list[Document]:
         return self._index(index).fetch(doc_ids)
 

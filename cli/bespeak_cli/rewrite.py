@@ -1,0 +1,143 @@
+"""`bespeak rewrite`: many queries from a file into a file, for training sets, for the proxy's cache."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bespeak_cli.engine import engine_options, open_engine_of
+from bespeak_cli.learn import open_store, profiles_option
+
+if TYPE_CHECKING:
+    from bespeak.batch.run import Job
+    from bespeak.batch.work import Tools
+
+STOPPED = 128 + signal.SIGTERM
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
+@click.option("--output", required=True, metavar="OUT",
+              type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+              help="The file to write; .gz and .zst are packed; - for stdout.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["jsonl", "parquet"]), default="jsonl", show_default=True)
+@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
+@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
+@profiles_option
+@click.option("--check", metavar="INDEX", help="Drop rewrites that find nothing of use in this index.")
+@click.option("--mode", type=click.Choice(["boost", "recall"]), default="recall", show_default=True,
+              help="With --check: whether rewrites are used to order hits, or to find them.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Stop at the first line that is rejected.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the report as HTML here.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes that rewrite.")
+@engine_options
+@click.pass_context
+def rewrite(ctx: click.Context, /, **options: Any) -> None:
+    """Rewrite the queries of a file: JSON lines, or TSV of id and query; plain, gzip or Zstandard; - for stdin.
+
+    A run that was cut off, however hard, goes on when the same command is given again. Lines that cannot be read go to
+    OUT.rejected. The report is told on stderr.
+    """
+    from bespeak.batch.report import render_report
+    from bespeak.batch.run import rewrite_file
+    from bespeak_cli.progress import Progress
+
+    signal.signal(signal.SIGTERM, stop)
+    job, open_tools = read_job(ctx, options)
+    size = options["source"].stat().st_size if job.resumable else None
+    if not job.resumable:
+        click.echo("A stream cannot be gone on with: cut off, this run starts anew", err=True)
+    with Progress(sys.stderr, size) as progress:
+        standing = rewrite_file(job, open_tools, progress.tell)
+    facts = {"input": str(options["source"]), "output": str(options["output"]), **job.begun_with}
+    click.echo(render_report(standing, facts, "txt"), err=True)
+    if options["report"]:
+        write_report(options["report"], render_report(standing, facts, "html"))
+
+
+def stop(_signal: int, _frame: Any) -> None:
+    """As the default action does, but with workers ended first."""
+    click.echo("\nStopped: the same command goes on", err=True)
+    sys.exit(STOPPED)
+
+
+def read_job(ctx: click.Context, options: dict[str, Any]) -> tuple[Job, Any]:
+    from bespeak.batch.output import StreamOutput, packing_of
+    from bespeak.batch.run import Job
+    from bespeak.rewrite import model_of
+
+    source, output = str(options["source"]), str(options["output"])
+    form = "tsv" if source.removesuffix(".gz").removesuffix(".zst").endswith(".tsv") else "jsonl"
+    packing = packing_of(output) if options["format_"] == "jsonl" else ""
+    build_missing(ctx, options)
+    # Folders of their own, for another process has no context to ask.
+    open_tools = partial(make_tools, ctx.obj.data, ctx.obj.cache, options, form, packing)
+    tools = open_tools()
+    begun_with = {
+        "model": model_of(tools.rewriter),
+        "profiles": describe_profiles(ctx, options),
+        "form": form,
+        **({"check": f"{options['check']} ({options['mode']}), {tools.duds.engine.location}"} if tools.duds else {}),
+    }
+    tools.close()
+    job = Job(
+        sys.stdin.buffer if source == "-" else options["source"],
+        StreamOutput(sys.stdout.buffer, tell_rejected) if output == "-" else options["output"],
+        begun_with, options["format_"], options["strict"], options["workers"],
+    )  # fmt: skip
+    return job, open_tools
+
+
+def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
+    """A file is never rewritten with less than was asked for: what cannot be built is an error here."""
+    from bespeak.errors import ModelError
+    from bespeak.rewrite import find_model
+    from bespeak_cli.parts import build_with_progress
+
+    if options["rewriter"] == "model":
+        try:
+            find_model(ctx.obj.cache)
+        except ModelError:
+            build_with_progress(ctx.obj.cache)
+
+
+def make_tools(data: Path, cache: Path, options: dict[str, Any], form: Any, packing: Any) -> Tools:
+    from bespeak.batch.duds import Duds
+    from bespeak.batch.work import Tools
+    from bespeak.encode import load_encoder
+    from bespeak.rewrite import choose_rewriter
+
+    encoder = load_encoder(options["encoder"], cache) if options["rewriter"] == "model" else None
+    duds = Duds(open_engine_of(data, options), options["check"], options["mode"]) if options["check"] else None
+    if duds:
+        duds.engine.describe(duds.index)
+    return Tools(
+        choose_rewriter(options["rewriter"], cache, encoder=encoder),
+        open_store(data, options), duds, form, packing, options["strict"],
+    )  # fmt: skip
+
+
+def describe_profiles(ctx: click.Context, options: dict[str, Any]) -> str:
+    from bespeak.cluster import read_url
+
+    if options["profiles"] == "elasticsearch":
+        return read_url(options["elasticsearch"])[0]
+    return str((ctx.obj.data / "bespeak.db").resolve())
+
+
+def tell_rejected(lines: bytes) -> None:
+    click.echo(lines.decode("utf-8"), err=True, nl=False)
+
+
+def write_report(path: Path, page: str) -> None:
+    from bespeak.errors import InputError
+
+    try:
+        path.write_text(page + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): give another file with --report") from error

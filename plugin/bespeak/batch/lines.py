@@ -1,0 +1,122 @@
+"""The input: its lines in chunks, whatever it is packed in, from any place that an earlier run came to."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+import zstandard
+
+from bespeak.errors import InputError
+from bespeak.events import read_lines
+
+MAX_LINE_BYTES = 1 << 20
+CHUNK_LINES = 256
+CHUNK_BYTES = 4 << 20
+"""A chunk ends with the line that passes either; where it ends depends on nothing but the lines."""
+
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+READ_BYTES = 1 << 16
+
+
+class Place(NamedTuple):
+    """How far the input was read; `offset` counts bytes after unpacking."""
+
+    line_no: int = 0
+    offset: int = 0
+
+
+START = Place()
+
+
+class Chunk(NamedTuple):
+    """Consecutive lines; None stands for one that is longer than allowed."""
+
+    first_no: int
+    lines: tuple[bytes | None, ...]
+    end: Place
+    read_bytes: int  # of the input as it lies there, up to about the chunk's end
+
+
+def read_chunks(stream: IO[bytes], after: Place = START) -> Iterator[Chunk]:
+    """The chunks after a place that ends one, unpacked. Raises InputError for what cannot be read to its end."""
+    try:
+        unpacked = _unpacked(stream, after.offset)
+        lines, n_bytes = list[bytes | None](), 0
+        end = after
+        for line_no, offset, line in read_lines(unpacked, *after, MAX_LINE_BYTES):
+            lines.append(_first(line) if line_no == 1 and line else line)
+            n_bytes += len(line or b"")
+            end = Place(line_no, offset)
+            if len(lines) == CHUNK_LINES or n_bytes >= CHUNK_BYTES:
+                yield _chunk(lines, end, stream)
+                lines, n_bytes = [], 0
+        if lines:
+            yield _chunk(lines, end, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise InputError(
+            f"the input is cut short or damaged after line {end.line_no} ({error}): give one that is whole"
+        ) from error
+    except OSError as error:
+        raise InputError(f"the input cannot be read after line {end.line_no}: {error.strerror or error}") from error
+
+
+def _first(line: bytes) -> bytes:
+    return line.removeprefix(b"\xef\xbb\xbf")
+
+
+def _chunk(lines: list[bytes | None], end: Place, stream: IO[bytes]) -> Chunk:
+    read_bytes = stream.tell() if stream.seekable() else end.offset
+    return Chunk(end.line_no - len(lines) + 1, tuple(lines), end, read_bytes)
+
+
+def _unpacked(stream: IO[bytes], offset: int) -> IO[bytes]:
+    """The stream's content from `offset` on. What is packed is unpacked up to there, and thrown away."""
+    buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(stream)
+    head = buffered.peek(4)[:4]
+    if head[:2] == GZIP:
+        unpacked: Any = gzip.GzipFile(fileobj=buffered, mode="rb")
+    elif head == ZSTD:
+        unpacked = io.BufferedReader(_Zstandard(buffered), READ_BYTES)
+    else:
+        unpacked = buffered
+        if offset:
+            unpacked.seek(offset)
+        return unpacked  # type: ignore[no-any-return]
+    left = offset
+    while left and (read := unpacked.read(min(left, READ_BYTES))):
+        left -= len(read)
+    return unpacked  # type: ignore[no-any-return]
+
+
+class _Zstandard(io.RawIOBase):
+    """Frames one after another; unlike zstandard's own reader it tells when the last one is cut short."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed, self._rest, self._ready = packed, b"", b""
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._rest or self._packed.read(READ_BYTES)
+            if not packed:
+                if self._begun:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self._unpack(packed)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def _unpack(self, packed: bytes) -> None:
+        self._ready, self._rest, self._begun = self._frame.decompress(packed), b"", True
+        if self._frame.eof:
+            self._rest = self._frame.unused_data
+            self._frame, self._begun = zstandard.ZstdDecompressor().decompressobj(), False

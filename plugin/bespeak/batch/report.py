@@ -1,0 +1,73 @@
+"""What a run did, for the person who ran it: as text and as a page, by templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from bespeak.batch.journal import Standing
+from bespeak.render import fill, in_words
+
+STATUSES = {
+    "full": "rewritten, or found to need nothing",
+    "gated": "left as typed by the gate",
+    "dud": "as typed: the rewrite finds nothing of use",
+    "failed": "as typed: the rewriter failed",
+    "late": "as typed: the rewriter took too long",
+    "off": "as typed: no rewriter",
+}
+SOURCES = {
+    "turn": "earlier in the session",
+    "statement": "what the user said of themselves",
+    "query": "the query",
+    "function": "joining words",
+    "free": "the model's own",
+}
+
+
+def render_report(standing: Standing, facts: Mapping[str, str], kind: Literal["txt", "html"], width: int = 80) -> str:
+    """The report; `facts` are what the run was told, such as input, output and model, by name."""
+    return fill(f"batch.{kind}.j2", report_dict(standing, facts), None, width, False)
+
+
+def report_dict(standing: Standing, facts: Mapping[str, str]) -> dict[str, Any]:
+    done = standing.tally
+    n_queries = max(done.queries, 1)
+    return {
+        "facts": [{"name": name, "value": value} for name, value in facts.items()],
+        "lines": f"{standing.place.line_no:,}",
+        "queries": f"{done.queries:,}",
+        "changed": f"{done.changed:,}",
+        "from_cache": f"{done.from_cache:,}",
+        "statuses": _rows(done.statuses, STATUSES, done.queries),
+        "gates": _rows(done.gates, {gate: in_words(gate) for gate in done.gates}, done.queries),
+        "sources": _rows(done.sources, SOURCES, done.terms),
+        "terms_a_query": f"{done.terms / n_queries:.2f}",
+        "time": clock(standing.seconds),
+        "queries_a_second": f"{done.queries / standing.seconds:,.1f}" if standing.seconds else "",
+        "ms_a_query": f"{done.work_s * 1000 / n_queries:,.1f}",
+        "slowest": [
+            {"lines": f"{slow.first_no:,} to {slow.last_no:,}", "ms": f"{slow.ms_a_query:,.1f}"}
+            for slow in done.slowest
+        ],
+        "n_rejected": f"{done.lines_rejected:,}",
+        "rejected": _rows(done.rejected, {}, done.lines_rejected),
+    }
+
+
+def _rows(counts: Mapping[str, int], words: Mapping[str, str], total: int) -> list[dict[str, str]]:
+    """Most first."""
+    return [
+        {"name": name, "count": f"{count:,}", "share": f"{count / total:.1%}", "words": words.get(name, "")}
+        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(59.96), clock(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

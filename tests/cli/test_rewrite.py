@@ -1,0 +1,269 @@
+"""`bespeak rewrite`, as a person calls it, and killed at any moment."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from bespeak.events import new_event
+from bespeak.records import UserKey
+from bespeak.rewrite import CachedRewriter, LastTurn
+from bespeak.stores.sqlite import SqliteStore
+from bespeak_cli import cli
+
+START = datetime(2025, 6, 1, tzinfo=UTC)
+N_USERS = 4
+
+
+def lines_of(n_lines):
+    """Queries with their own history, of users of the store, of nobody, and lines that are rejected."""
+    for n in range(n_lines):
+        match n % 10:
+            case 0 | 1 | 2 | 3:
+                yield json.dumps({"id": n, "query": f"what of it {n % 30}?", "user": f"u{n % N_USERS}", "session": "s"})
+            case 4:
+                yield json.dumps({"query": f"anything {n}"})
+            case 5 if n % 50 == 5:
+                yield '{"query": "broken'
+            case _:
+                turns = [{"query": f"red hats {n}", "response": "A Borsalino costs 300 euros"}]
+                yield json.dumps({"id": f"q{n}", "query": f"how much is it {n}?", "history": turns})
+
+
+def add_users(folder):
+    store = SqliteStore(folder / "bespeak.db")
+    for n in range(N_USERS):
+        user, at = UserKey("", f"u{n}"), START + timedelta(minutes=n)
+        store.add([new_event(user, "query", at, session_id="s", text=f"silk scarves from Ghent {n}")])
+    store.close()
+
+
+def run(folder, *arguments, **more):
+    given = ["--data-dir", folder / "data", "rewrite", *arguments, "--rewriter", "last-turn"]
+    return CliRunner().invoke(cli, list(map(str, given)), **more)
+
+
+def command(folder, *arguments):
+    """The command in chunks of a few lines, so that there are many moments to be killed at."""
+    program = "import bespeak.batch.lines as l, bespeak_cli as c; l.CHUNK_LINES = 20; c.cli()"
+    given = ("--data-dir", folder / "data", "rewrite", *arguments, "--rewriter", "last-turn")
+    return [sys.executable, "-c", program, *map(str, given)]
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "data").mkdir()
+    add_users(tmp_path / "data")
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(lines_of(1_500)))
+    return path
+
+
+def whole(tmp_path, file, out):
+    """What a run writes that nobody cuts off, with a cache of its own."""
+    folder = tmp_path / "whole"
+    shutil.copytree(tmp_path / "data", folder / "data")
+    done = subprocess.run(command(folder, file, "--output", folder / out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [read(folder / out), read(folder / f"{out}.rejected"), counts(done.stderr)]
+
+
+def read(path):
+    return path.read_bytes() if path.exists() else None
+
+
+def counts(told):
+    """The parts of a report that do not depend on time or on what a cache held."""
+    blocks = told.strip().split("\n\n")
+    return [block for block in blocks if block.startswith(("Statuses", "Gated", "Terms")) or "lines rejected" in block]
+
+
+def counts_of(told):
+    return [line for block in counts(told) for line in block.splitlines() if "from the cache" not in line]
+
+
+def killed_until_done(tmp_path, arguments, by, n_kills):
+    """Ends the command at a random moment so many times, unless one run gets through; what the last one told."""
+    progress = tmp_path / f"{arguments[2].name}.progress"
+    moments = random.Random(f"{arguments}")
+    for attempt in range(n_kills + 1):
+        before = progress.stat().st_mtime_ns if progress.exists() else 0
+        process = subprocess.Popen(
+            command(tmp_path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while attempt < n_kills and process.poll() is None:
+            if progress.exists() and progress.stat().st_mtime_ns != before:  # this run is at work
+                time.sleep(moments.uniform(0, 0.04))
+                process.send_signal(by)
+                break
+            time.sleep(0.001)
+        _, told = process.communicate(timeout=60)
+        if process.returncode == 0:
+            assert attempt >= 5
+            return told
+        assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM), told
+    raise AssertionError("no run got through")
+
+
+@pytest.mark.parametrize(
+    ("out", "by", "more", "n_kills"),
+    [
+        ("out.jsonl", signal.SIGKILL, (), 20),
+        ("out.jsonl.gz", signal.SIGKILL, (), 8),
+        ("out.jsonl.zst", signal.SIGTERM, (), 8),
+        ("out.jsonl", signal.SIGKILL, ("--workers", 2), 6),
+        ("out.jsonl", signal.SIGTERM, ("--workers", 2), 6),
+    ],
+)
+def test_killed_at_any_moment_it_goes_on(tmp_path, file, out, by, more, n_kills):
+    """The same bytes and counts as of a run that nobody cut off; the cache may have been filled before the kill."""
+    expected = whole(tmp_path, file, out)
+    told = killed_until_done(tmp_path, (file, "--output", tmp_path / out, *more), by, n_kills)
+    assert [read(tmp_path / out), read(tmp_path / f"{out}.rejected")] == expected[:2]
+    assert counts_of(told) == [line for block in expected[2] for line in block.splitlines() if "cache" not in line]
+
+
+def test_a_full_disk_is_told_and_gone_on_from(tmp_path, file):
+    """At growing sizes, so that each of the files is the one that cannot grow."""
+    expected = whole(tmp_path, file, "out.jsonl")
+    out = tmp_path / "out.jsonl"
+    n_bytes, n_full = 3_000, 0
+    while n_bytes < 4_000_000:
+        done = subprocess.run(
+            command(tmp_path, file, "--output", out), capture_output=True, text=True, check=False,
+            preexec_fn=lambda size=n_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+        assert done.returncode == 1
+        assert "File too large" in done.stderr or "disk" in done.stderr, done.stderr
+        assert "run the same command again" in done.stderr or "try again" in done.stderr
+        n_bytes, n_full = int(n_bytes * 1.7), n_full + 1
+    assert n_full >= 5
+    assert [read(out), read(tmp_path / "out.jsonl.rejected")] == expected[:2]
+
+
+def test_the_report_is_told_and_written(tmp_path, file):
+    done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--report", tmp_path / "report.html")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ""
+    assert "1,470 queries in " in done.stderr
+    assert "  gated       150" in done.stderr
+    assert "30 lines rejected\n  30          100.0%      broken JSON" in done.stderr
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "<h1>1,470 queries in " in page
+    assert "last-turn 1" in page
+    again = run(tmp_path, file, "--output", tmp_path / "out.jsonl")  # nothing to do, and told again
+    assert counts(again.stderr) == counts(done.stderr)
+
+
+def test_it_fills_the_cache_that_the_proxy_reads(tmp_path, file):
+    file.write_text('{"query": "what of the silk?", "user": "u1", "session": "s"}\n')
+    assert run(tmp_path, file, "--output", tmp_path / "out.jsonl").exit_code == 0
+    store = SqliteStore(tmp_path / "data" / "bespeak.db")
+    profile = store.profile(UserKey("", "u1"), "s", datetime.now(UTC))
+    served = CachedRewriter(LastTurn(), store).rewrite("what of the silk?", profile)
+    store.close()
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (served.status, served.text) == ("cached", row["rewrite"])
+    assert row["rewrite"] == "what of the silk? scarves Ghent 1"
+
+
+def test_rewrites_of_a_cache_are_told_and_written_as_they_were_made(tmp_path, file):
+    run(tmp_path, file, "--output", tmp_path / "one.jsonl")
+    second = run(tmp_path, file, "--output", tmp_path / "two.jsonl")
+    assert "of the full ones 600 came from the cache" in second.stderr
+    assert read(tmp_path / "two.jsonl") == read(tmp_path / "one.jsonl")
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_tsv_is_read(tmp_path, file, packed):
+    content = b"id\tquery\n7\tred hats\nx\ty\tz\n8\t\n"
+    path = tmp_path / f"queries.tsv{packed}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert run(tmp_path, path, "--output", tmp_path / "out.jsonl").exit_code == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (row["id"], row["query"], row["status"], row["reason"]) == ("7", "red hats", "gated", "no_history")
+    rejected = [json.loads(line) for line in (tmp_path / "out.jsonl.rejected").read_text().splitlines()]
+    assert [(line["line"], line["reason"]) for line in rejected] == [
+        (3, "not two columns, id and query"),
+        (4, "the query is empty"),
+    ]
+
+
+def test_streams_of_the_shell(tmp_path, file):
+    done = run(tmp_path, "-", "--output", "-", input='{"query": "hats"}\n{\n')
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["id"] == 1
+    assert "A stream cannot be gone on with" in done.stderr
+    assert '{"line":2,"reason":"broken JSON' in done.stderr
+
+
+def test_strict_stops_at_the_first_bad_line(tmp_path, file):
+    done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--strict")
+    assert done.exit_code == 1
+    assert "Error: line 6: broken JSON" in done.stderr
+    assert read(tmp_path / "out.jsonl") is None
+
+
+def test_another_model_than_begun_with_is_refused(tmp_path, file):
+    run(tmp_path, file, "--output", tmp_path / "out.jsonl")
+    other = ("--data-dir", tmp_path / "data", "rewrite", file, "--output", tmp_path / "out.jsonl", "--rewriter", "none")
+    done = CliRunner().invoke(cli, list(map(str, other)))
+    assert done.exit_code == 1
+    assert "begun with another model (last-turn 1 then, none 1 now)" in done.stderr
+
+
+def test_a_worker_that_dies_ends_the_run_which_can_go_on(tmp_path, file):
+    expected = whole(tmp_path, file, "out.jsonl")
+    out = tmp_path / "out.jsonl"
+    program = (
+        "import os, bespeak.batch.lines as l, bespeak.batch.workers as w, bespeak_cli as c\n"
+        "class Killing(w._Worker):\n"
+        "    n = 0\n"
+        "    def give(self, chunk):\n"
+        "        super().give(chunk)\n"
+        "        Killing.n += 1\n"
+        "        if Killing.n == 30: os.kill(self._process.pid, 9)\n"
+        "w._Worker = Killing\n"
+        "l.CHUNK_LINES = 20\n"
+        "c.cli()\n"
+    )
+    given = command(tmp_path, file, "--output", out, "--workers", 2)
+    done = subprocess.run([given[0], "-c", program, *given[3:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "a worker process died (exit code -9)" in done.stderr
+    assert subprocess.run(given, capture_output=True, check=False).returncode == 0
+    assert [read(out), read(tmp_path / "out.jsonl.rejected")] == expected[:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no-such-file", "--output", "x"], "does not exist"),
+        ([__file__], "Missing option '--output'"),
+        ([__file__, "--output", "x", "--profiles", "elasticsearch"], "needs --elasticsearch URL"),
+    ],
+)
+def test_wrong_usage(tmp_path, arguments, told):
+    done = run(tmp_path, *arguments)
+    assert done.exit_code == 2
+    assert told in done.stderr
+
+
+def test_an_index_to_check_with_that_is_not_there_is_told_before_anything_is_written(tmp_path, file):
+    done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--check", "hats")
+    assert done.exit_code == 1
+    assert "no index 'hats'" in done.stderr
+    assert not list(tmp_path.glob("out.jsonl*"))
