@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from bespeak.assets import asset_folder, verify
-from bespeak.build import MAX_TOKENS, Base, Graph, build_rewriter, quantise_blocks, use_adapter
+from bespeak.build import LEVELS, MAX_TOKENS, Base, Graph, build_rewriter, quantise_blocks, use_adapter
 from bespeak.decode import MAX_NEW_TOKENS
 from bespeak.errors import ModelError
 from bespeak.rewrite import MODEL, PARTS, find_model, made_from
@@ -183,7 +183,7 @@ def test_the_product_is_right_on_this_processor():
     weights = np.ones((8, 640), np.float32)
     weights[1::2] = -1
     graph = Graph()
-    graph.weight("zeros", np.full(1, 128, np.uint8))
+    graph.weight("zeros", np.full(1, LEVELS, np.uint8))
     graph.matmul("x", weights, "y")
     value = helper.make_tensor_value_info
     tensors = [numpy_helper.from_array(values, name) for name, values in graph.weights.items()]

@@ -18,6 +18,11 @@ WORDS = [
 ]
 ID = {word: i for i, word in enumerate(WORDS)}
 ADA, BOB = UserKey("", "ada"), UserKey("", "bob")
+BRIEF = "I am vegetarian."
+LONG = (
+    "I have played the guitar since I was twelve, mostly blues and some jazz, and I collect records of the sixties "
+    "and early seventies, those of bands from Los Angeles most of all, though my sister says that I should move on."
+)  # of more tokens than onnxruntime attends over at once
 
 
 class Words:
@@ -105,7 +110,9 @@ def test_the_common_beginning_of_two_texts(one, other, n):
 
 
 @pytest.mark.model
-def test_the_real_model_writes_the_same_whatever_was_guessed_and_kept(rewriter_cache):
+@pytest.mark.parametrize("text", [BRIEF, LONG])
+def test_the_real_model_writes_the_same_whatever_was_guessed_and_kept(rewriter_cache, text):
+    said = (Statement(text, "s1"),)
     turns = [
         Turn("What group disbanded?", "Zappa and the Mothers of Invention", "t1"),
         Turn("When did they disband?", "In late 1969, Zappa broke up the band.", "t2"),
@@ -116,9 +123,9 @@ def test_the_real_model_writes_the_same_whatever_was_guessed_and_kept(rewriter_c
     session = choose_rewriter("model", rewriter_cache)
     for n, query in enumerate(queries, start=1):
         for user, made, rewriter in ((BOB, anew, choose_rewriter("model", rewriter_cache)), (ADA, going_on, session)):
-            profile = Profile(user, "s", (Statement("I am vegetarian.", "s1"),), tuple(turns[:n]))
+            profile = Profile(user, "s", said, tuple(turns[:n]))
             made.append(rewriter.rewrite(query, profile).text)
-    again = session.rewrite(queries[0], Profile(ADA, "other", (Statement("I am vegetarian.", "s1"),), tuple(turns[:1])))
+    again = session.rewrite(queries[0], Profile(ADA, "other", said, tuple(turns[:1])))
     assert going_on == anew
     assert again.text == anew[0]
 
@@ -129,7 +136,7 @@ def test_after_warming_the_next_rewrite_reads_the_query_alone_and_is_the_same(re
     scorers, made = [], []
     for warm in (False, True):
         scorer = OnnxScorer(find_model(rewriter_cache)[0])
-        model, profile = LanguageModel(scorer, "1"), Profile(ADA, "s", (Statement("I like jazz.", "s1"),), turns)
+        model, profile = LanguageModel(scorer, "1"), Profile(ADA, "s", (Statement(LONG, "s1"),), turns)
         if warm:
             model.warm(profile)
         read_before = scorer.counts.tokens

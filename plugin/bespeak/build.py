@@ -3,7 +3,7 @@ an own one merged into them, the vocabulary pruned. Needs no torch, and takes ab
 
 The graph is Gemma 3's (Gemma 3 Technical Report, 2025): 18 layers of width 640, four heads over one key-value head of
 256, every sixth layer with the global rotary base. Weights of the body have 8 bits, scaled per output channel, and
-inputs are scaled as they come (`DynamicQuantizeMatMul`); the embedding, which is also the head, has 8 bits in blocks
+inputs 7 bits, scaled per token as they come; the embedding, which is also the head, has 8 bits in blocks
 of 32 (`MatMulNBits`).
 """
 
@@ -39,6 +39,9 @@ GLOBAL_EVERY = 6  # layers 6, 12 and 18 look with the global rotary base
 ROTARY_BASES = {"global": 1e6, "local": 1e4}
 EPSILON = 1e-6
 MAX_TOKENS = 1024  # longest prompt and rewrite together; the rotary tables grow with it
+LEVELS = 63
+"""Of an input on either side of zero. A processor without VNNI adds pairs of products of an unsigned and a signed
+byte in 16 bits: with weights of 127 levels the greatest sum is 2 x 126 x 127 = 32,004, which fits."""
 BLOCK = 32  # weights of the head that share one scale
 ADAPTER_SCALE = 2.0  # LoRA's alpha over rank
 ADAPTED = {
@@ -278,21 +281,17 @@ class Graph:
         return self.micro("SkipSimplifiedLayerNormalization", inputs, outputs, epsilon=EPSILON)
 
     def matmul(self, x: str, weights: Floats, out: str, zeros: str = "zeros") -> str:
-        """x W', both in 255 levels: W with one scale per output channel, x with one per token.
+        """x W': W in 255 levels with one scale per output channel, x in 127 with one per token.
 
-        `zeros` names 128 as often as x has tokens.
-
-        Both are unsigned, with 128 for zero: processors without VNNI add pairs of products of a signed and an
-        unsigned byte in 16 bits, and lose what does not fit.
+        `zeros` names the level of zero as often as x has tokens.
         """
         from onnx import TensorProto
 
         scales = np.maximum(np.abs(weights).max(axis=1), 1e-12) / np.float32(127)  # (n_out,)
-        levels = (np.clip(np.rint(weights / scales[:, None]), -127, 127) + 128).astype(np.uint8)
-        zero = self.weight("zero", np.array(128, np.uint8))
+        levels = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
         self.weight(f"{out}.scales", scales.astype(np.float32))
         factors = [self.levels(x, zeros), self.weight(f"{out}.levels", levels.T)]
-        self.add("MatMulInteger", [*factors, zero, zero], [f"{out}.sums"])
+        self.add("MatMulInteger", [*factors, self.weight("zero", np.array(LEVELS, np.uint8))], [f"{out}.sums"])
         self.add("Cast", [f"{out}.sums"], [f"{out}.floats"], to=TensorProto.FLOAT)
         self.add("Mul", [f"{out}.floats", f"{out}.scales"], [f"{out}.by_channel"])
         return self.add("Mul", [f"{out}.by_channel", f"{x}.scales"], [out])
@@ -306,7 +305,7 @@ class Graph:
             self._levelled.add(x)
             self.add("Abs", [x], [f"{x}.sizes"])
             self.add("ReduceMax", [f"{x}.sizes", self.ints(-1)], [f"{x}.size"], keepdims=1)
-            self.add("Div", [f"{x}.size", self.weight("most", np.array(127, np.float32))], [f"{x}.step"])
+            self.add("Div", [f"{x}.size", self.weight("most", np.array(LEVELS, np.float32))], [f"{x}.step"])
             self.add("Max", [f"{x}.step", self.weight("least", np.array(1e-12, np.float32))], [f"{x}.scales"])
             self.add("Reshape", [f"{x}.scales", self.ints(-1)], [f"{x}.by_token"])
             self.add("QuantizeLinear", [x, f"{x}.by_token", zeros], [f"{x}.levels"], axis=1)
@@ -371,7 +370,7 @@ def _lengths(graph: Graph) -> None:
     graph.add("Cast", ["n_all_less_one"], ["lengths"], to=TensorProto.INT32)
     graph.add("Squeeze", ["n_all", graph.ints(0)], ["n_all_scalar"])
     graph.add("Cast", ["n_all_scalar"], ["length"], to=TensorProto.INT32)
-    zero = numpy_helper.from_array(np.array([128], np.uint8))
+    zero = numpy_helper.from_array(np.array([LEVELS], np.uint8))
     graph.add("ConstantOfShape", ["n_new"], ["zeros"], value=zero)
     graph.add("Neg", ["first_scored"], ["n_scored"])
     graph.add("ConstantOfShape", ["n_scored"], ["zeros_scored"], value=zero)

@@ -26,6 +26,8 @@ DRAFTED = 7
 """Tokens computed ahead: a run of eight costs little more than one of one."""
 MATCHED = 3
 """So many of the latest tokens, or fewer, are looked up in the prompt to guess what follows."""
+SHORT = 64
+"""onnxruntime attends over so many tokens otherwise than over more, and rounds otherwise."""
 KEPT_BYTES = 64_000_000
 """Of keys and values, 37 KB a token: some six sessions of the longest prompts."""
 
@@ -122,11 +124,13 @@ class OnnxFeed:
         return self._read([*past.token_ids, *token_ids], past.n_prompt, len(past.token_ids), past.memory)
 
     def _begin(self, prompt: list[int]) -> tuple[Floats, Written]:
-        known, memory = self._kept.get(self._whose) if self._whose else ([], {})
+        # Of a short prompt nothing is kept or taken, so that a text comes out the same whatever was kept.
+        whose = self._whose if len(prompt) > SHORT else None
+        known, memory = self._kept.get(whose) if whose else ([], {})
         n_known = min(common(known, prompt), len(prompt) - 1)
         scores, written = self._read(prompt, len(prompt), n_known, memory or self._runs.nothing)
-        if self._whose:
-            self._kept.put(self._whose, prompt, cut(written.memory, len(prompt)), self._n_forgotten)
+        if whose:
+            self._kept.put(whose, prompt, cut(written.memory, len(prompt)), self._n_forgotten)
         return scores, written
 
     def _read(self, token_ids: list[int], n_prompt: int, n_known: int, memory: Memory) -> tuple[Floats, Written]:
