@@ -47,7 +47,8 @@ def rewrite(ctx: click.Context, /, **options: Any) -> None:
     from bespeak.batch.run import rewrite_file
     from bespeak_cli.progress import Progress
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
+    ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
     job, open_tools = read_job(ctx, options)
     size = options["source"].stat().st_size if job.resumable else None
     if not job.resumable:

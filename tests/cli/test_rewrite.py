@@ -262,6 +262,27 @@ def test_wrong_usage(tmp_path, arguments, told):
     assert told in done.stderr
 
 
+@pytest.mark.parametrize("place", ["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])
+def test_rewrites_that_find_nothing_are_dropped(tmp_path, file, place, request):
+    """Every one, for the index holds nothing but a word of the queries as typed."""
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text('{"_id": "d1", "text": "much"}\n')
+    index, there = "things", ()
+    if place == "elastic":
+        index = request.getfixturevalue("index_name")
+        there = ("--elasticsearch", request.getfixturevalue("elasticsearch_url"))
+    load = ("index", documents, "--to", index, "--no-embeddings", *there)
+    assert CliRunner().invoke(cli, list(map(str, ("--data-dir", tmp_path / "data", *load)))).exit_code == 0
+    done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--check", index, *there)
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    duds = [row for row in rows if row["status"] == "dud"]
+    assert len(duds) == 600  # those that the store's history gives no such word
+    assert all(row["rewrite"] == row["query"] and not row["terms"] for row in duds)
+    assert {row["reason"] for row in duds} == {"finds nothing"}
+    assert "  dud         600 " in done.stderr
+
+
 def test_an_index_to_check_with_that_is_not_there_is_told_before_anything_is_written(tmp_path, file):
     done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--check", "hats")
     assert done.exit_code == 1

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import datetime as dt
 import ipaddress
+import json
 import re
 import signal
 import socket
@@ -330,6 +331,28 @@ def test_a_node_with_tls_is_believed_by_its_authority_alone(tmp_path):
             assert call(proxy.url, "/").status == 502
 
 
+def rewrites_served(folder, upstream, user, *options):
+    """How a proxy says that it rewrites a query, after `bespeak rewrite` has rewritten it, and the batch's own line."""
+    query, now = "and how much is it?", dt.datetime.now(dt.UTC).isoformat()
+    asked = {"query": query, "user": user, "session": "s"}
+    (folder / "in.jsonl").write_text(json.dumps(asked))
+    batch = ["--data-dir", folder / "data", "rewrite", folder / "in.jsonl", "--output", folder / "out.jsonl"]
+    batch += [*options, "--elasticsearch", upstream] if options else []
+    with served(folder, "--upstream", upstream, *options) as proxy:
+        events = [{**event, "user_id": user, "timestamp": now} for event in ASKED]
+        assert call(proxy.url, "/_bespeak/events", events).json["taken"] == 2
+        done = CliRunner().invoke(cli, [*map(str, batch), "--rewriter", "last-turn"])
+        assert done.exit_code == 0, done.output
+        answer = call(proxy.url, "/_bespeak/rewrite", asked).json
+    return answer, json.loads((folder / "out.jsonl").read_text())
+
+
+def test_what_a_batch_rewrote_is_served_from_the_cache(tmp_path):
+    answer, row = rewrites_served(tmp_path, NOWHERE, "ada")
+    assert (answer["status"], answer["text"], row["status"]) == ("cached", row["rewrite"], "full")
+    assert row["rewrite"] == "and how much is it? silk scarf light"
+
+
 # In front of a real node.
 
 
@@ -396,6 +419,19 @@ def test_two_proxies_share_profiles_in_the_cluster(tmp_path, elasticsearch_url, 
             one.end()
             other.end()
             assert call(elasticsearch_url, f"/{index}/_search", coat).status == 200
+    finally:
+        for name in set(call(elasticsearch_url, "/bespeak-*/_alias?expand_wildcards=all").json) - set(there):
+            engine.drop(name)
+        engine.close()
+
+
+@pytest.mark.elasticsearch
+def test_what_a_batch_rewrote_is_served_from_the_clusters_cache(tmp_path, elasticsearch_url):
+    there = call(elasticsearch_url, "/bespeak-*/_alias?expand_wildcards=all").json
+    engine = ElasticsearchEngine(elasticsearch_url)
+    try:
+        answer, row = rewrites_served(tmp_path, elasticsearch_url, new_index_name(), "--profiles", "elasticsearch")
+        assert (answer["status"], answer["text"], row["status"]) == ("cached", row["rewrite"], "full")
     finally:
         for name in set(call(elasticsearch_url, "/bespeak-*/_alias?expand_wildcards=all").json) - set(there):
             engine.drop(name)

@@ -142,6 +142,16 @@ def test_a_rewrite_comes_back_equal(store):
         assert store.get_rewrite(other) is None
 
 
+def test_a_rewrite_that_is_dropped_is_gone_and_no_other(store):
+    store.drop_rewrite(Key(USER))  # of a store that is not there yet
+    store.add([event()])
+    for key in (Key(USER), Key(USER, query="r")):
+        store.put_rewrite(key, Rewrite("q", "q x"))
+    store.drop_rewrite(Key(USER))
+    assert store.get_rewrite(Key(USER)) is None
+    assert store.get_rewrite(Key(USER, query="r")) == Rewrite("q", "q x")
+
+
 def test_a_load_moves_with_its_events_and_not_without(store):
     load = store.resume("", "f")
     moved = store.record(load, Batch(2, 50, (event(doc_id="d"),), ((2, "broken"),)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,14 +27,14 @@ class Duds:
 
         Raises EngineError.
         """
-        texts = list(dict.fromkeys(rewrite.text for rewrite in rewrites if rewrite.changed))
-        size = WINDOW if self.mode == "recall" else 1
-        found = dict(zip(texts, self.engine.find(self.index, texts, size), strict=True))
-        typed: dict[str, tuple[str, ...]] = {}
-        if self.mode == "recall":
-            queries = list(dict.fromkeys(rewrite.query for rewrite in rewrites if rewrite.changed))
-            typed = dict(zip(queries, self.engine.find(self.index, queries, FIRST), strict=True))
+        changed = [rewrite for rewrite in rewrites if rewrite.changed]
+        found = self._find([rewrite.text for rewrite in changed], WINDOW if self.mode == "recall" else 1)
+        typed = self._find([rewrite.query for rewrite in changed], FIRST) if self.mode == "recall" else {}
         return [_judged(one, found[one.text], typed.get(one.query, ())) if one.changed else one for one in rewrites]
+
+    def _find(self, texts: Iterable[str], size: int) -> dict[str, tuple[str, ...]]:
+        once = list(dict.fromkeys(texts))
+        return dict(zip(once, self.engine.find(self.index, once, size), strict=True)) if once else {}
 
 
 def _judged(rewrite: Rewrite, found: Sequence[str], typed: Sequence[str]) -> Rewrite:

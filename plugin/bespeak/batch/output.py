@@ -105,12 +105,19 @@ class StreamOutput:
         self._stream, self._reject = stream, reject
 
     def write(self, output: bytes, rejected: bytes) -> None:
-        self._stream.write(output)
+        try:
+            self._stream.write(output)
+            self._stream.flush()
+        except BrokenPipeError:  # who read it has enough
+            raise
+        except OSError as error:
+            raise InputError(
+                f"cannot write to standard output ({error.strerror}): give a file with --output"
+            ) from error
         if rejected:
             self._reject(rejected)
 
     def sync(self) -> tuple[int, int]:
-        self._stream.flush()
         return 0, 0
 
     def close(self) -> None:

@@ -101,11 +101,12 @@ def _go_on(job: Job, path: Path, journal: Journal, open_tools: OpenTools, tell: 
 def _left(path: Path, journal: Journal, begun: Mapping[str, Any]) -> Standing:
     """Where earlier runs have left it. Raises InputError where they were begun with something else."""
     found = journal.read()
-    if found is None or (found[1].finished and not path.exists()):
-        if found is None and not journal.path.exists():
-            _refuse_other(path)
+    if found is None:
+        _refuse_other(path)
         return Standing()
     then, standing = found
+    if standing.finished and not path.exists():
+        return Standing()
     for name in begun:
         if begun[name] != then.get(name):
             told = "" if name == "input" else f" ({then.get(name)} then, {begun[name]} now)"

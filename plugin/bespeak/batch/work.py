@@ -95,10 +95,12 @@ def find_rewrites(asked: Sequence[Asked], profiles: Sequence[Profile], tools: To
     rewrites = [made[place] if place in made else cached[key] for place, key in enumerate(keys)]
     if tools.duds:
         rewrites = tools.duds.dropped(rewrites)
-    for key, rewrite in {keys[p]: rewrites[p] for p in rest}.items():
-        if key and rewrite.status == "full":
+    for key, rewrite in dict(zip(keys, rewrites, strict=True)).items():
+        if key in cached and key and rewrite.status == "dud":
+            tools.store.drop_rewrite(key)
+        elif key not in cached and key and rewrite.status == "full":
             tools.store.put_rewrite(key, rewrite)
-    return rewrites, len(keys) - len(rest)
+    return rewrites, sum(key in cached for key in keys)
 
 
 def find_key(asked: Asked, profile: Profile, rewriter: Rewriter) -> RewriteKey | None:

@@ -221,6 +221,10 @@ class ElasticsearchStore:
         if next(self._puts) % max(1, self._rewrites_kept // 100) == 0:
             self._trim_rewrites()
 
+    def drop_rewrite(self, key: RewriteKey) -> None:
+        if self._is_there():
+            self._write(REWRITES, [Action("delete", _rewrite_id(key))], refresh=False)
+
     def resume(self, tenant: str, file_digest: str) -> Load:
         return self._load(tenant, file_digest)[0]
 

@@ -189,6 +189,16 @@ class SqliteStore:
                 (self._rewrites_kept,),
             )
 
+    def drop_rewrite(self, key: RewriteKey) -> None:
+        if not self._is_there():
+            return
+        with self._writing() as connection:
+            connection.execute(
+                "DELETE FROM rewrites WHERE tenant = ? AND user_id = ? AND profile_version = ? AND model_version = ? "
+                "AND query = ?",
+                (*key.user, key.profile_version, key.model_version, key.query),
+            )
+
     def resume(self, tenant: str, file_digest: str) -> Load:
         with self._reading() as connection:
             return Load(tenant, file_digest) if connection is None else _load(connection, tenant, file_digest)

@@ -1,0 +1,103 @@
+"""Rewrites that find nothing of use, on every engine, and what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from bespeak.batch.duds import Duds
+from bespeak.batch.queries import Asked
+from bespeak.batch.work import Tools, find_profile, find_rewrites
+from bespeak.engines.elastic import ElasticsearchEngine
+from bespeak.engines.embedded import EmbeddedEngine
+from bespeak.events import new_event
+from bespeak.records import Document, Rewrite, Term, UserKey
+from bespeak.stores.sqlite import SqliteStore
+from elasticsearch_node import new_index_name
+from fakes import ScriptedRewriter
+
+ADA = UserKey("", "ada")
+DOCUMENTS = [Document(f"hat{n}", {"text": f"hat of felt, number {n}"}) for n in range(150)] + [
+    Document("tea", {"text": "green tea from Ghent"})
+]
+
+
+@pytest.fixture(params=["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])
+def searched(request, tmp_path):
+    """An engine and an index that holds many hats and one tea."""
+    if request.param == "embedded":
+        engine, index = EmbeddedEngine(tmp_path / "indices"), "things"
+    else:
+        engine, index = ElasticsearchEngine(request.getfixturevalue("elasticsearch_url")), new_index_name()
+    engine.create(index, ("text",), None, None)
+    engine.load(index, DOCUMENTS)
+    engine.refresh(index)
+    yield engine, index
+    engine.drop(index)
+    engine.close()
+
+
+def made(query, text):
+    return Rewrite(query, text, (Term("x", "turn", "e"),) if text != query else (), "full", model="m 1")
+
+
+REWRITES = [
+    made("tea", "green tea"),
+    made("tea", "zeppelin"),
+    made("tea", "felt hat"),  # finds a hundred hats, and no tea
+    made("zeppelin", "felt hat"),  # which as typed finds nothing that could be lost
+    made("zeppelin", "zeppelin"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mode", "reasons"),
+    [
+        ("recall", ["", "finds nothing", "loses the first hits", "", ""]),
+        ("boost", ["", "finds nothing", "", "", ""]),
+    ],
+)
+def test_duds_are_replaced_by_the_query_as_typed(searched, mode, reasons):
+    judged = Duds(*searched, mode).dropped(REWRITES)
+    expected = [
+        Rewrite(one.query, one.query, (), "dud", reason, "m 1") if reason else one
+        for one, reason in zip(REWRITES, reasons, strict=True)
+    ]
+    assert judged == expected
+
+
+def test_without_rewrites_nothing_is_asked():
+    assert Duds(None, "things").dropped([made("tea", "tea")]) == [made("tea", "tea")]
+    assert Duds(None, "things").dropped([]) == []
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = SqliteStore(tmp_path / "bespeak.db")
+    made.add([new_event(ADA, "query", datetime(2025, 6, 1, tzinfo=UTC), session_id="s", text="hats")])
+    yield made
+    made.close()
+
+
+def test_a_dud_is_never_kept_and_one_that_was_is_dropped(tmp_path, store):
+    engine = EmbeddedEngine(tmp_path / "indices")
+    engine.create("things", ("text",), None, None)
+    engine.load("things", DOCUMENTS)
+    engine.refresh("things")
+    tools = Tools(ScriptedRewriter({"tea": "green tea", "coffee": "zeppelin"}), store)
+    asked = [Asked(1, None, "tea", ADA, "s"), Asked(2, None, "coffee", ADA, "s")]
+    profiles = [find_profile(one, store) for one in asked]
+    checked = replace(tools, duds=Duds(engine, "things"))
+
+    def statuses(tools):
+        rewrites, from_cache = find_rewrites(asked, profiles, tools)
+        return [rewrite.status for rewrite in rewrites], from_cache
+
+    assert statuses(checked) == (["full", "dud"], 0)
+    assert statuses(tools) == (["full", "full"], 1)  # unchecked, and now both are kept
+    assert statuses(tools) == (["full", "full"], 2)
+    assert statuses(checked) == (["full", "dud"], 2)
+    assert statuses(tools) == (["full", "full"], 1)
+    engine.close()

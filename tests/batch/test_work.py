@@ -1,0 +1,115 @@
+"""A chunk: whose history counts, what is taken from the cache, what is rewritten once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from bespeak.batch.queries import Asked
+from bespeak.batch.rewriting import rewrite_all
+from bespeak.batch.work import Tools, find_profile, find_rewrites
+from bespeak.errors import ModelError
+from bespeak.events import new_event
+from bespeak.records import Profile, Rewrite, Turn, UserKey
+from bespeak.stores.sqlite import SqliteStore
+from fakes import ADA
+
+NOW = datetime(2025, 6, 1, tzinfo=UTC)
+BOB = UserKey("", "bob")
+
+
+class Noting:
+    """Notes what it is asked; the rewrite is the query and the last turn's."""
+
+    name, version = "noting", "1"
+
+    def __init__(self):
+        self.asked = []
+
+    def rewrite(self, query, profile, budget_ms=None):
+        self.asked.append((query, profile.user, profile.session_id))
+        if query == "fails":
+            raise ModelError("it fails")
+        return Rewrite(query, f"{query} {profile.turns[-1].query}", (), "full", model="noting 1")
+
+    def warm(self, profile):
+        pass
+
+    def forget(self, user):
+        pass
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = SqliteStore(tmp_path / "bespeak.db")
+    for user in (ADA, BOB):
+        made.add([
+            new_event(user, "query", NOW, session_id="s", query_id="q1", text="hats"),
+            new_event(user, "query", NOW.replace(hour=1), session_id="s", query_id="q2", text="red ones"),
+        ])  # fmt: skip
+    yield made
+    made.close()
+
+
+def own(*queries, user=None):
+    return Profile(user, "s", turns=tuple(Turn(query, "", f"history[{n}]") for n, query in enumerate(queries)))
+
+
+def turns(asked, store):
+    return [turn.query for turn in find_profile(asked, store).turns]
+
+
+def test_history_is_the_lines_else_the_users_else_none(store):
+    assert turns(Asked(1, None, "q", ADA, "s"), store) == ["hats", "red ones"]
+    assert turns(Asked(1, None, "q", ADA, "other"), store) == []
+    assert turns(Asked(1, None, "q", ADA, "s", own("tea", user=ADA)), store) == ["tea"]
+    assert turns(Asked(1, None, "q", None, "s", own("tea")), store) == ["tea"]
+    assert turns(Asked(1, None, "q", None, "s"), store) == []
+
+
+def test_a_query_that_the_store_knows_is_not_its_own_history(store):
+    assert turns(Asked(1, "q2", "red ones", ADA, "s"), store) == ["hats"]
+
+
+def test_who_paused_has_paused_for_the_lines_history_too(store):
+    store.set_consent(ADA, False)
+    asked = [Asked(1, None, "q", ADA, "s"), Asked(2, None, "q", ADA, "s", own("tea", user=ADA))]
+    rewrites, _ = find_rewrites(asked, [find_profile(one, store) for one in asked], Tools(Noting(), store))
+    assert [(rewrite.status, rewrite.reason) for rewrite in rewrites] == [("gated", "refused")] * 2
+
+
+def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store):
+    asked = [
+        Asked(1, None, "and red?", ADA, "s"),
+        Asked(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
+        Asked(3, None, '"quoted"', ADA, "s"),
+        Asked(4, None, "fails", ADA, "s"),
+        Asked(5, None, "and red?", ADA, "s"),
+    ]
+    profiles = [find_profile(one, store) for one in asked]
+    first, second = Noting(), Noting()
+    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, store))
+    assert from_cache == 0
+    assert [rewrite.text for rewrite in rewrites] == [
+        "and red? red ones", "and red? tea", '"quoted"', "fails", "and red? red ones",
+    ]  # fmt: skip
+    assert [rewrite.status for rewrite in rewrites] == ["full", "full", "gated", "failed", "full"]
+    again, from_cache = find_rewrites(asked, profiles, Tools(second, store))
+    assert again == rewrites
+    assert from_cache == 2
+    assert [query for query, _, _ in second.asked] == ["and red?", "fails"]
+
+
+def test_what_is_asked_twice_is_rewritten_once_and_a_sessions_queries_stand_together():
+    rewriter = Noting()
+    ada, bob, other = own("tea", user=ADA), own("tea", user=BOB), own("rice", user=ADA)
+    pairs = [("a", ada), ("b", bob), ("c", ada), ("a", ada), ("d", bob), ("a", other), ("a", Profile())]
+    rewrites = rewrite_all(pairs, rewriter)
+    assert [rewrite.text for rewrite in rewrites] == ["a tea", "b tea", "c tea", "a tea", "d tea", "a rice", "a"]
+    assert rewrites[-1].reason == "no_history"
+    assert [query for query, _, _ in rewriter.asked] == ["a", "c", "a", "b", "d"]
+
+
+def test_nothing_is_asked_of_nothing():
+    assert rewrite_all([], Noting()) == []
