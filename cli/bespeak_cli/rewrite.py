@@ -63,7 +63,7 @@ def rewrite(ctx: click.Context, /, **options: Any) -> None:
 
 def stop(_signal: int, _frame: Any) -> None:
     """As the default action does, but with workers ended first."""
-    click.echo("\nStopped: the same command goes on", err=True)
+    click.echo("\nStopped: between two files the same command goes on", err=True)
     sys.exit(STOPPED)
 
 

@@ -101,6 +101,8 @@ def test_a_finished_run_is_left_as_it_is(runs):
     ("change", "said"),
     [
         ({"begun_with": {"model": "other 2"}}, r"another model \(last-turn 1 then, other 2 now\)"),
+        ({"begun_with": {"model": "last-turn 1", "check": "hats"}}, r"another check \(none then, hats now\)"),
+        ({"begun_with": {}}, r"another model \(last-turn 1 then, none now\)"),
         ({"format": "parquet"}, r"another format \(jsonl then, parquet now\)"),
     ],
 )

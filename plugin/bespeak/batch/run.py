@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
@@ -107,9 +108,9 @@ def _left(path: Path, journal: Journal, begun: Mapping[str, Any]) -> Standing:
     then, standing = found
     if standing.finished and not path.exists():
         return Standing()
-    for name in begun:
-        if begun[name] != then.get(name):
-            told = "" if name == "input" else f" ({then.get(name)} then, {begun[name]} now)"
+    for name in {**then, **begun}:
+        if begun.get(name) != then.get(name):
+            told = "" if name == "input" else f" ({then.get(name, 'none')} then, {begun.get(name, 'none')} now)"
             raise InputError(
                 f"{path} was begun with another {name}{told}: give the same again, or another --output, or delete "
                 f"{journal.path} and the output to start anew"
@@ -125,9 +126,13 @@ def _refuse_other(path: Path) -> None:
 
 
 def _digest(path: Path) -> str:
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(path: Path) -> BufferedReader:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return path.open("rb")
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
 
@@ -142,7 +147,7 @@ def _rewrite(
 ) -> Standing:
     """To the end of the input; where the run stands there, complete."""
     began = time.monotonic() - standing.seconds
-    stream = job.source.open("rb") if isinstance(job.source, Path) else job.source
+    stream = _opened(job.source) if isinstance(job.source, Path) else job.source
     with (
         closing(stream),
         closing(rewrite_chunks(read_chunks(stream, standing.place), open_tools, job.n_workers)) as work,
@@ -158,6 +163,9 @@ def _rewrite(
             standing = Standing(done.chunk.end, *output.sync(), time.monotonic() - began, tally=tally)
             commit(standing)
             tell(Step(standing, done.chunk.read_bytes))
+    if not standing.output_bytes and isinstance(job.output, Path) and job.format == "jsonl":
+        output.write(pack(b"", packing_of(job.output.name)), b"")
+        standing = replace(standing, output_bytes=output.sync()[0])
     return replace(standing, complete=True)
 
 
@@ -168,6 +176,4 @@ def _finish(job: Job, path: Path, standing: Standing) -> None:
     if job.format == "parquet":
         make_parquet(part_of(path), path)
         return
-    if not standing.output_bytes and (empty := pack(b"", packing_of(path.name))) and part_of(path).exists():
-        part_of(path).write_bytes(empty)
     give_name(path)
