@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bespeak.batch.work import Tools
 
 STOPPED = 128 + signal.SIGTERM
+CLUSTER_CALLS = 8
+"""Calls at once to a store in Elasticsearch, for each worker."""
 
 
 @click.command()
@@ -120,6 +122,7 @@ def make_tools(data: Path, cache: Path, options: dict[str, Any], form: Any, pack
     return Tools(
         choose_rewriter(options["rewriter"], cache, encoder=encoder),
         open_store(data, options), duds, form, packing, options["strict"],
+        at_once=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1,
     )  # fmt: skip
 
 

@@ -79,7 +79,8 @@ def test_who_paused_has_paused_for_the_lines_history_too(store):
     assert [(rewrite.status, rewrite.reason) for rewrite in rewrites] == [("gated", "refused")] * 2
 
 
-def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store):
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store, at_once):
     asked = [
         Asked(1, None, "and red?", ADA, "s"),
         Asked(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
@@ -89,13 +90,13 @@ def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store):
     ]
     profiles = [find_profile(one, store) for one in asked]
     first, second = Noting(), Noting()
-    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, store))
+    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, store, at_once=at_once))
     assert from_cache == 0
     assert [rewrite.text for rewrite in rewrites] == [
         "and red? red ones", "and red? tea", '"quoted"', "fails", "and red? red ones",
     ]  # fmt: skip
     assert [rewrite.status for rewrite in rewrites] == ["full", "full", "gated", "failed", "full"]
-    again, from_cache = find_rewrites(asked, profiles, Tools(second, store))
+    again, from_cache = find_rewrites(asked, profiles, Tools(second, store, at_once=at_once))
     assert again == rewrites
     assert from_cache == 2
     assert [query for query, _, _ in second.asked] == ["and red?", "fails"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bespeak.batch.duds import Duds
 from bespeak.batch.lines import Chunk
@@ -19,6 +20,9 @@ from bespeak.gate import decline
 from bespeak.records import Profile, Rewrite
 from bespeak.rewrite import RewriteKey, Rewriter, model_of, version_read
 
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
+
 
 @dataclass(frozen=True, slots=True)
 class Tools:
@@ -30,6 +34,14 @@ class Tools:
     form: Form = "jsonl"
     packing: Packing = ""
     strict: bool = False
+    at_once: int = 1  # calls to the store; more where each of them mostly waits
+
+    def each(self, call: Callable[[Given], Answer], given: Iterable[Given]) -> list[Answer]:
+        """What the store answers to each call, in their order."""
+        if self.at_once == 1:
+            return list(map(call, given))
+        with ThreadPoolExecutor(self.at_once) as threads:
+            return list(threads.map(call, given))
 
     def close(self) -> None:
         self.store.close()
@@ -61,7 +73,7 @@ def rewrite_chunk(chunk: Chunk, tools: Tools) -> Done:
     if tools.strict and first_bad:
         return Done(chunk, b"", b"", Tally(), first_bad)
     asked = [row for row in rows if isinstance(row, Asked)]
-    profiles = [find_profile(one, tools.store) for one in asked]
+    profiles = tools.each(lambda one: find_profile(one, tools.store), asked)
     rewrites, from_cache = find_rewrites(asked, profiles, tools)
     output = json_lines(map(output_row, asked, profiles, rewrites))
     counted = tally(rewrites, rejected, from_cache, time.perf_counter() - began, (chunk.first_no, chunk.end.line_no))
@@ -86,20 +98,18 @@ def find_rewrites(asked: Sequence[Asked], profiles: Sequence[Profile], tools: To
     These are `full` as when they were made, so that the output does not depend on what a run before this one has kept.
     """
     keys = [find_key(one, profile, tools.rewriter) for one, profile in zip(asked, profiles, strict=True)]
-    cached: dict[RewriteKey | None, Rewrite] = {}
-    for key in dict.fromkeys(keys):
-        if key and (found := tools.store.get_rewrite(key)):
-            cached[key] = replace(found, status="full")
+    asked_for = [key for key in dict.fromkeys(keys) if key]
+    found = zip(asked_for, tools.each(tools.store.get_rewrite, asked_for), strict=True)
+    cached: dict[RewriteKey | None, Rewrite] = {key: replace(one, status="full") for key, one in found if one}
     rest = [place for place, key in enumerate(keys) if key not in cached]
     made = dict(zip(rest, rewrite_all([(asked[p].query, profiles[p]) for p in rest], tools.rewriter), strict=True))
     rewrites = [made[place] if place in made else cached[key] for place, key in enumerate(keys)]
     if tools.duds:
         rewrites = tools.duds.dropped(rewrites)
-    for key, rewrite in dict(zip(keys, rewrites, strict=True)).items():
-        if key in cached and key and rewrite.status == "dud":
-            tools.store.drop_rewrite(key)
-        elif key not in cached and key and rewrite.status == "full":
-            tools.store.put_rewrite(key, rewrite)
+    final = dict(zip(keys, rewrites, strict=True))
+    tools.each(tools.store.drop_rewrite, [key for key in asked_for if key in cached and final[key].status == "dud"])
+    new = [key for key in asked_for if key not in cached and final[key].status == "full"]
+    tools.each(lambda key: tools.store.put_rewrite(key, final[key]), new)
     return rewrites, sum(key in cached for key in keys)
 
 
