@@ -51,6 +51,12 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--examples", type=click.IntRange(min=1), metavar="N", help="Show the N best and the N worst rewrites.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="For MovieLens: a picture of the gain by length of history, .png or .svg; needs the extra plot.",
+)
 @click.option("--interleaving", is_flag=True, help="What clicks say of what `serve --compare` compared.")
 @click.option(
     "--check",
@@ -71,10 +77,16 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         return
     if options["data"] is None:
         raise click.MissingParameter(param_hint="'--data'", param_type="option")
+    if options["plot"]:
+        check_plotted(options)
     if options["checks"]:
         check_all(ctx, options)
         return
     found = measure(ctx, options["data"], options)
+    if options["plot"]:
+        from bespeak.evaluation.plot import plot_gains
+
+        plot_gains(found.cells, baseline(found.cells), options["plot"])
     if options["format_"] == "json":
         import json
 
@@ -83,6 +95,16 @@ def evaluate(ctx: click.Context, /, **options: Any) -> None:
         click.echo(as_table(found.cells, found.facts))
         if found.examples:
             click.echo("\n" + as_examples(found.examples))
+
+
+def check_plotted(options: dict[str, Any]) -> None:
+    """A measure may take long: what forbids the picture is said before it."""
+    from bespeak.evaluation.movielens import is_movielens
+    from bespeak.evaluation.plot import check_plot
+
+    if not is_movielens(options["data"]):
+        raise click.UsageError("only MovieLens has histories of several lengths: leave --plot out")
+    check_plot(options["plot"])
 
 
 def report_compared(ctx: click.Context, options: dict[str, Any]) -> None:

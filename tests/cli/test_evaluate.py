@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,35 @@ def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):
 def test_movielens_has_no_rewrites(run, cinema):
     result = run("--data", cinema, "--examples", 3)
     assert (result.exit_code, "leave --examples out" in result.stderr) == (2, True)
+
+
+def test_a_plot_names_systems_and_lengths_of_history_beside_the_table(run, cinema, tmp_path):
+    arguments = ["--data", cinema, "--system", "engine,user,popularity", "--every", 2]
+    result = run(*arguments, "--plot", tmp_path / "gain.svg")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == run(*arguments).stdout
+    drawn = (tmp_path / "gain.svg").read_text()
+    lengths = re.findall(r"^user +(\S+)", result.stdout, re.MULTILINE)
+    for text in ("engine", "user", "popularity", "nDCG@10 above engine", *lengths):
+        assert f"<!-- {text} -->" in drawn, text
+
+
+def test_a_plot_that_cannot_be_is_told_before_anything_is_measured(run, folder, cinema, tmp_path, monkeypatch):
+    def refused(data, name):
+        result = run("--data", data, "--plot", tmp_path / name)
+        assert result.exit_code == 2, result.output
+        assert "queries" not in result.stderr
+        return result.stderr
+
+    assert "leave --plot out" in refused(folder, "gain.svg")
+    assert "one of .png, .svg, .pdf" in refused(cinema, "gain.doc")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'bespeak[plot]'" in refused(cinema, "gain.svg")
+
+
+def test_a_plot_that_cannot_be_written_is_a_sentence(run, cinema, tmp_path):
+    result = run("--data", cinema, "--system", "popularity", "--plot", tmp_path / "nowhere" / "gain.svg")
+    assert (result.exit_code, "cannot write" in result.stderr) == (1, True)
 
 
 @pytest.mark.model
