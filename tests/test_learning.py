@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from bespeak.behaviour import gather
 from bespeak.errors import InputError, StoreError
 from bespeak.events import new_event
 from bespeak.learning import (
@@ -11,7 +12,6 @@ from bespeak.learning import (
     MIN_USERS,
     RIDGE,
     LearntFolder,
-    gather,
     learn,
     learnt_path,
     read_learnt,

@@ -31,9 +31,10 @@ def learn(ctx: click.Context, /, **options: Any) -> None:
     """
     from contextlib import closing
 
+    from bespeak.behaviour import gather
     from bespeak.errors import InputError
-    from bespeak.learning import gather, learnt_path, write_learnt
     from bespeak.learning import learn as solve
+    from bespeak.learning import learnt_path, write_learnt
     from bespeak.profile import PREFERRING
 
     def progress(step: str) -> None:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError, StoreError
-from bespeak.profile import strength
-from bespeak.records import Event, Preference
+from bespeak.records import Preference
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+    from bespeak.behaviour import Behaviour
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.int32]
@@ -106,61 +106,6 @@ class Learnt:
         return np.array([PRIOR * (self.prior[row] if row >= 0 else self.unknown) for row in rows], np.float32)
 
 
-@dataclass(frozen=True)
-class Behaviour:
-    """Of one tenant: `(user, document) → interest` as three columns, and the documents' ids."""
-
-    doc_ids: list[str]
-    n_users: int
-    n_events: int
-    users: Rows
-    docs: Rows
-    values: Floats
-
-
-def gather(events: Iterable[Event]) -> dict[str, Behaviour]:
-    """By tenant. The events of one user may come in any order; of several on a document the strengths are summed,
-    of several ratings the newest counts."""
-    tenants: dict[str, _Gathered] = {}
-    for event in events:
-        if event.doc_id:
-            tenants.setdefault(event.user.tenant, _Gathered()).add(event)
-    return {tenant: found.behaviour() for tenant, found in tenants.items()}
-
-
-class _Gathered:
-    def __init__(self) -> None:
-        self._users: dict[str, int] = {}
-        self._docs: dict[str, int] = {}
-        self._sums: dict[tuple[int, int], float] = {}
-        self._rated: dict[tuple[int, int], tuple[Any, float]] = {}
-        self._n_events = 0
-
-    def add(self, event: Event) -> None:
-        key = (
-            self._users.setdefault(event.user.user_id, len(self._users)),
-            self._docs.setdefault(event.doc_id, len(self._docs)),
-        )
-        self._n_events += 1
-        if event.action != "rating":
-            self._sums[key] = self._sums.get(key, 0.0) + strength(event)
-            return
-        at = _in_time(event)
-        if key not in self._rated or self._rated[key][0] < at:
-            self._rated[key] = (at, interest("rating", strength(event)))
-
-    def behaviour(self) -> Behaviour:
-        found = self._sums
-        for key, (_, value) in self._rated.items():
-            found[key] = found.get(key, 0.0) + value
-        pairs = np.array(list(found), np.int32).reshape(-1, 2)
-        values = np.clip(np.fromiter(found.values(), np.float32, len(found)), -1, 2)
-        return Behaviour(list(self._docs), len(self._users), self._n_events, pairs[:, 0], pairs[:, 1], values)
-
-
-_in_time = attrgetter("timestamp", "event_id")
-
-
 def learn(behaviour: Behaviour, progress: Progress = lambda _step: None) -> Learnt:
     """Raises `InputError` where too little was done by too few."""
     from scipy.sparse import csr_matrix
@@ -223,8 +168,7 @@ def _primal(x: csr_matrix, ridge: np.float32) -> Callable[[Any], Floats]:
     gram[np.diag_indices_from(gram)] += ridge
     factor, failed = lapack.spotrf(gram, lower=1, overwrite_a=1)
     inverse, failed_too = lapack.spotri(factor, lower=1, overwrite_c=1)
-    if failed or failed_too:  # not reached with a ridge above 0, unless a value is not finite
-        raise InputError("the events hold a value that is no number: load them again")
+    check_numbers(failed or failed_too)
 
     def columns(block: Any) -> Floats:
         """Of a symmetric matrix of which the lower triangle alone is filled."""
@@ -237,16 +181,25 @@ def _primal(x: csr_matrix, ridge: np.float32) -> Callable[[Any], Floats]:
 
 
 def _dual(x: csr_matrix, ridge: np.float32) -> Callable[[Any], Floats]:
-    small = (x @ x.T).toarray().astype(np.float64)
+    from scipy.linalg import lapack
+
+    small = np.asfortranarray((x @ x.T).toarray(), np.float64)
     small[np.diag_indices_from(small)] += ridge
-    half = np.linalg.inv(small).astype(np.float32) @ x.toarray()  # (n_users, n_docs)
+    factor, failed = lapack.dpotrf(small, lower=1, overwrite_a=1)
+    check_numbers(failed)
 
     def columns(block: Any) -> Floats:
-        found: Floats = np.asarray(-(x.T @ half[:, block]), np.float32)
+        half, _ = lapack.dpotrs(factor, x[:, block].toarray().astype(np.float64, order="F"), lower=1, overwrite_b=1)
+        found: Floats = np.asarray(-(x.T @ half.astype(np.float32)), np.float32)
         found[block, np.arange(len(block))] += 1
         return found / ridge
 
     return columns
+
+
+def check_numbers(failed: int) -> None:
+    if failed:  # not reached with a ridge above 0, unless a value is not finite
+        raise InputError("the events hold a value that is no number: load them again")
 
 
 # The file.
