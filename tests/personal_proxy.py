@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bespeak.events import EventStore, new_event
+from bespeak.learning import LearntFolder
 from bespeak.pipeline import Parts
 from bespeak.proxy import Upstream
 from bespeak.proxy.assembly import assemble
@@ -113,6 +114,39 @@ def know_ada(store: EventStore, session_id: str = "s") -> None:
     )
 
 
+COATS = [
+    {
+        "_index": "i",
+        "_id": f"d{n}",
+        "_score": 9.0 - n,
+        "_source": {"text": f"coat {n}"},
+        "_seq_no": 1,
+        "_primary_term": 1,
+    }
+    for n in range(4)
+]
+
+
+async def coats(scope, receive, send):
+    """The same four hits to every search; to anything else what an index is."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    found = {"took": 1, "timed_out": False, "status": 200,
+             "hits": {"total": {"value": 4, "relation": "eq"}, "max_score": 9.0, "hits": COATS}}  # fmt: skip
+    if scope["path"].endswith("_msearch"):
+        answer = {"took": 1, "responses": [found] * (body.count(b"\n") // 2)}
+    elif scope["path"].endswith("_search"):
+        answer = found
+    else:
+        index = {"uuid": "u"}
+        answer = {"i": {"mappings": {"properties": {"text": {"type": "text"}}}, "settings": {"index": index}}}
+    own = [(b"content-type", b"application/json"), (b"x-elastic-product", b"Elasticsearch")]
+    await send({"type": "http.response.start", "status": 200, "headers": own})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+
 @contextlib.contextmanager
 def personal_proxy(
     url: str,
@@ -122,6 +156,7 @@ def personal_proxy(
     rewriter: Any = None,
     settings: Settings | None = None,
     store: EventStore | None = None,
+    learnt: LearntFolder | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, EventStore]]:
     """The URL of a proxy in front of `url`, and its store, which knows Ada."""
@@ -129,7 +164,7 @@ def personal_proxy(
     store = store or SqliteStore(folder / "bespeak.db", timeout_s=0.2)
     know_ada(store)
     rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
-    parts = Parts(settings or Settings(window=20), rewriter, encoder or BagEncoder())
+    parts = Parts(settings or Settings(window=20), rewriter, encoder or BagEncoder(), learnt=learnt)
     app = assemble(Upstream([url]), store, parts, folder / "vectors.db", **options)
     with serving(app) as proxy_url:
         yield proxy_url, store

@@ -160,7 +160,17 @@ def test_a_file_gives_what_was_written(tmp_path):
     assert [p.name for p in tmp_path.glob("learnt*")] == [path.name]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b"", lambda b: b[:90] + b"x" + b[91:]])
+DAMAGES = {
+    "cut short": lambda b: b[:-5],
+    "cut in its head": lambda b: b[:40],
+    "empty": lambda b: b"",
+    "another kind of file": lambda b: b"SQLite format 3\0" + b[16:],
+    "another digest": lambda b: b[:20] + bytes([b[20] ^ 1]) + b[21:],
+    "another byte": lambda b: b[:90] + b"x" + b[91:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_told_and_read_again_once_it_is_whole(tmp_path, damage):
     path, found = learnt_path(tmp_path, ""), learnt_of(crowd())
     write_learnt(path, found)

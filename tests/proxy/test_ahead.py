@@ -1,7 +1,6 @@
 """What is read of a session's next prompt between two searches, and what ends it."""
 
 import asyncio
-import json
 import threading
 import time
 from dataclasses import replace
@@ -16,44 +15,11 @@ from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
 from bespeak.settings import Settings
 from fakes import ADA, ScriptedRewriter
-from personal_proxy import call, personal_proxy
+from personal_proxy import call, coats, personal_proxy
 from proxy_server import PATIENCE_S, serving
 
 KNOWN = Profile(ADA, "s", turns=(Turn("silk scarf", "silk is light", "t"),))
-
-
 AS_ADA = {"X_Bespeak_User": "ada", "X_Bespeak_Session": "s"}
-HITS = [
-    {
-        "_index": "i",
-        "_id": f"d{n}",
-        "_score": 9.0 - n,
-        "_source": {"text": f"coat {n}"},
-        "_seq_no": 1,
-        "_primary_term": 1,
-    }
-    for n in range(4)
-]
-
-
-async def engine(scope, receive, send):
-    """The same four hits to every search; to anything else what an index is."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    found = {"took": 1, "timed_out": False, "status": 200,
-             "hits": {"total": {"value": 4, "relation": "eq"}, "max_score": 9.0, "hits": HITS}}  # fmt: skip
-    if scope["path"].endswith("_msearch"):
-        answer = {"took": 1, "responses": [found] * (body.count(b"\n") // 2)}
-    elif scope["path"].endswith("_search"):
-        answer = found
-    else:
-        index = {"uuid": "u"}
-        answer = {"i": {"mappings": {"properties": {"text": {"type": "text"}}}, "settings": {"index": index}}}
-    own = [(b"content-type", b"application/json"), (b"x-elastic-product", b"Elasticsearch")]
-    await send({"type": "http.response.start", "status": 200, "headers": own})
-    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
 
 
 class Warming(ScriptedRewriter):
@@ -96,7 +62,7 @@ def proxied(tmp_path):
         settings = Settings(window=4, profile_ms=5000, rewrite_ms=5000, rerank_ms=5000)
         return personal_proxy(engine_url, tmp_path / "p", rewriter=rewriter, settings=settings)
 
-    with serving(engine) as engine_url:
+    with serving(coats) as engine_url:
         yield make
 
 

@@ -154,6 +154,7 @@ class Personaliser:
         self._chains, self._typed_path, self._comparison = chains, typed_path, comparison
         self._metrics = metrics
         self._rewriting, self._reranking, self._profiling = Breaker(), Breaker(), Breaker()
+        self._damage = ""
         for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
             metrics.watch_breaker(name, partial(getattr, breaker, "open"))
 
@@ -246,7 +247,7 @@ class Personaliser:
             self._metrics.reranked(found.status, time.monotonic() - began)
         order = found.order
         with stage("page"):
-            told = self._tell(chain, found.status)
+            told = self._tell(chain, found.status, also=found.reason)
             added = self._explained(personal, reply, order, found, told) if search.explained else {}
             text = write_page(reply, order, search, added)
         keys = array("q", (place_key(reply.hits[i]) for i in order[:window]))
@@ -272,7 +273,7 @@ class Personaliser:
         )
         with stage("rank"):
             rankings, ranked, placed, judge = [], {}, list[int](), None
-            learnt, _ = self._parts.learnt_for(profile)
+            learnt, damage = self._parts.learnt_for(profile)
             for side, added in zip(sides, clauses, strict=True):
                 read = [
                     Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
@@ -300,7 +301,15 @@ class Personaliser:
             ranked,
             judge,
             {i: side + 1 for i, side in zip(order, placed, strict=False)},
+            reason=self._warned(damage) and "learnt_unreadable",
         )
+
+    def _warned(self, damage: str) -> str:
+        """Once, not at every search."""
+        if damage and damage != self._damage:
+            logger.warning("%s", damage)
+        self._damage = damage
+        return damage
 
     def _compared(self, personal: Personal) -> Comparison | None:
         """What is compared here: nothing where words of ours found hits, or where somebody looks at scores."""
@@ -362,6 +371,7 @@ class Personaliser:
                     "terms": [term_told(term) for term in rewrite.terms],
                 },
                 "rerank": told.rerank,
+                "reason": told.reason,
                 "window": personal.asked.window,
                 "query_id": told.query_id,
                 "hits": [hit_told(reply, i, ranked.get(i)) for i in page],
@@ -423,10 +433,10 @@ class Personaliser:
         breaker.succeeded()
         return done
 
-    def _tell(self, chain: Chain, rerank: RerankStatus, reason: str = "") -> Told:
+    def _tell(self, chain: Chain, rerank: RerankStatus, reason: str = "", also: str = "") -> Told:
         rewrite = chain.rewrite
         because = rewrite.reason if rewrite.status in ("gated", "off") else ""
-        return Told(rewrite.status, rerank, reason or because, chain.query_id)
+        return Told(rewrite.status, rerank, ",".join(filter(None, (reason or because, also))), chain.query_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,7 +452,7 @@ class Completed:
 class Order:
     """Indices of an answer's hits in their new order, and for those of the window how they came there.
 
-    `sides` says of what was compared which side put a hit there, from 1.
+    `sides` says of what was compared which side put a hit there, from 1, `reason` what was left out.
     """
 
     order: list[int]
@@ -450,6 +460,7 @@ class Order:
     ranked: Mapping[int, Ranked] = field(default_factory=dict)
     judge: Judge | None = None
     sides: Mapping[int, int] = field(default_factory=dict)
+    reason: str = ""
 
 
 async def score_words(
