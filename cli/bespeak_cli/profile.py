@@ -71,6 +71,8 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
         gone = store.forget(user_key(tenant, user))
     pause = "a pause" if gone.consent else "no pause"
     click.echo(f"Deleted: {gone.events} events, {gone.rewrites} cached rewrites, {pause}")
+    if gone.events:
+        tell_learnt(ctx, tenant)
 
 
 @profile.command()
@@ -85,6 +87,16 @@ def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
     with opened_store(ctx) as store:
         store.set_consent(user_key(tenant, user), state == "on")
     click.echo("Personalisation is " + ("on." if state == "on" else "paused; what is known is kept."), err=True)
+    if state == "off":
+        tell_learnt(ctx, tenant)
+
+
+def tell_learnt(ctx: click.Context, tenant: str) -> None:
+    """A sum over everyone cannot lose one user; it can be made anew."""
+    from bespeak.learning import LearntFolder
+
+    if LearntFolder(ctx.obj.data).holds(tenant):
+        click.echo("What was learnt of everyone may count this user until `bespeak learn` runs again.", err=True)
 
 
 @contextmanager

@@ -97,7 +97,10 @@ class EventStore(Protocol):
         ...
 
     def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
-        """The events of these actions of all users of all tenants, those of one user together."""
+        """The events of these actions of all users of all tenants, those of one user together.
+
+        Without those of users who paused: nobody else is served by what they did.
+        """
         ...
 
     def forget(self, user: UserKey) -> Forgotten:

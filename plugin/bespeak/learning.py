@@ -264,6 +264,10 @@ class LearntFolder:
         self._folder = folder
         self._read: dict[str, tuple[tuple[int, int], Learnt | None, str]] = {}
 
+    def holds(self, tenant: str) -> bool:
+        """Whether there is a file: it counts in its sums whoever was there when it was learnt."""
+        return learnt_path(self._folder, tenant).exists()
+
     def of(self, tenant: str) -> tuple[Learnt | None, str]:
         """What is learnt of a tenant's users, and why it cannot be used; None and "" where nothing was learnt."""
         path = learnt_path(self._folder, tenant)

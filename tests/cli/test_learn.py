@@ -47,6 +47,35 @@ def test_too_few_events_are_refused_in_a_sentence(learn, tmp_path):
     assert LearntFolder(tmp_path).of("a") == (None, "")
 
 
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("learnt-*")}
+
+
+@pytest.mark.parametrize(("gone", "back"), [(["forget", "odd"], []), (["consent", "odd", "off"], ["on"])])
+def test_who_is_gone_leaves_the_sums_at_the_next_run_and_is_told_so(learn, tmp_path, gone, back):
+    def profile(*arguments):
+        result = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "profile", *arguments, "--tenant", "a"])
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    assert learn(bought("a", 20)).exit_code == 0
+    before = files(tmp_path)
+    odd = [new_event(UserKey("a", "odd"), "purchase", START, doc_id=f"a{d}") for d in (0, 3)]
+    assert learn(odd).exit_code == 0
+    assert files(tmp_path) != before
+    assert "until `bespeak learn` runs again" in profile(*gone)
+    assert learn([]).exit_code == 0
+    assert files(tmp_path) == before
+    if back:
+        assert "learn" not in profile("consent", "odd", "on")
+
+
+def test_nothing_is_said_of_learning_where_nothing_was_learnt(tmp_path):
+    SqliteStore(tmp_path / "bespeak.db").add(bought("a", 1))
+    result = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "profile", "forget", "u0", "--tenant", "a"])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_a_tenant_with_too_few_events_holds_up_no_other(learn):
     result = learn([*bought("a", 20), *bought("b", 2)])
     assert (result.exit_code, result.stdout.count("Learnt")) == (0, 1)

@@ -27,6 +27,7 @@ def ask(tmp_path):
         def asked(text="coat", **headers):
             return call(proxy, "/i/_search", {"query": {"match": {"text": text}}} | EXPLAINED, **(AS_ADA | headers))
 
+        asked.url = proxy
         yield asked
 
 
@@ -64,6 +65,21 @@ def test_the_log_names_the_damaged_file_once(ask, tmp_path, caplog):
     learnt_path(tmp_path, "").write_bytes(b"no file of ours")
     ask(), ask()
     assert [learnt_path(tmp_path, "").name in message for message in caplog.messages].count(True) == 1
+
+
+def test_after_forget_the_answer_is_a_strangers_and_learning_is_due_again(ask, tmp_path):
+    write_learnt(learnt_path(tmp_path, ""), WHO_LIKES_D4_LIKES_D3)
+    assert ask().ids[0] == "d3"
+    assert call(ask.url, "/_bespeak/profile/ada", method="DELETE").json["learn_again"] is True
+    assert ask().same() == ask(X_Bespeak_User="nobody").same()
+
+
+@pytest.mark.parametrize(("given", "due"), [(b"false", True), (b"true", False)])
+def test_who_pauses_hears_that_learning_is_due_again(ask, tmp_path, given, due):
+    place = "/_bespeak/profile/ada/consent"
+    assert "learn_again" not in call(ask.url, place, given, "PUT").json
+    write_learnt(learnt_path(tmp_path, ""), WHO_LIKES_D4_LIKES_D3)
+    assert call(ask.url, place, given, "PUT").json.get("learn_again", False) is due
 
 
 def test_a_stranger_hears_nothing_of_it(ask, tmp_path):

@@ -73,6 +73,16 @@ def test_events_of_everyone_come_by_action_a_user_after_the_other(store):
     assert {e.user for e in store.of_everyone(["click"])} == {users[0], users[2]}
 
 
+def test_what_a_user_did_who_paused_is_left_out_of_everyones(store):
+    paused = UserKey("shop", USER.user_id)
+    store.add(event("click", user=user, doc_id="d") for user in (USER, paused))
+    store.set_consent(paused, False)
+    assert [e.user for e in store.of_everyone(["click"])] == [USER]
+    assert len(list(store.export(paused))) == 1
+    store.set_consent(paused, True)
+    assert {e.user for e in store.of_everyone(["click"])} == {USER, paused}
+
+
 def test_added_twice_is_added_once(store):
     events = [event(ago_s=n, doc_id="d") for n in range(5)]
     assert store.add(events) == 5

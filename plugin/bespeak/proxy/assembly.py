@@ -72,6 +72,7 @@ def assemble(
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
         ready=lambda: missing(upstream), token=token, forgets=forgets,
+        learnt=lambda tenant: parts.learnt is not None and parts.learnt.holds(tenant),
         answered=lambda user, session_id: ahead.read_session(user, session_id) if users.includes(user) else None,
     )  # fmt: skip
     closing = [

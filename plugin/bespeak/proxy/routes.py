@@ -135,16 +135,19 @@ class Routes:
         token: str | None = None,
         forgets: Sequence[Callable[[UserKey], object]] = (),
         answered: Callable[[UserKey, str], object] = lambda _user, _session_id: None,
+        learnt: Callable[[str], bool] = lambda _tenant: False,
         ready_s: float = READY_S,
     ) -> None:
         """`ready` gives what is missing, a sentence each, within `ready_s`.
 
         `forgets` are called once the store has forgotten a user, `answered` with the user and session of the last
-        event, of those taken, that tells what came of a query.
+        event, of those taken, that tells what came of a query. `learnt` says whether there is a sum over a tenant's
+        users, which may count one of them still.
         """
         self._store, self._recorder, self._metrics, self._share = store, recorder, metrics, share
         self._rewrite, self._ready, self._ready_s = rewrite, ready, ready_s
         self._token, self._forgets, self._answered = token, tuple(forgets), answered
+        self._learnt = learnt
         self._threads = ThreadPoolExecutor(STORE_THREADS, "bespeak-routes")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -233,7 +236,11 @@ class Routes:
     async def _forget(self, user_id: str, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         user = user_key(tenant_of(scope["headers"]), user_id)
         gone = await self._stored(partial(self._forget_everywhere, user))
-        await answer_json(send, 200, gone._asdict())
+        await answer_json(send, 200, gone._asdict() | self._due(gone.events > 0, user))
+
+    def _due(self, lost: bool, user: UserKey) -> dict[str, bool]:
+        """A sum over everyone cannot lose one user; it can be made anew."""
+        return {"learn_again": True} if lost and self._learnt(user.tenant) else {}
 
     def _forget_everywhere(self, user: UserKey) -> Forgotten:
         """First what is on its way to the store, then the store, then what was derived from it."""
@@ -252,7 +259,7 @@ class Routes:
         await self._stored(partial(self._store.set_consent, user, given))
         for forget in self._forgets:  # pages under way too begin anew
             forget(user)
-        await answer_json(send, 200, {"consent": given})
+        await answer_json(send, 200, {"consent": given} | self._due(not given, user))
 
     async def _answer_rewrite(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = read_asked(await whole_body(receive))

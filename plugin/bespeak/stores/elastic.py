@@ -153,8 +153,12 @@ class ElasticsearchStore:
             return
         found = {"terms": {"action": list(actions)}}
         body = {"query": {"bool": {"filter": [found]}}, "sort": _sort(NEWEST_FIRST), "size": EXPORT_BATCH}
+        everybody = {"query": {"match_all": {}}, "sort": _sort({"user": "asc"}), "size": PAGE}
+        paused = {hit["_source"]["user"] for hits in self._pages(Search(CONSENT, everybody)) for hit in hits}
         for hits in self._pages(Search(EVENTS, body)):
             for hit in hits:
+                if hit["_source"]["user"] in paused:
+                    continue
                 kept = hit["_source"]["event"]
                 yield _read_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
 

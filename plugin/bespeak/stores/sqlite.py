@@ -74,6 +74,7 @@ BY_TIME = f"""SELECT {EVENT}, attributes FROM events WHERE tenant = ? AND user_i
     ORDER BY at_us, event_id LIMIT ?"""
 OF_EVERYONE = f"""SELECT {EVENT}, attributes FROM events
     WHERE action IN ({{}}) AND (tenant, user_id, at_us, event_id) > (?, ?, ?, ?)
+    AND NOT EXISTS (SELECT 1 FROM paused WHERE paused.tenant = events.tenant AND paused.user_id = events.user_id)
     ORDER BY tenant, user_id, at_us, event_id LIMIT ?"""
 ADD = """INSERT INTO events (event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value,
     attributes, session) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
