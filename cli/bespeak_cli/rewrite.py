@@ -113,16 +113,18 @@ def make_tools(data: Path, cache: Path, options: dict[str, Any], form: Any, pack
     from bespeak.batch.duds import Duds
     from bespeak.batch.work import Tools
     from bespeak.encode import load_encoder
+    from bespeak.joint import ROWS
     from bespeak.rewrite import choose_rewriter
 
-    encoder = load_encoder(options["encoder"], cache) if options["rewriter"] == "model" else None
+    model = options["rewriter"] == "model"
+    encoder = load_encoder(options["encoder"], cache) if model else None
     duds = Duds(open_engine_of(data, options), options["check"], options["mode"]) if options["check"] else None
     if duds:
         duds.engine.describe(duds.index)
     return Tools(
-        choose_rewriter(options["rewriter"], cache, encoder=encoder),
+        choose_rewriter(options["rewriter"], cache, encoder=encoder, joint=True),
         open_store(data, options), duds, form, packing, options["strict"],
-        at_once=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1,
+        at_once=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1, n_threads=ROWS if model else 1,
     )  # fmt: skip
 
 

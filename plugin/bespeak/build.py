@@ -38,6 +38,7 @@ N_LAYERS, WIDTH, N_HEADS, HEAD = 18, 640, 4, 256
 GLOBAL_EVERY = 6  # layers 6, 12 and 18 look with the global rotary base
 ROTARY_BASES = {"global": 1e6, "local": 1e4}
 EPSILON = 1e-6
+ROWS = 8  # texts that the second graph reads at once
 MAX_TOKENS = 1024  # longest prompt and rewrite together; the rotary tables grow with it
 LEVELS = 63
 """Of an input on either side of zero. A processor without VNNI adds pairs of products of an unsigned and a signed
@@ -168,7 +169,10 @@ def _build_into(folder: Path, cache: Path, report: Progress) -> None:
     done.mkdir()
     report("reading the base's weights", 0.0)
     base = Base(_assemble(folder / "base.gguf"), parts)
-    _save(_graph(base, report), done / "model.onnx")
+    graph = _graph(base, report)
+    report("writing the files", 0.88)
+    _save(_single(graph), done / "model.onnx")
+    _save_beside(_joint(graph, ROWS), done / "rows.onnx", done / "model.onnx")
     report("taking the digests", 0.95)
     for name in BESIDE:
         shutil.copyfile(parts / name, done / name)
@@ -247,9 +251,9 @@ class Base:
 class Graph:
     """An ONNX graph that grows node by node; each node is named after its first output."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: dict[str, npt.NDArray[Any]] | None = None) -> None:
         self.nodes: list[Any] = []
-        self.weights: dict[str, npt.NDArray[Any]] = {}
+        self.weights = {} if weights is None else weights
         self._levelled: set[str] = set()
 
     def weight(self, name: str, values: npt.NDArray[Any]) -> str:
@@ -322,14 +326,10 @@ def quantise_blocks(weights: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     return levels, scales
 
 
-def _graph(base: Base, report: Progress) -> Any:
-    """Token ids and past keys and values in; the grown ones out, and scores of what follows each token from
-    `first_scored` on (counted from the end: -1 is the last).
-    """
-    from onnx import TensorProto, helper
-
+def _graph(base: Base, report: Progress) -> Graph:
+    """All nodes but what tells the attention how long its text is."""
     graph = Graph()
-    _lengths(graph)
+    _zeros(graph)
     embedding = base.embedding()
     total, normed = _embed(graph, embedding), ""
     _rotary_tables(graph)
@@ -341,14 +341,69 @@ def _graph(base: Base, report: Progress) -> Any:
         "MatMulNBits", [normed, "embedding.levels", "embedding.scales"], ["logits"],
         K=WIDTH, N=len(embedding), bits=8, block_size=BLOCK, accuracy_level=4,
     )  # fmt: skip
-    caches = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
-    value = helper.make_tensor_value_info
-    inputs = [value("input_ids", TensorProto.INT64, ["batch", "tokens"]), value("first_scored", TensorProto.INT64, [1])]
-    inputs += [value(f"past.{name}", TensorProto.FLOAT, ["batch", 1, "past", HEAD]) for name in caches]
-    outputs = [value("logits", TensorProto.FLOAT, ["batch", "scored", len(embedding)])]
-    outputs += [value(f"present.{name}", TensorProto.FLOAT, ["batch", 1, "all", HEAD]) for name in caches]
-    report("writing the file", 0.88)
-    return helper.make_graph(graph.nodes, MODEL, inputs, outputs, _tensors(graph.weights))
+    return graph
+
+
+CACHES = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
+
+
+def _single(graph: Graph) -> Any:
+    """One text: its new tokens and its past keys and values in; the grown ones out, and the scores of what follows the
+    tokens at the places `scored`.
+    """
+    ahead = Graph(graph.weights)
+    ahead.add("Shape", ["input_ids"], ["n_new"], start=1, end=2)
+    _lengths(ahead, "n_new", "")
+    return _made([*ahead.nodes, *graph.nodes], graph.weights, [""])
+
+
+def _joint(graph: Graph, rows: int) -> Any:
+    """Several texts, their new tokens one after another, `row_tokens` of each, so that every product is taken for all
+    of them together and nothing is padded; only the attention is each text's own.
+    """
+    ahead = Graph(graph.weights)
+    counts = [f"n_new.{row}" for row in range(rows)]
+    ahead.add("Split", ["row_tokens"], counts, axis=0, num_outputs=rows)
+    for row in range(rows):
+        _lengths(ahead, counts[row], f".{row}")
+    nodes = [*ahead.nodes]
+    for node in graph.nodes:
+        nodes += _by_row(node, rows) if node.op_type == "GroupQueryAttention" else [node]
+    return _made(nodes, graph.weights, [f".{row}" for row in range(rows)])
+
+
+def _by_row(node: Any, rows: int) -> list[Any]:
+    """The attention of each text."""
+    from onnx import helper
+
+    own = Graph({})
+    new, tables, outputs = node.input[:3], node.input[5:], node.output
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    for name in new:
+        own.add("Split", [name, "row_tokens"], [f"{name}.{row}" for row in range(rows)], axis=1)
+    for row in range(rows):
+        past = [name.replace("past", f"past.{row}", 1) for name in node.input[3:5]]
+        lengths = [f"{name}.{row}" for name in tables[:2]]
+        present = [name.replace("present", f"present.{row}", 1) for name in outputs[1:]]
+        inputs = [*(f"{name}.{row}" for name in new), *past, *lengths, *tables[2:]]
+        own.micro(node.op_type, inputs, [f"{outputs[0]}.{row}", *present], **attributes)
+    own.add("Concat", [f"{outputs[0]}.{row}" for row in range(rows)], [outputs[0]], axis=1)
+    return own.nodes
+
+
+def _made(nodes: list[Any], weights: dict[str, npt.NDArray[Any]], rows: list[str]) -> Any:
+    """The graph with its inputs and outputs; `rows` names each text, "" the only one."""
+    from onnx import TensorProto, helper
+
+    value, ints, floats = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
+    inputs = [value("input_ids", ints, ["batch", "tokens"]), value("scored", ints, ["n_scored"])]
+    if rows != [""]:
+        inputs.append(value("row_tokens", ints, [len(rows)]))
+    outputs = [value("logits", floats, ["batch", "n_scored", len(weights["embedding.levels"])])]
+    for row in rows:
+        inputs += [value(f"past{row}.{name}", floats, ["batch", 1, f"n_past{row}", HEAD]) for name in CACHES]
+        outputs += [value(f"present{row}.{name}", floats, ["batch", 1, f"n_all{row}", HEAD]) for name in CACHES]
+    return helper.make_graph(nodes, MODEL, inputs, outputs, _tensors(weights))
 
 
 def _tensors(weights: dict[str, npt.NDArray[Any]]) -> list[Any]:
@@ -357,23 +412,26 @@ def _tensors(weights: dict[str, npt.NDArray[Any]]) -> list[Any]:
     return [numpy_helper.from_array(values, name) for name, values in weights.items()]
 
 
-def _lengths(graph: Graph) -> None:
-    """What the attention asks: the length with the past, as a number, and less one, per row. And a zero level for
-    each new token, and for each that is scored.
-    """
-    from onnx import TensorProto, numpy_helper
+def _zeros(graph: Graph) -> None:
+    """A zero level for each new token, and for each that is scored."""
+    from onnx import numpy_helper
 
-    graph.add("Shape", ["input_ids"], ["n_new"], start=1, end=2)
-    graph.add("Shape", ["past.0.key"], ["n_past"], start=2, end=3)
-    graph.add("Add", ["n_new", "n_past"], ["n_all"])
-    graph.add("Sub", ["n_all", graph.ints(1)], ["n_all_less_one"])
-    graph.add("Cast", ["n_all_less_one"], ["lengths"], to=TensorProto.INT32)
-    graph.add("Squeeze", ["n_all", graph.ints(0)], ["n_all_scalar"])
-    graph.add("Cast", ["n_all_scalar"], ["length"], to=TensorProto.INT32)
     zero = numpy_helper.from_array(np.array([LEVELS], np.uint8))
-    graph.add("ConstantOfShape", ["n_new"], ["zeros"], value=zero)
-    graph.add("Neg", ["first_scored"], ["n_scored"])
-    graph.add("ConstantOfShape", ["n_scored"], ["zeros_scored"], value=zero)
+    for name, of, start in (("zeros", "input_ids", 1), ("zeros_scored", "scored", 0)):
+        graph.add("Shape", [of], [f"n_{name}"], start=start, end=start + 1)
+        graph.add("ConstantOfShape", [f"n_{name}"], [name], value=zero)
+
+
+def _lengths(graph: Graph, n_new: str, row: str) -> None:
+    """What the attention asks of a text: the length with the past, as a number, and less one, in a list."""
+    from onnx import TensorProto
+
+    graph.add("Shape", [f"past{row}.0.key"], [f"n_past{row}"], start=2, end=3)
+    graph.add("Add", [n_new, f"n_past{row}"], [f"n_all{row}"])
+    graph.add("Sub", [f"n_all{row}", graph.ints(1)], [f"n_all_less_one{row}"])
+    graph.add("Cast", [f"n_all_less_one{row}"], [f"lengths{row}"], to=TensorProto.INT32)
+    graph.add("Squeeze", [f"n_all{row}", graph.ints(0)], [f"n_all_scalar{row}"])
+    graph.add("Cast", [f"n_all_scalar{row}"], [f"length{row}"], to=TensorProto.INT32)
 
 
 def _embed(graph: Graph, embedding: Floats) -> str:
@@ -432,7 +490,7 @@ def _layer(graph: Graph, base: Base, layer: int, total: str, normed: str) -> tup
 
 
 def _scored(graph: Graph, x: str) -> str:
-    return graph.add("Slice", [x, "first_scored", graph.ints(2**31 - 1), graph.ints(1)], [f"{x}.scored"])
+    return graph.add("Gather", [x, "scored"], [f"{x}.scored"], axis=1)
 
 
 def _attention(graph: Graph, base: Base, layer: int, normed: str) -> str:
@@ -458,14 +516,34 @@ def _attention(graph: Graph, base: Base, layer: int, normed: str) -> str:
 
 def _save(graph: Any, path: Path) -> None:
     import onnx
+
+    # Weights beside the graph are mapped into memory as they are: half the time to load.
+    weights = path.with_name(f"{path.name}.data")
+    onnx.save(_model(graph), path, save_as_external_data=True, location=weights.name, size_threshold=1024)
+    _sync(path, weights)
+
+
+def _save_beside(graph: Any, path: Path, other: Path) -> None:
+    """With the weights that were saved with the other graph."""
+    import onnx
+
+    placed = {tensor.name: tensor for tensor in onnx.load(other, load_external_data=False).graph.initializer}
+    model = _model(graph)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(placed.get(tensor.name, tensor))
+    path.write_bytes(model.SerializeToString())
+    _sync(path)
+
+
+def _model(graph: Any) -> Any:
     from onnx import helper
 
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, producer_name="bespeak", ir_version=10)
-    # Weights beside the graph are mapped into memory as they are: half the time to load.
-    weights = path.with_name(f"{path.name}.data")
-    onnx.save(model, path, save_as_external_data=True, location=weights.name, size_threshold=1024)
-    # On disk before the folder is renamed: a record must not outlive a crash that its model does not.
-    for written in (path, weights):
+    return helper.make_model(graph, opset_imports=opsets, producer_name="bespeak", ir_version=10)
+
+
+def _sync(*paths: Path) -> None:
+    """On disk before the folder is renamed: a record must not outlive a crash that its model does not."""
+    for written in paths:
         with written.open("rb+") as file:
             os.fsync(file.fileno())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MODEL = "gemma3-270m-rewriter"
 """Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
 
-RECIPE = 5
+RECIPE = 6
 """Raised when the same parts are built into another file."""
 
 COMPUTED_PARTS = ("adapter.npz", "vocabulary.npz", "tokenizer.json")
@@ -192,8 +192,10 @@ def choose_rewriter(
     grounded: bool = True,
     threads: int = 2,
     encoder: Encoder | None = None,
+    joint: bool = False,
 ) -> Rewriter:
-    """The named rewriter; `encoder` chooses among more statements than it can read.
+    """The named rewriter; `encoder` chooses among more statements than it can read. `joint`: for several threads of one
+    job, whose queries are read together; the rewrites are the same.
 
     Raises ModelError where the language model is not built, damaged, or built of old parts.
     """
@@ -204,10 +206,12 @@ def choose_rewriter(
             return LastTurn()
         case "model":
             from bespeak.decode import DECODING, LanguageModel
+            from bespeak.joint import JointScorer
             from bespeak.scorer import OnnxScorer
 
             folder, version = find_model(cache_dir)
-            return LanguageModel(OnnxScorer(folder, threads), f"{version}.{DECODING}", grounded, encoder)
+            scorer = JointScorer(folder, threads) if joint else OnnxScorer(folder, threads)
+            return LanguageModel(scorer, f"{version}.{DECODING}", grounded, encoder)
     assert_never(name)
 
 

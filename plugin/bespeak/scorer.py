@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,9 @@ DRAFTED = 7
 """Tokens computed ahead: a run of eight costs little more than one of one."""
 MATCHED = 3
 """So many of the latest tokens, or fewer, are looked up in the prompt to guess what follows."""
-SHORT = 64
-"""onnxruntime attends over so many tokens otherwise than over more, and rounds otherwise."""
+SETTLED = 64
+"""onnxruntime sums over the tokens in blocks of so many, and what it rounds in a block depends on whether more follow:
+what was read is the same in every text that begins alike up to the end of its last whole block."""
 KEPT_BYTES = 64_000_000
 """Of keys and values, 37 KB a token: some six sessions of the longest prompts."""
 
@@ -49,12 +50,20 @@ class Written(NamedTuple):
     ahead: tuple[tuple[int, Floats], ...]
 
 
+CACHES = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
+NOTHING: Memory = dict.fromkeys(CACHES, np.zeros((1, 1, 0, HEAD), np.float32))
+
+
 @dataclass
 class Counts:
     """What was run since the start, by all threads together."""
 
     runs: int = 0
     tokens: int = 0
+
+    def add(self, n_tokens: int) -> None:
+        self.runs += 1
+        self.tokens += n_tokens
 
 
 class OnnxScorer:
@@ -68,29 +77,11 @@ class OnnxScorer:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        path = self._folder / "tokenizer.json"
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise ModelError(f"{path} cannot be read ({error}): run 'bespeak models build'") from error
+        return read_tokenizer(self._folder)
 
     @cached_property
     def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-        options.log_severity_level = 4  # a run that is ended in time is no error to print
-        # The graph is written with fused operators; looking for more costs time and finds none.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self._folder / "model.onnx"
-        try:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions have no common class below this
-            raise ModelError(f"{path} cannot be loaded ({error}): run 'bespeak models build'") from error
+        return open_graph(self._folder / "model.onnx", self._threads)
 
     @cached_property
     def _lookup(self) -> Lookup:
@@ -101,19 +92,46 @@ class OnnxScorer:
         with self._opening:
             session, lookup = self._session, self._lookup
         deadline = Deadline.after_ms(budget_ms)
+        kept = SessionPrompt(self._kept, whose, self._kept.n_forgotten) if whose else None
         with deadline.model_run() as run:
-            yield OnnxFeed(Runs(session, run, deadline, self.counts), lookup, self._kept, whose)
+            yield OnnxFeed(Runs(session, run, deadline, self.counts), lookup, kept)
 
     def forget(self, user: UserKey) -> None:
         self._kept.forget(user)
 
 
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Raises ModelError."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ModelError(f"{path} cannot be read ({error}): run 'bespeak models build'") from error
+
+
+def open_graph(path: Path, threads: int) -> Any:
+    """The session of one of the built graphs. Raises ModelError."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # a run that is ended in time is no error to print
+    # The graph is written with fused operators; looking for more costs time and finds none.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions have no common class below this
+        raise ModelError(f"{path} cannot be loaded ({error}): run 'bespeak models build'") from error
+
+
 class OnnxFeed:
     """One text. What comes as it was guessed costs nothing, so that copied words are written several at a time."""
 
-    def __init__(self, runs: Runs, lookup: Lookup, kept: Kept, whose: Whose | None) -> None:
-        self._runs, self._lookup, self._kept, self._whose = runs, lookup, kept, whose
-        self._n_forgotten = kept.n_forgotten
+    def __init__(self, runs: Reader, lookup: Lookup, kept: Prompts | None = None) -> None:
+        self._runs, self._lookup, self._kept = runs, lookup, kept
 
     def __call__(self, token_ids: Sequence[int], past: Written | None) -> tuple[Floats, Written]:
         if past is None:
@@ -124,13 +142,11 @@ class OnnxFeed:
         return self._read([*past.token_ids, *token_ids], past.n_prompt, len(past.token_ids), past.memory)
 
     def _begin(self, prompt: list[int]) -> tuple[Floats, Written]:
-        # Of a short prompt nothing is kept or taken, so that a text comes out the same whatever was kept.
-        whose = self._whose if len(prompt) > SHORT else None
-        known, memory = self._kept.get(whose) if whose else ([], {})
-        n_known = min(common(known, prompt), len(prompt) - 1)
-        scores, written = self._read(prompt, len(prompt), n_known, memory or self._runs.nothing)
-        if whose:
-            self._kept.put(whose, prompt, cut(written.memory, len(prompt)), self._n_forgotten)
+        known, memory = self._kept.take(prompt) if self._kept else ([], {})
+        n_known = min(common(known, prompt), len(prompt) - 1) // SETTLED * SETTLED
+        scores, written = self._read(prompt, len(prompt), n_known, memory or NOTHING)
+        if self._kept:
+            self._kept.put(prompt, cut(written.memory, len(prompt)))
         return scores, written
 
     def _read(self, token_ids: list[int], n_prompt: int, n_known: int, memory: Memory) -> tuple[Floats, Written]:
@@ -142,32 +158,51 @@ class OnnxFeed:
         return scores[0], Written(token_ids, n_prompt, memory, ahead)
 
 
-class Runs:
-    """Runs of the graph under one deadline."""
-
-    def __init__(self, session: Any, run: Any, deadline: Deadline, counts: Counts) -> None:
-        self._session, self._run, self._deadline, self._counts = session, run, deadline, counts
-        names = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
-        self._names = [f"past.{name}" for name in names]
-        self._outputs = ["logits", *(f"present.{name}" for name in names)]
-        self.nothing: Memory = dict.fromkeys(self._names, np.zeros((1, 1, 0, HEAD), np.float32))
+class Reader(Protocol):
+    """Runs the model over the new tokens of one text."""
 
     def run(self, token_ids: Sequence[int], memory: Memory, n_scored: int) -> tuple[Floats, Memory]:
         """`(n_scored, n_vocabulary)` scores of what follows each of the last tokens, and the memory with all of them.
 
         Raises Late and ModelError.
         """
+        ...
+
+
+class Prompts(Protocol):
+    """What was read of earlier prompts."""
+
+    def take(self, prompt: list[int]) -> tuple[list[int], Memory]:
+        """Tokens and memory of one that may begin like this; none where nothing is kept."""
+        ...
+
+    def put(self, prompt: list[int], memory: Memory) -> None: ...
+
+
+class Runs:
+    """Runs of the graph under one deadline."""
+
+    def __init__(self, session: Any, run: Any, deadline: Deadline, counts: Counts) -> None:
+        self._session, self._run, self._deadline, self._counts = session, run, deadline, counts
+        self._outputs = ["logits", *(f"present.{name}" for name in CACHES)]
+
+    def run(self, token_ids: Sequence[int], memory: Memory, n_scored: int) -> tuple[Floats, Memory]:
         self._deadline.check()
-        self._counts.runs += 1
-        self._counts.tokens += len(token_ids)
-        feeds = {"input_ids": np.array([token_ids], np.int64), "first_scored": np.array([-n_scored], np.int64)}
+        self._counts.add(len(token_ids))
+        scored = np.arange(len(token_ids) - n_scored, len(token_ids))
+        feeds: dict[str, Any] = {"input_ids": np.array([token_ids], np.int64), "scored": scored}
+        feeds |= {f"past.{name}": memory[name] for name in CACHES}
         try:
-            scores, *present = self._session.run(self._outputs, {**feeds, **memory}, self._run)
+            scores, *present = self._session.run(self._outputs, feeds, self._run)
         except Exception as error:  # onnxruntime's own exceptions have no common class below this
             if self._deadline.over or self._run.terminate:
                 raise Late from error
-            raise ModelError(f"the language model failed ({error}): run 'bespeak models verify'") from error
-        return scores[0], dict(zip(self._names, present, strict=True))
+            raise failure(error) from error
+        return scores[0], dict(zip(CACHES, present, strict=True))
+
+
+def failure(error: Exception) -> ModelError:
+    return ModelError(f"the language model failed ({error}): run 'bespeak models verify'")
 
 
 class Lookup:
@@ -263,6 +298,21 @@ class Kept:
     def _drop(self, whose: Whose) -> None:
         _, memory = self._entries.pop(whose, ([], {}))
         self._bytes -= n_bytes(memory)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPrompt:
+    """The latest prompt of one session, for a text that was begun at `n_forgotten`."""
+
+    kept: Kept
+    whose: Whose
+    n_forgotten: int
+
+    def take(self, prompt: list[int]) -> tuple[list[int], Memory]:  # noqa: ARG002
+        return self.kept.get(self.whose)
+
+    def put(self, prompt: list[int], memory: Memory) -> None:
+        self.kept.put(self.whose, prompt, memory, self.n_forgotten)
 
 
 def n_bytes(memory: Memory) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -109,8 +110,35 @@ def test_what_is_asked_twice_is_rewritten_once_and_a_sessions_queries_stand_toge
     rewrites = rewrite_all(pairs, rewriter)
     assert [rewrite.text for rewrite in rewrites] == ["a tea", "b tea", "c tea", "a tea", "d tea", "a rice", "a"]
     assert rewrites[-1].reason == "no_history"
-    assert [query for query, _, _ in rewriter.asked] == ["a", "c", "a", "b", "d"]
+    assert [query for query, _, _ in rewriter.asked] == ["a", "c", "b", "d", "a"]
 
 
 def test_nothing_is_asked_of_nothing():
     assert rewrite_all([], Noting()) == []
+
+
+class Together(Noting):
+    """As `Noting`, and notes by which thread; each of four threads waits for the others at its first query."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads = {}
+        self._begun, self._all = set(), threading.Barrier(4)
+
+    def rewrite(self, query, profile, budget_ms=None):
+        thread = threading.get_ident()
+        self.threads.setdefault(profile.turns[0].query, []).append((thread, query))
+        if thread not in self._begun:
+            self._begun.add(thread)
+            self._all.wait(60)
+        return super().rewrite(query, profile, budget_ms)
+
+
+def test_threads_rewrite_as_one_does_a_conversation_by_one_of_them_in_its_order():
+    pairs = [(f"how much {n}?", Profile(turns=(Turn(f"hats {n % 5}", "A Borsalino", "t"),))) for n in range(40)]
+    rewriter = Together()
+    assert rewrite_all(pairs, rewriter, n_threads=4) == rewrite_all(pairs, Noting())
+    assert len({thread for noted in rewriter.threads.values() for thread, _ in noted}) == 4
+    for conversation, noted in rewriter.threads.items():
+        assert len({thread for thread, _ in noted}) == 1
+        assert [query for _, query in noted] == [query for query, p in pairs if p.turns[0].query == conversation]

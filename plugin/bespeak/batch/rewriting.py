@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from bespeak.gate import decline
@@ -13,21 +15,50 @@ Read: TypeAlias = tuple[str, UserKey | None, str, tuple[Statement, ...], tuple[T
 """All that a rewrite depends on beside the model: what a rewriter and the gate read of a profile."""
 
 
-def rewrite_all(asked: Sequence[tuple[str, Profile]], rewriter: Rewriter) -> list[Rewrite]:
+def rewrite_all(asked: Sequence[tuple[str, Profile]], rewriter: Rewriter, n_threads: int = 1) -> list[Rewrite]:
     """The rewrite of each query for its profile, in the order asked; never raises, as `rewrite_query`.
 
-    What is asked twice is rewritten once.
+    What is asked twice is rewritten once. `n_threads`: how many queries are rewritten at the same time.
     """
     once = {_read(query, profile): (query, profile) for query, profile in asked}
     found = {read: rewrite_query(*once[read], rewriter) for read in once if decline(*once[read])}
-    found |= _rewrite_each({read: pair for read, pair in once.items() if read not in found}, rewriter)
+    found |= _rewrite_each({read: pair for read, pair in once.items() if read not in found}, rewriter, n_threads)
     return [found[_read(query, profile)] for query, profile in asked]
 
 
-def _rewrite_each(asked: Mapping[Read, tuple[str, Profile]], rewriter: Rewriter) -> dict[Read, Rewrite]:
-    """A session's queries stand together: what the model has read of its history is then read once."""
-    order = sorted(asked, key=lambda read: (read[1] or UserKey("", ""), read[2]))
-    return {read: rewrite_query(*asked[read], rewriter) for read in order}
+def _rewrite_each(asked: Mapping[Read, tuple[str, Profile]], rewriter: Rewriter, n_threads: int) -> dict[Read, Rewrite]:
+    """A conversation's queries by one thread, one after another: what they share is then read once."""
+    conversations: dict[object, list[Read]] = {}
+    for read in asked:
+        conversations.setdefault(_conversation(*asked[read]), []).append(read)
+    waiting = deque(sorted(conversations.values(), key=len, reverse=True))
+    found: dict[Read, Rewrite] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                conversation = waiting.popleft()
+            except IndexError:
+                return
+            for read in conversation:
+                found[read] = rewrite_query(*asked[read], rewriter)
+
+    if n_threads == 1:
+        work()
+        return found
+    with ThreadPoolExecutor(n_threads) as threads:
+        try:
+            for done in [threads.submit(work) for _ in range(min(n_threads, len(waiting)))]:
+                done.result()
+        finally:
+            waiting.clear()  # where this thread is interrupted, the others end sooner
+    return found
+
+
+def _conversation(query: str, profile: Profile) -> object:
+    """What tells the prompts that begin alike."""
+    said = tuple(statement.text for statement in profile.statements[:1])
+    return profile.user, profile.session_id, said, profile.turns[0].query if profile.turns else query
 
 
 def _read(query: str, profile: Profile) -> Read:

@@ -35,6 +35,7 @@ class Tools:
     packing: Packing = ""
     strict: bool = False
     at_once: int = 1  # calls to the store; more where each of them mostly waits
+    n_threads: int = 1  # queries rewritten at the same time
 
     def each(self, call: Callable[[Given], Answer], given: Iterable[Given]) -> list[Answer]:
         """What the store answers to each call, in their order."""
@@ -102,7 +103,8 @@ def find_rewrites(asked: Sequence[Asked], profiles: Sequence[Profile], tools: To
     found = zip(asked_for, tools.each(tools.store.get_rewrite, asked_for), strict=True)
     cached: dict[RewriteKey | None, Rewrite] = {key: replace(one, status="full") for key, one in found if one}
     rest = [place for place, key in enumerate(keys) if key not in cached]
-    made = dict(zip(rest, rewrite_all([(asked[p].query, profiles[p]) for p in rest], tools.rewriter), strict=True))
+    pairs = [(asked[place].query, profiles[place]) for place in rest]
+    made = dict(zip(rest, rewrite_all(pairs, tools.rewriter, tools.n_threads), strict=True))
     rewrites = [made[place] if place in made else cached[key] for place, key in enumerate(keys)]
     if tools.duds:
         rewrites = tools.duds.dropped(rewrites)
