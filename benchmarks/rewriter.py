@@ -92,6 +92,10 @@ class Llama:
             tokens = self._tokens(text)
             yield way, Cost(*measure(lambda tokens=tokens: self._write(tokens, n_new)), n_new, len(tokens) + n_new)
 
+    def complete(self, text: str, written: str) -> None:
+        """Reads the text and writes as much as `written` is, whatever it says."""
+        self._write(self._tokens(text), len(self._tokens(written)) or 1)
+
     def _tokens(self, text: str) -> list[int]:
         return self._model.tokenize(text.encode(), add_bos=True)
 
