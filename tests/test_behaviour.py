@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from bespeak.behaviour import gather
 from bespeak.events import new_event
-from bespeak.learning import interest
-from bespeak.profile import STRENGTHS, strength
+from bespeak.profile import STRENGTHS, interest, strength
 from bespeak.records import UserKey
 
 START = datetime(2025, 5, 1, tzinfo=UTC)

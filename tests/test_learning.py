@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bespeak.behaviour import gather
+from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, StoreError
 from bespeak.events import new_event
 from bespeak.learning import (
@@ -17,11 +18,12 @@ from bespeak.learning import (
     read_learnt,
     write_learnt,
 )
-from bespeak.pipeline import Context, rank_window
+from bespeak.pipeline import Context, Parts, rank_window, search
 from bespeak.profile import derive
-from bespeak.records import Hit, Profile, Rewrite, UserKey
-from bespeak.rerank import Judge
+from bespeak.records import Document, Hit, Profile, Request, Rewrite, UserKey
+from bespeak.rerank import Judge, Part, holds_all, mix, score
 from bespeak.settings import Settings, Weights
+from fakes import BagEncoder, ScriptedRewriter
 
 START = datetime(2025, 5, 1, tzinfo=UTC)
 SCI_FI = ["alien", "runner", "matrix", "dune"]
@@ -89,13 +91,121 @@ def test_what_others_did_together_goes_first():
     assert ranking[0].hit.doc_id == "runner"
 
 
-def test_a_user_of_whom_nothing_is_learnt_is_ranked_as_without():
+def test_a_user_without_preferences_is_ranked_as_without():
     hits = window("amelie", "runner")
-    for known in (Profile(), profile(*bought("me", "new document"))):
-        with_it, _, taste = rank_window(hits, known, Context(), {}, Settings(), learnt_of(crowd()))
-        without, _, _ = rank_window(hits, known, Context(), {}, Settings())
-        assert taste is None
-        assert with_it == without
+    with_it, _, taste = rank_window(hits, Profile(), Context(), {}, Settings(), learnt_of(crowd()))
+    without, _, _ = rank_window(hits, Profile(), Context(), {}, Settings())
+    assert taste is None
+    assert with_it == without
+
+
+def test_who_prefers_only_what_is_not_learnt_gets_what_is_liked_by_many():
+    found = learnt_of([*crowd(), *(e for n in range(5) for e in bought(f"more{n}", "notting"))])
+    known = profile(*bought("me", "new document"))
+    ranking, _, _ = rank_window(window("amelie", "notting", "other"), known, Context(), {}, Settings(), found)
+    assert [r.hit.doc_id for r in ranking] == ["notting", "amelie", "other"]
+
+
+def test_popularity_counts_less_the_more_is_known():
+    found = learnt_of(crowd())
+    few, many = (found.priors(["alien"], n) for n in (0, 10))
+    assert few[0] > 0
+    assert many[0] == pytest.approx(few[0] / 2)
+
+
+def test_three_stars_say_what_somebody_chose():
+    rated = new_event(UserKey("", "me"), "rating", START, doc_id="alien", title="Alien", value=3)
+    hits = window("amelie", "notting", "runner")
+    ranking, user, taste = rank_window(hits, profile(rated), Context(), {}, Settings(), learnt_of(crowd()))
+    assert ranking[0].hit.doc_id == "runner"
+    judge = Judge.over(hits, Weights(), None, user, Rewrite("q", "q"), taste)
+    (told,) = judge.evidence(ranking[0], set(), {}, 0)
+    assert (told.event_id, told.action) == (rated.event_id, "rating")
+
+
+def films(n_others):
+    """Hits of a search for "film": the crowd's, each worse by words and by vector than the one before."""
+    doc_ids = [*ROMANCE, *SCI_FI, *(f"other{n}" for n in range(n_others))]
+    angles = np.linspace(0, 1, len(doc_ids))
+    return [
+        Hit(doc_id, 2.0 - angle, n, {"text": f"film {doc_id}"}, np.array([np.cos(angle), np.sin(angle)], np.float32))
+        for n, (doc_id, angle) in enumerate(zip(doc_ids, angles, strict=True), 1)
+    ]
+
+
+def asked_for(text):
+    context = Context(mix([Part(np.array([1, 0], np.float32))]))
+    return context, holds_all(text, lambda hit: hit.source["text"])
+
+
+def test_where_the_query_tells_nothing_apart_others_decide():
+    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
+    context, holds = asked_for("films")
+    ranking, _, taste = rank_window(hits, known, context, {}, Settings(), found, holds)
+    assert taste.broad == 1
+    assert {r.hit.doc_id for r in ranking[:4]} == set(SCI_FI)
+    without, _, _ = rank_window(hits, known, context, {}, Settings(), None, holds)
+    assert [r.hit.doc_id for r in without] == [hit.doc_id for hit in hits]
+
+
+@pytest.mark.parametrize("text", ["film amelie", "amelie and notting", "unheard", "the"])
+def test_a_query_that_few_hits_answer_whole_is_not_levelled(text):
+    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
+    context, holds = asked_for(text)
+    ranking, _, taste = rank_window(hits, known, context, {}, Settings(), found, holds)
+    assert taste.broad == 0
+    plain = score(hits, context.query.vector, None)
+    assert np.allclose([r.scores[:2] for r in ranking], [plain[r.hit.rank - 1][:2] for r in ranking])
+
+
+class Fan:
+    """Profiles that know one person alone."""
+
+    def profile(self, _user, _session_id, _now):
+        return replace(profile(*bought("me", "alien", "dune")), user=UserKey("", "me"))
+
+
+def test_a_search_for_a_title_finds_it_first_and_a_broad_one_what_its_user_likes(tmp_path):
+    write_learnt(learnt_path(tmp_path, ""), learnt_of(crowd()))
+    engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
+    names = [*ROMANCE, *SCI_FI, *(f"other{n}" for n in range(20))]
+    texts = [f"film {name}" for name in names]
+    engine.create("films", ("text",), encoder.dim, encoder.name)
+    documents = [Document(n, {"text": t}, v) for n, t, v in zip(names, texts, encoder.encode(texts), strict=True)]
+    engine.load("films", documents)
+    engine.refresh("films")
+    parts = Parts(Settings(), ScriptedRewriter({}), encoder, learnt=LearntFolder(tmp_path))
+
+    def first(query, n):
+        result = search(engine, Fan(), Request(query, "films", UserKey("", "me")), parts)
+        return {ranked.hit.doc_id for ranked in result.page[:n]}
+
+    assert first("film", 4) == set(SCI_FI)
+    for title in (*ROMANCE, "other7"):
+        assert first(title, 1) == {title}
+        assert first(f"film {title}", 1) == {title}
+
+
+def test_hits_that_lack_a_word_of_a_broad_query_stay_behind():
+    found, known = learnt_of(crowd()), profile(*bought("me", "alien", "dune"))
+    hits = [replace(hit, source={"text": "show"}) if hit.doc_id in SCI_FI else hit for hit in films(0)]
+    context, holds = asked_for("film")
+    ranking, _, _ = rank_window(hits, known, context, {}, Settings(), found, holds)
+    assert {r.hit.doc_id for r in ranking[:3]} == set(ROMANCE)
+
+
+@pytest.mark.parametrize("n_others", [0, 20, 53])
+def test_evidence_of_the_querys_vector_is_levelled_as_its_column_is(n_others):
+    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien")), films(n_others)
+    _, holds = asked_for("film")
+    query = mix([Part(np.array([1, 0], np.float32), "turn", "a turn", "turn")])
+    weights = Weights(0, 1, 0)
+    ranking, user, taste = rank_window(hits, known, Context(query), {}, Settings(weights=weights), found, holds)
+    assert (taste.broad == 1) == (n_others < 53)
+    judge = Judge.over(hits, weights, query, user, Rewrite("q", "q"), taste)
+    best = next(r for r in ranking if r.hit.doc_id == "amelie")
+    shares = sum(e.share for e in judge.evidence(best, set(), {}, 0))
+    assert shares == pytest.approx(best.score - np.mean([r.score for r in ranking]), abs=1e-5)
 
 
 def test_a_pair_of_fewer_than_three_people_has_no_weight():

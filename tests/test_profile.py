@@ -120,8 +120,25 @@ def test_weights_follow_the_formula():
             "seen": 0.15 + 0.15 / 4,
             "declined": -0.5,
             "four": (4 - 3) / 2,
+            "three": 0.0,
             "half": -1.0,
         }
+    )
+
+
+def test_interest_does_not_fade_and_counts_that_somebody_rated():
+    known = profile(
+        liked=[
+            event("click", days(300), doc_id="clicked"),
+            event("rating", doc_id="three", value=3),
+            event("rating", doc_id="five", value=5),
+            event("purchase", doc_id="five"),
+            event("rating", doc_id="half", value=0.5),
+            event("declined_product", doc_id="declined"),
+        ]
+    )
+    assert {p.doc_id: p.interest for p in known.preferences} == pytest.approx(
+        {"clicked": 0.3, "three": (3 - 3) / 2 + 1, "five": 2.0, "half": -1 + 1, "declined": -0.5}
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.records import Hit, Preference, Rewrite, Term, Turn
-from bespeak.rerank import Judge, Part, agree, choose_window, follow, min_max, mix, rank, score, user_parts
+from bespeak.rerank import Judge, Part, agree, choose_window, follow, holds_all, min_max, mix, rank, score, user_parts
 from bespeak.settings import Weights
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -99,6 +99,25 @@ def test_a_near_hit_scores_alike_whether_its_words_were_fetched_or_not():
 def test_beyond_the_window_the_engine_order_goes_on():
     ranking = follow(rank([hit("a", 2, 1)], score([hit("a", 2, 1)], None, None), Weights()), [hit("b", 1, 2)])
     assert [(r.hit.doc_id, r.rank) for r in ranking] == [("a", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "held"),
+    [
+        ("run", "He was running", True),
+        ("happy relations", "Relational happiness", True),
+        ("the story", "Stories of blue", True),
+        ("sci-fi", "Sci-Fi and Horror", True),
+        ("o'neil", "by O'Neil", True),
+        ("vegan cake", "vegan bread", False),
+        ("cake", "pancake", False),
+        ("the", "the and of", False),
+        ("(a+b", "(a+b", True),
+        ("", "anything", False),
+    ],
+)
+def test_a_hit_holds_all_words_as_stems(query, text, held):
+    assert holds_all(query, lambda hit: hit.source["text"])(hit(text, 1.0, 1)) is held
 
 
 def judged(preferences, words=(), terms=()):

@@ -40,7 +40,8 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
     "--system",
     callback=split_names,
     metavar="NAMES",
-    help="raw, last-turn, terms, rewrite, rewrite-alone, human; for MovieLens engine, user, popularity, item-knn.",
+    help="raw, last-turn, terms, rewrite, rewrite-alone, human; for MovieLens engine, user, learnt, popularity, "
+    "item-knn.",
 )
 @click.option("--stage", callback=split_names, metavar="NAMES", help="lexical, dense, hybrid; all if not given.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many queries, or users.")
@@ -187,7 +188,7 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
 
 
 def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
-    from bespeak.evaluation.movielens import SYSTEMS, Means, read_movielens
+    from bespeak.evaluation.movielens import Means, known_systems, read_movielens
     from bespeak.evaluation.movielens import measure as run
     from bespeak.evaluation.systems import embed, load_collection
     from bespeak.pipeline import Parts
@@ -201,7 +202,10 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
     try:
         load_collection(data.movies, engine, encoder, index)
         means = Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
-        cells = run(data, options.get("system") or SYSTEMS, means, progress("queries"))
+        systems, note = (options["system"], "") if options.get("system") else known_systems(data)
+        if note:
+            click.echo(note.capitalize(), err=True)
+        cells = run(data, systems, means, progress("queries"))
     finally:
         encoder.save()
         engine.close()

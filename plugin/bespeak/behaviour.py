@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.events import microseconds
-from bespeak.learning import Floats, Rows, interest
-from bespeak.profile import strength
+from bespeak.learning import Floats, Rows
+from bespeak.profile import interest, strength
 from bespeak.records import Event
 
 Places: TypeAlias = npt.NDArray[np.int64]

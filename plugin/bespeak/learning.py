@@ -39,11 +39,10 @@ MIN_EVENTS = 100
 MAX_ITEMS = 8_000
 """The documents that most users touched; those beyond have a prior but no neighbours."""
 NEIGHBOURS = 500
-RIDGE = 700.0
+RIDGE = 500.0
 """In units of the mean square of an interest."""
-PRIOR = 0.006
-RATED = 0.75
-"""Added to a rating's strength: who rated a document chose it first."""
+PRIOR, PRIOR_HALVED = 0.0045, 10.0
+"""Of popularity beside what the user's own history says, and after how many documents half of that."""
 RECENT = 3.0
 """After so many later documents an interest counts 1/sqrt(2)."""
 MIN_SPREAD = 0.5
@@ -51,17 +50,12 @@ MIN_SPREAD = 0.5
 BLOCK = 512
 
 
-def interest(action: str, strength: float) -> float:
-    return strength + RATED if action == "rating" else strength
-
-
 def interests(preferences: Sequence[Preference]) -> Floats:
     """`(n_preferences,)`: interest x (1 + later / 3)^-0.5, `later` the number of documents touched after it."""
     newest = sorted(range(len(preferences)), key=lambda i: preferences[i].timestamp, reverse=True)
     found = np.zeros(len(preferences), np.float32)
     for later, i in enumerate(newest):
-        liked = preferences[i]
-        found[i] = interest(liked.action, liked.strength or liked.weight) * (1 + later / RECENT) ** -0.5
+        found[i] = preferences[i].interest * (1 + later / RECENT) ** -0.5
     return found
 
 
@@ -70,7 +64,8 @@ class Learnt:
     """For each document its strongest neighbours and how much each speaks for it, and its popularity.
 
     `neighbours` and `weights` are `(n_docs, n_neighbours)`; a weight of 0 fills a row up. `prior` is `(n_docs,)`,
-    the z-score of log(1 + users who liked it), `unknown` that of a document that nobody liked.
+    the z-score of log(1 + users who liked it) x the root mean square of an interest, `unknown` that of a document
+    that nobody liked.
     """
 
     doc_ids: Sequence[str]
@@ -100,10 +95,11 @@ class Learnt:
         found[hits[i], at[i, j]] = self.weights[rows[i], j]
         return found * interests(preferences)
 
-    def priors(self, doc_ids: Sequence[str]) -> Floats:
-        """`(n_docs,)`, in the unit of `shares`."""
+    def priors(self, doc_ids: Sequence[str], n_preferences: int) -> Floats:
+        """`(n_docs,)`, in the unit of `shares`; the less, the more is known of the user."""
         rows = [self.row.get(doc_id, -1) for doc_id in doc_ids]
-        return np.array([PRIOR * (self.prior[row] if row >= 0 else self.unknown) for row in rows], np.float32)
+        found = np.array([self.prior[row] if row >= 0 else self.unknown for row in rows], np.float32)
+        return found * np.float32(PRIOR * PRIOR_HALVED / (PRIOR_HALVED + n_preferences))
 
 
 def learn(behaviour: Behaviour, progress: Progress = lambda _step: None) -> Learnt:
@@ -127,8 +123,9 @@ def learn(behaviour: Behaviour, progress: Progress = lambda _step: None) -> Lear
     liked = np.asarray((x > 0).sum(axis=0), np.float32).ravel()
     logs = np.log1p(liked)
     mean, spread = float(logs.mean()), max(float(logs.std()), MIN_SPREAD)
-    prior = ((logs - mean) / spread).astype(np.float32)
-    return Learnt([behaviour.doc_ids[n] for n in chosen], neighbours, weights, prior, -mean / spread)
+    unit = float(np.sqrt(np.mean(np.square(x.data)))) / spread
+    prior = ((logs - mean) * unit).astype(np.float32)
+    return Learnt([behaviour.doc_ids[n] for n in chosen], neighbours, weights, prior, -mean * unit)
 
 
 def check_enough(behaviour: Behaviour) -> None:

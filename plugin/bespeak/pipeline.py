@@ -41,6 +41,7 @@ from bespeak.rerank import (
     choose_window,
     cosines,
     follow,
+    holds_all,
     mix,
     personal,
     rank,
@@ -309,8 +310,9 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
     window, rest = choose_window(embedded, asked.query.vector, parts.settings.window)
     context = steady(window, asked.context)
     learnt, note = parts.learnt_for(asked.profile)
-    ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt)
     said = with_picked(asked.rewrite, asked.picked or ())
+    holds = holds_all(said.text, lambda hit: document_text(hit.source, asked.info.fields)[:EMBEDDED_CHARS])
+    ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt, holds)
     judge = Judge.over(window, parts.settings.weights, context.query, user, said, taste)
     complete = context.query is not None and all(hit.vector is not None for hit in window)
     result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial", note)
@@ -337,14 +339,15 @@ def rank_window(
     liked: Mapping[str, Vector],
     settings: Settings,
     learnt: Learnt | None = None,
+    holds: Callable[[Hit], bool] | None = None,
 ) -> tuple[list[Ranked], Mixed | None, Taste | None]:
     """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits.
 
-    `liked`: vectors of what the user likes.
+    `liked`: vectors of what the user likes; `holds`: whether a hit has all words of the query.
     """
     last = (profile.turns[-1], context.last_turn.vector) if context.last_turn else None
     user = mix(user_parts(profile.preferences, liked, last, settings.last_turn_share))
-    taste = Taste.over(window, profile.preferences, learnt)
+    taste = Taste.over(window, profile.preferences, learnt, holds)
     scores = score(window, context.query.vector if context.query else None, user.vector if user else None, taste)
     return rank(window, scores, settings.weights), user, taste
 

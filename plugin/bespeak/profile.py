@@ -3,6 +3,9 @@
 Weight of a document, for events i of the user on it with strength s_i (`STRENGTHS`; of a rating r on 0.5 to 5:
 (r - 3) / 2) and age a_i in days: clip(sum_i s_i * max(2^(-a_i / 30), 2^-10), -1, 1). Of several ratings of one
 document the newest alone counts. A click of 30 days ago (0.3 / 2) and a purchase of today (1.0): clip(1.15) = 1.
+
+Interest in a document, beside those not chosen: clip(sum_i s_i, -1, 2), a rating counting 1 more, because who rates a
+document chose it first: three stars, of weight 0, are an interest of 1.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ PREFERRING = (*STRENGTHS, "rating")
 HALF_LIFE = timedelta(days=30)
 FLOOR = 2.0**-10  # an old taste fades but is not lost: beyond ten half-lives only the strengths order
 NEUTRAL_RATING = 3.0
+RATED = 1.0
 STATEMENTS_KEPT = 250  # each costs 17 us to derive and 50 us to pick words from, at every query
 TURNS_KEPT = 20
-PREFERENCES_KEPT = 200
+PREFERENCES_KEPT = 2_000  # as many as the stores read of all actions
 TYPING = timedelta(seconds=5)  # a search box asks at every key; within it a longer or shorter query is the same one
 
 
@@ -127,7 +131,7 @@ def _preferences(events: Iterable[Event], now: datetime) -> tuple[tuple[Preferen
             by_doc.setdefault(event.doc_id, []).append(event)
     counting = {doc_id: _counting(group) for doc_id, group in by_doc.items()}
     liked = [_preference(group, now) for group in counting.values() if group]
-    liked = [preference for preference in liked if preference.weight]
+    liked = [preference for preference in liked if preference.weight or preference.interest]
     liked.sort(key=lambda preference: (-abs(preference.weight), preference.doc_id))
     kept = tuple(liked[:PREFERENCES_KEPT])
     return kept, sorted(event.event_id for preference in kept for event in counting[preference.doc_id])
@@ -148,7 +152,7 @@ def _preference(group: list[Event], now: datetime) -> Preference:
     title = next((event.title for event in reversed(group) if event.title), "")
     return Preference(
         strongest.doc_id, title, weight, strongest.action, strongest.event_id, strongest.timestamp,
-        max(-1.0, min(1.0, sum(map(strength, group)))),
+        clip_interest(sum(interest(event.action, strength(event)) for event in group)),
     )  # fmt: skip
 
 
@@ -157,6 +161,15 @@ def strength(event: Event) -> float:
     if event.action == "rating" and event.value is not None:
         return max(-1.0, (event.value - NEUTRAL_RATING) / 2)
     return STRENGTHS.get(event.action, 0.0)
+
+
+def interest(action: str, strength: float) -> float:
+    """Of one event; of several on a document the sum counts, clipped."""
+    return strength + RATED if action == "rating" else strength
+
+
+def clip_interest(total: float) -> float:
+    return max(-1.0, min(2.0, total))
 
 
 def _version(

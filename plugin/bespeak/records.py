@@ -63,7 +63,8 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A document that the user liked (weight above 0) or disliked (below 0); weight in [-1, 1], already decayed."""
+    """A document that the user liked (weight above 0), disliked (below 0) or chose and found neither good nor bad (0);
+    weight in [-1, 1], already decayed."""
 
     doc_id: str
     title: str
@@ -71,7 +72,7 @@ class Preference:
     action: str
     event_id: str
     timestamp: datetime
-    strength: float = field(default=0.0, compare=False)  # before decay, in [-1, 1]
+    interest: float = field(default=1.0, compare=False)  # in it rather than others, before decay, in [-1, 2]
 
 
 @dataclass(frozen=True, slots=True)

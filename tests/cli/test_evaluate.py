@@ -109,7 +109,7 @@ def test_movielens_shows_each_length_of_history(run, cinema):
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("data cinema, queries 1, users 1, encoder ")
     assert max(map(len, result.stdout.splitlines())) <= 80
-    for row in ("engine +any", "user +0", "user +1-2", "user +3-5", "user +6-10", "user +more", "popularity +any"):
+    for row in ("engine +any", "user +0", "user +1", "user +3", "user +10", "user +30", "user +all", "popularity +any"):
         assert re.search(f"^{row} ", result.stdout, re.MULTILINE), row
     assert "nDCG@10 against engine" in result.stdout
 
@@ -136,6 +136,15 @@ def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):
     assert "MovieLens has no stages" in run("--data", cinema, "--stage", "lexical").stderr
     result = run("--data", cinema, "--system", "raw")
     assert (result.exit_code, "choose from engine, user" in result.stderr) == (2, True)
+
+
+def test_movielens_tells_where_there_is_too_little_to_learn_from(run, cinema):
+    by_default = run("--data", cinema, "--every", 2)
+    assert by_default.exit_code == 0, by_default.output
+    assert "Without the system learnt: 20 events of 2 users are too few to learn from" in by_default.stderr
+    assert "learnt" not in by_default.stdout
+    named = run("--data", cinema, "--system", "learnt")
+    assert (named.exit_code, "there is nobody to learn from: give --every 5" in named.stderr) == (1, True)
 
 
 def test_movielens_has_no_rewrites(run, cinema):

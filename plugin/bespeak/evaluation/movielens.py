@@ -18,31 +18,35 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.engines import Engine
+from bespeak.behaviour import gather
+from bespeak.engines import Engine, document_text
 from bespeak.errors import InputError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.signals import best
 from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
 from bespeak.events import new_event
-from bespeak.pipeline import MAX_PREFERENCES
+from bespeak.learning import Learnt, learn
+from bespeak.pipeline import MAX_PREFERENCES, Context, rank_window
 from bespeak.profile import derive
-from bespeak.records import Clause, Document, EngineQuery, Matrix, Profile, UserKey, Vector
-from bespeak.rerank import min_max, mix, user_parts
-from bespeak.settings import Weights
+from bespeak.records import Clause, Document, EngineQuery, Event, Hit, Matrix, Profile, UserKey, Vector
+from bespeak.rerank import Part, holds_all, mix
+from bespeak.settings import Settings, Weights
+from bespeak.stores import PREFERENCES_READ
 
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
 
-SYSTEMS = ("engine", "user", "popularity", "item-knn")
+SYSTEMS = ("engine", "user", "learnt", "popularity", "item-knn")
 BASELINE = "engine"
 HISTORY_SHARE = 0.7
 RELEVANT_FROM = 4.0
-LENGTHS: Mapping[str, int | None] = {"0": 0, "1-2": 2, "3-5": 5, "6-10": 10, "more": None}
-"""Name of a length of history and how many of the latest ratings it keeps; None keeps all."""
+LENGTHS: Mapping[str, int] = {str(n): n for n in (0, 1, 2, 3, 5, 10, 30)} | {"all": PREFERENCES_READ}
+"""Name of a length of history and how many of the latest ratings it keeps: at `all` as many as a store reads."""
 ANY_LENGTH = "any"
 """The stage of a system that does not look at the history."""
 DEPTH = 100
+TENANT = "evaluation"
 Array: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.int64]
 
@@ -82,6 +86,7 @@ class MovieLens:
     movies: Collection  # without topics
     genres: Mapping[str, tuple[str, ...]]
     viewers: tuple[Viewer, ...]  # all users, by number
+    teachers: tuple[Viewer, ...]  # those of them who are never measured
     queries: tuple[GenreQuery, ...]
 
     @property
@@ -103,6 +108,14 @@ class MovieLens:
         rated = query.viewer.rated
         rows = [self.row[doc_id] for doc_id in self.by_genre[query.genre] if doc_id not in rated]
         return np.array(sorted(rows), np.int64)
+
+    @cached_property
+    def learnt(self) -> Learnt:
+        """What `bespeak learn` makes of all that the teachers rated. Raises `InputError` where that is too little."""
+        found = gather(event for one in self.teachers for event in events_of(one.user_id, (*one.before, *one.after)))
+        if not found:
+            raise InputError("all users are measured, so that there is nobody to learn from: give --every 5")
+        return learn(found[TENANT])
 
     @cached_property
     def by_genre(self) -> dict[str, list[str]]:
@@ -128,7 +141,7 @@ def read_movielens(folder: Path, every: int = 1, limit: int | None = None) -> Mo
     if not queries:
         raise InputError(f"{folder} gives no query: none of these users liked a movie after 70 % of their time line")
     movies = Collection(folder.resolve().name, documents, ("title", "genres"), (), {})
-    return MovieLens(movies, genres, viewers, queries)
+    return MovieLens(movies, genres, viewers, tuple(v for v in viewers if v.user_id % every), queries)
 
 
 def read_movies(path: Path) -> tuple[tuple[Document, ...], dict[str, tuple[str, ...]]]:
@@ -229,11 +242,21 @@ def measure(data: MovieLens, systems: Sequence[str], means: Means, report: Repor
     return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
 
 
+def known_systems(data: MovieLens) -> tuple[tuple[str, ...], str]:
+    """All systems that these data allow, and why `learnt` is not among them; "" where it is."""
+    try:
+        _ = data.learnt
+    except InputError as error:
+        return tuple(name for name in SYSTEMS if name != "learnt"), f"without the system learnt: {error}"
+    return SYSTEMS, ""
+
+
 def make_scorers(systems: Sequence[str], data: MovieLens, means: Means) -> dict[str, Scorer]:
     order, others = EngineOrder(data, means.engine, means.index), Others(data)
     makers: dict[str, Callable[[], Scorer]] = {
         "engine": lambda: order,
         "user": lambda: Personal(data, means, order),
+        "learnt": lambda: Personal(data, means, order, data.learnt),
         "popularity": lambda: Popularity(others),
         "item-knn": lambda: ItemKnn(others),
     }
@@ -263,54 +286,78 @@ class EngineOrder:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Genre:
+    """As a query: its vector, its movies as hits by doc_id, and those that hold all its words."""
+
+    context: Context
+    hits: Mapping[str, Hit]
+    whole: frozenset[str]
+
+
 class Personal:
-    """The reranker's weighted columns over all candidates; a stranger's scores are the engine's own."""
+    """The pipeline's order over all candidates in place of a window; a stranger's is the engine's own."""
 
     stages = tuple(LENGTHS)
 
-    def __init__(self, data: MovieLens, means: Means, order: EngineOrder) -> None:
-        self._data, self._means, self._order = data, means, order
-        self._tastes: dict[tuple[int, str], Vector | None] = {}
-        self._genres: dict[str, Vector] = {}
+    def __init__(self, data: MovieLens, means: Means, order: EngineOrder, learnt: Learnt | None = None) -> None:
+        self._data, self._means, self._order, self._learnt = data, means, order, learnt
+        self._settings = Settings(weights=means.weights)
+        self._profiles: dict[tuple[int, str], Profile] = {}
+        self._genres: dict[str, _Genre] = {}
 
     def scores(self, query: GenreQuery, rows: Rows, stage: str) -> Array:
-        lexical, weights = self._order.scores(query, rows), self._means.weights
-        taste = self._taste(query.viewer, stage)
-        if taste is None:
-            return lexical
-        vectors = self._means.vectors[rows]  # (n_rows, dim)
-        columns = (min_max(lexical), min_max(vectors @ self._genre(query.genre)), min_max(vectors @ taste))
-        total = sum(w * column for w, column in zip(weights.as_tuple(), columns, strict=True))
-        rounded: Array = np.round(total / sum(weights.as_tuple()), 6)
-        return rounded
+        profile = self._profile(query.viewer, stage)
+        if profile.is_empty:
+            return self._order.scores(query, rows)
+        asked, liked = self._genre(query), self._liked(profile)
+        doc_ids = [self._data.movies.documents[row].doc_id for row in rows]
+        ranking = rank_window(
+            [asked.hits[doc_id] for doc_id in doc_ids], profile, asked.context, liked, self._settings, self._learnt,
+            lambda hit: hit.doc_id in asked.whole,
+        )[0]  # fmt: skip
+        found = {ranked.hit.doc_id: round(ranked.score, 6) for ranked in ranking}
+        return np.array([found[doc_id] for doc_id in doc_ids], np.float32)
 
-    def _genre(self, genre: str) -> Vector:
-        if genre not in self._genres:
-            self._genres[genre] = self._means.encoder.encode([genre], kind="query")[0]
-        return self._genres[genre]
+    def _genre(self, query: GenreQuery) -> _Genre:
+        if query.genre not in self._genres:
+            rows = np.array([self._data.row[doc_id] for doc_id in self._data.by_genre[query.genre]], np.int64)
+            scores, vectors = self._order.scores(query, rows).tolist(), self._means.vectors[rows]
+            asked = Part(self._means.encoder.encode([query.genre], kind="query")[0])
+            documents = [self._data.movies.documents[row] for row in rows]
+            hits = [
+                Hit(document.doc_id, score, 0, document.source, vector)
+                for document, score, vector in zip(documents, scores, vectors, strict=True)
+            ]
+            holds = holds_all(query.genre, lambda hit: document_text(hit.source, self._data.movies.fields))
+            whole = frozenset(hit.doc_id for hit in hits if holds(hit))
+            self._genres[query.genre] = _Genre(Context(mix([asked])), {hit.doc_id: hit for hit in hits}, whole)
+        return self._genres[query.genre]
 
-    def _taste(self, viewer: Viewer, stage: str) -> Vector | None:
-        """The user's vector; None for a stranger, and where likes and dislikes cancel out."""
-        if (viewer.user_id, stage) not in self._tastes:
-            profile = profile_of(viewer, latest(viewer.before, LENGTHS[stage]))
-            liked = [p for p in profile.preferences[:MAX_PREFERENCES] if p.doc_id in self._data.row]
-            vectors = {p.doc_id: self._means.vectors[self._data.row[p.doc_id]] for p in liked}
-            mixed = mix(user_parts(liked, vectors, None, 0.0))
-            self._tastes[viewer.user_id, stage] = mixed.vector if mixed else None
-        return self._tastes[viewer.user_id, stage]
+    def _liked(self, profile: Profile) -> dict[str, Vector]:
+        liked = [p.doc_id for p in profile.preferences[:MAX_PREFERENCES] if p.doc_id in self._data.row]
+        return {doc_id: self._means.vectors[self._data.row[doc_id]] for doc_id in liked}
+
+    def _profile(self, viewer: Viewer, stage: str) -> Profile:
+        key = (viewer.user_id, stage)
+        if key not in self._profiles:
+            self._profiles[key] = profile_of(viewer, latest(viewer.before, LENGTHS[stage]))
+        return self._profiles[key]
 
 
-def latest(ratings: Sequence[Rating], n: int | None) -> Sequence[Rating]:
-    return ratings if n is None else ratings[max(len(ratings) - n, 0) :]
+def latest(ratings: Sequence[Rating], n: int) -> Sequence[Rating]:
+    return ratings[max(len(ratings) - n, 0) :]
 
 
 def profile_of(viewer: Viewer, history: Iterable[Rating]) -> Profile:
     """The profile that these ratings give at the moment of the cut."""
-    user = UserKey("evaluation", str(viewer.user_id))
-    events = [
-        new_event(user, "rating", _moment(rating), doc_id=rating.movie_id, value=rating.stars) for rating in history
-    ]
-    return derive(user, "", (), (), events, True, _moment(viewer.before[-1]))
+    user = UserKey(TENANT, str(viewer.user_id))
+    return derive(user, "", (), (), events_of(viewer.user_id, history), True, _moment(viewer.before[-1]))
+
+
+def events_of(user_id: int, ratings: Iterable[Rating]) -> list[Event]:
+    user = UserKey(TENANT, str(user_id))
+    return [new_event(user, "rating", _moment(one), doc_id=one.movie_id, value=one.stars) for one in ratings]
 
 
 def _moment(rating: Rating) -> datetime:

@@ -24,6 +24,7 @@ from bespeak.encode import RememberingEncoder
 from bespeak.errors import EngineRefused
 from bespeak.interleave import Comparison, Side
 from bespeak.pipeline import (
+    EMBEDDED_CHARS,
     MAX_PREFERENCES,
     MAX_QUERY_CHARS,
     Context,
@@ -57,7 +58,7 @@ from bespeak.proxy.search import (
 )
 from bespeak.proxy.upstream import Headers, TooLarge, Upstream
 from bespeak.records import Clause, Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
-from bespeak.rerank import Judge
+from bespeak.rerank import Judge, holds_all
 from bespeak.rewrite import failed, rewrite_query
 from bespeak.settings import Settings
 
@@ -274,6 +275,8 @@ class Personaliser:
         with stage("rank"):
             rankings, ranked, placed, judge = [], {}, list[int](), None
             learnt, damage = self._parts.learnt_for(profile)
+            said = with_picked(personal.chain.rewrite, personal.chain.picked or ())
+            holds = holds_all(said.text, lambda hit: all_text(hit.source)[:EMBEDDED_CHARS])
             for side, added in zip(sides, clauses, strict=True):
                 read = [
                     Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
@@ -285,11 +288,10 @@ class Personaliser:
                     rankings.append(list(window))
                     continue
                 own = steady(read, self._context(personal, context, side.settings))
-                ranking, user, taste = rank_window(read, profile, own, embedded.liked, side.settings, learnt)
+                ranking, user, taste = rank_window(read, profile, own, embedded.liked, side.settings, learnt, holds)
                 rankings.append([one.hit.rank for one in ranking])
                 ranked = {one.hit.rank: one for one in ranking}
                 if personal.search.explained:
-                    said = with_picked(personal.chain.rewrite, personal.chain.picked or ())
                     judge = Judge.over(read, side.settings.weights, own.query, user, said, taste)
             order = rankings[0]
             if compared:
