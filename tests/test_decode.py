@@ -109,8 +109,8 @@ def test_a_word_that_was_begun_for_another_one_is_taken_back():
 
 
 def test_free_decoding_says_that_a_word_is_free():
-    rewrite = LanguageModel(Scripted(" Zappa trombone"), "1", grounded=False).rewrite(QUERY, BAND)
-    assert rewrite.text == "Zappa trombone"
+    rewrite = LanguageModel(Scripted(" Zappa break trombone"), "1", grounded=False).rewrite(QUERY, BAND)
+    assert rewrite.text == "Zappa break trombone"
     assert [(t.text, t.source) for t in rewrite.terms] == [("Zappa", "turn"), ("trombone", "free")]
     assert rewrite.model.endswith("1 free")
 
@@ -158,6 +158,15 @@ def test_an_earlier_query_is_no_rewrite_of_another_one():
     assert refuse("when did he live", "and when", profile) == ""
     rewrite = LanguageModel(Scripted(" Who is Zappa?"), "1").rewrite("and he", profile)
     assert (rewrite.status, rewrite.text) == ("failed", "and he")
+
+
+def test_a_text_without_any_word_of_what_was_asked_is_no_rewrite():
+    profile = Profile(turns=(Turn("What is the capital of Peru?", "Lima", "t1"),))
+    assert refuse("What are the capital of Peru?", "carrots", profile) == "the model dropped what was asked"
+    assert refuse("What is a carrot of Peru?", "carrots", profile) == ""  # a form of the same word
+    assert refuse("What is a carrot of Peru?", "carrots and onions", profile) == ""
+    for query in ("and it?", "what about the latter", "The last one?"):  # nothing by its name
+        assert refuse("What about the capital of Peru?", query, profile) == ""
 
 
 def test_a_text_in_another_script_is_no_rewrite():

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bespeak import analysis
 from bespeak.deadline import Deadline, Late
 from bespeak.digest import choose_statements, fit
 from bespeak.encode import RememberingEncoder
 from bespeak.errors import ModelError
 from bespeak.gate import is_other_script
-from bespeak.grounding import Grounded, Lexicon, attribute, fold, sources, words
+from bespeak.grounding import FUNCTION_WORDS, Grounded, Lexicon, attribute, fold, sources, words
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewrite import MODEL, failed, model_of
 from bespeak.scorer import Floats, Whose, common
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bespeak.encode import Encoder
 
 END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
-DECODING = 4
+DECODING = 5
 """Raised when the same model decodes otherwise, so that rewrites kept from before are not served."""
 
 N_CONTROL = 4
@@ -40,6 +41,11 @@ ANSWER_CHARS = 1_000
 MAX_NEW_TOKENS = 64
 STATEMENTS_REMEMBERED = 2_000
 """Vectors of statements kept in memory, 1.5 KB each."""
+POINTING = {
+    *("one", "ones", "two", "three", "both", "first", "second", "third", "last", "next"),
+    *("former", "latter", "other", "others", "previous", "mentioned"),
+}
+"""Words of a query that may well be gone in its rewrite: names stand in their place."""
 DERAILED = 8.0
 """A token inside a word is e^8 times less likely than another: the word was begun for the sake of that other one."""
 
@@ -284,7 +290,16 @@ def refuse(text: str, query: str, profile: Profile) -> str:
     said = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
     if folded in said and folded != [fold(word) for word in words(query)]:
         return "the model repeated an earlier query"
+    asked = subjects(query)
+    if asked and not asked & subjects(text):
+        return "the model dropped what was asked"
     return ""
+
+
+def subjects(text: str) -> set[str]:
+    """The stems of the words that say what a text is about."""
+    about = (word for word in words(text) if fold(word) not in FUNCTION_WORDS | POINTING)
+    return {stem for word in about for stem in analysis.terms(word)}
 
 
 def _loops(folded: list[str]) -> bool:
