@@ -1,4 +1,5 @@
-"""Reranking a window of 100 hits whose vectors are at hand, beside a bare product of the same matrix, in one run.
+"""Reranking a window of 100 hits whose vectors are at hand, beside a bare product of the same matrix, in one run;
+and picking the words of a session with many statements, first and again, beside picking from turns alone.
 
 python benchmarks/rerank.py [--rounds 2000]
 """
@@ -12,11 +13,15 @@ from collections.abc import Callable
 import numpy as np
 
 from bespeak.pipeline import Context, rank_window, steady
-from bespeak.records import Hit, Profile
+from bespeak.records import Hit, Profile, Statement, Turn, UserKey
 from bespeak.rerank import Part, mix
 from bespeak.settings import Settings
+from bespeak.terms import load_terms
 
 N_HITS, DIM = 100, 384
+STATEMENTS = (0, 100, 250)
+ASKED = "and what about the other one?"
+"""Of so many statements of twelve words each and three turns, the words are drawn of 5,000."""
 
 
 def main() -> None:
@@ -36,6 +41,29 @@ def main() -> None:
     ours, bare = timed(rerank, rounds), timed(lambda: rows[:N_HITS] @ rows[-1], rounds)
     print(f"rerank of {N_HITS} hits: p50 {ours[0]:.3f} ms, p95 {ours[1]:.3f} ms")
     print(f"matrix product: p50 {bare[0]:.4f} ms; ratio {ours[0] / bare[0]:.0f}")
+    time_picking(draw, max(1, rounds // 10))
+
+
+def time_picking(draw: np.random.Generator, rounds: int) -> None:
+    picker, none = load_terms(), 0.0
+    for n in STATEMENTS:
+        profile = Profile(
+            statements=tuple(Statement(drawn_text(draw, 12), f"s{i}") for i in range(n)),
+            turns=tuple(Turn(drawn_text(draw, 8), drawn_text(draw, 60), f"t{i}") for i in range(3)),
+        )
+
+        def first(profile: Profile = profile) -> object:
+            picker.forget(UserKey("", "u"))
+            return picker.pick(ASKED, profile)
+
+        anew, again = timed(first, rounds), timed(lambda known=profile: picker.pick(ASKED, known), rounds)
+        none = none or again[0]
+        print(f"words of {n} statements: first p50 {anew[0]:.2f} ms, again {again[0]:.2f} ms; ", end="")
+        print(f"ratio to none {anew[0] / none:.1f}, {again[0] / none:.1f}")
+
+
+def drawn_text(draw: np.random.Generator, n_words: int) -> str:
+    return " ".join(f"word{n}s" for n in draw.integers(5_000, size=n_words))
 
 
 def timed(work: Callable[[], object], rounds: int) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from bespeak.proxy.assembly import assemble
 from bespeak.records import UserKey
 from bespeak.settings import Settings
 from bespeak.stores.sqlite import SqliteStore
+from bespeak.terms import TermPicker
 from fakes import BagEncoder, ScriptedRewriter
 from proxy_server import serving
 
@@ -157,6 +158,7 @@ def personal_proxy(
     settings: Settings | None = None,
     store: EventStore | None = None,
     learnt: LearntFolder | None = None,
+    terms: TermPicker | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, EventStore]]:
     """The URL of a proxy in front of `url`, and its store, which knows Ada."""
@@ -164,7 +166,7 @@ def personal_proxy(
     store = store or SqliteStore(folder / "bespeak.db", timeout_s=0.2)
     know_ada(store)
     rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
-    parts = Parts(settings or Settings(window=20), rewriter, encoder or BagEncoder(), learnt=learnt)
+    parts = Parts(settings or Settings(window=20), rewriter, encoder or BagEncoder(), learnt=learnt, terms=terms)
     app = assemble(Upstream([url]), store, parts, folder / "vectors.db", **options)
     with serving(app) as proxy_url:
         yield proxy_url, store

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bespeak import analysis
 from bespeak.errors import ModelError
+from bespeak.grounding import FUNCTION_WORDS, fold, words
 from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, added_clauses, contextualise, turn_text, with_picked
 from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
 from bespeak.settings import Settings
-from bespeak.terms import PICKED, load_terms
-from fakes import BagEncoder
+from bespeak.terms import PICKED, Candidate, candidates, load_terms
+from fakes import ADA, BagEncoder
 
 ASKED = "When did they disband?"
 TURN = Turn("Who were the Mothers of Invention?", "The band of Frank Zappa, from California.", "t1")
@@ -44,6 +48,61 @@ def test_a_query_that_stands_alone_takes_less(terms):
     assert n_alone < n_leaning
 
 
+def read_by_definition(statements, given, meant):
+    """`stem → how often, words shared with the query, word, statement`, a word after the other."""
+    found = {}
+    for place, text in enumerate(statements):
+        shares = len(set(analysis.terms(text)) & meant)
+        for word in words(text):
+            stem = next(iter(analysis.terms(word)), "")
+            if len(stem) > 1 and stem not in given and fold(word) not in FUNCTION_WORDS:
+                n, best, _, _ = found.get(stem, (0, 0, "", 0))
+                found[stem] = (n + 1, shares, word, place) if shares >= best else (n + 1, *found[stem][1:])
+    return found
+
+
+WORDS = st.sampled_from(["jazz", "Jazz", "band", "bands", "Zappa", "the", "I", "disband", "1969", "NASA", "child's"])
+TEXTS = st.lists(WORDS, max_size=7).map(" ".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=2))
+def test_statements_give_what_each_word_by_itself_would(terms, query, statements, turns):
+    profile = Profile(
+        statements=tuple(Statement(text, f"s{n}") for n, text in enumerate(statements)),
+        turns=tuple(Turn(text, "Zappa left", f"t{n}") for n, text in enumerate(turns)),
+    )
+    found, features = candidates(query, profile, {"band": 0.5}, 1.0)
+    meant = {s for w in words(query) if fold(w) not in FUNCTION_WORDS for s in analysis.terms(w)}
+    seen = {one.stem for one in found if one.source == "turn"}
+    expected = read_by_definition(statements, set(analysis.terms(query)), meant)
+    said = [(one, row) for one, row in zip(found, features, strict=True) if one.source == "statement"]
+    assert [one for one, _ in said] == [
+        Candidate(stem, word, "statement", place)
+        for stem, (_, _, word, place) in expected.items() if stem not in seen
+    ]  # fmt: skip
+    for one, row in said:
+        n, shares, _, _ = expected[one.stem]
+        assert row[[9, 18, 21, 29]] == pytest.approx(
+            [np.log1p(n), 0.5 if one.stem == "band" else 1.0, float(shares > 0), min(shares, 3) / 2]
+        )
+
+
+def test_read_anew_or_kept_the_picks_are_the_same_and_a_forgotten_user_is_not_kept(terms):
+    statements = tuple(Statement(f"I heard Zappa play number {n} with the Mothers", f"s{n}") for n in range(30))
+    profiles = [Profile(statements=statements[:n], turns=(TURN,)) for n in (30, 3, 29)]
+    anew = []
+    for profile in profiles:
+        terms.forget(ADA)
+        anew.append([terms.pick(query, profile) for query in (ASKED, "Which number did Zappa play?")])
+    kept = [[terms.pick(query, profile) for query in (ASKED, "Which number did Zappa play?")] for profile in profiles]
+    assert kept == anew
+    assert any(term.source == "statement" for picks in anew for picked in picks for term in picked)
+    assert terms._read.cache_info().currsize
+    terms.forget(ADA)
+    assert not terms._read.cache_info().currsize
+
+
 def test_a_damaged_network_is_said_so(tmp_path):
     (tmp_path / "terms.npz").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="models verify"):
@@ -64,12 +123,12 @@ def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
 
 def test_picked_words_are_searched_beside_the_query_and_take_room_from_the_last_turn(terms):
     query, profile = Rewrite(ASKED, ASKED), Profile(turns=(TURN,))
-    settings = Settings(last_turn_weight=0.1)
+    mixing = Settings(last_turn_weight=0.1)
     picked = terms.pick(ASKED, profile)
-    clauses = added_clauses(query, profile, settings, picked)
+    clauses = added_clauses(query, profile, mixing, picked)
     assert [clause.text for clause in clauses] == [" ".join(t.text for t in picked), turn_text(TURN)]
     assert [clause.weight for clause in clauses] == [PICKED_WEIGHT, pytest.approx(0.1 * BESIDE_TERMS)]
-    assert added_clauses(query, profile, settings) == (Clause(turn_text(TURN), 0.1),)
+    assert added_clauses(query, profile, mixing) == (Clause(turn_text(TURN), 0.1),)
 
 
 def test_a_hit_is_explained_by_picked_words_too(terms):

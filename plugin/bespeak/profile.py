@@ -35,7 +35,7 @@ HALF_LIFE = timedelta(days=30)
 FLOOR = 2.0**-10  # an old taste fades but is not lost: beyond ten half-lives only the strengths order
 NEUTRAL_RATING = 3.0
 RATED = 1.0
-STATEMENTS_KEPT = 250  # each costs 17 us to derive and 50 us to pick words from, at every query
+STATEMENTS_KEPT = 250  # each costs 17 us to derive at every query, and 50 us to read for picking at the first
 TURNS_KEPT = 20
 PREFERENCES_KEPT = 2_000  # as many as the stores read of all actions
 TYPING = timedelta(seconds=5)  # a search box asks at every key; within it a longer or shorter query is the same one

@@ -11,13 +11,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from bespeak import analysis
 from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, fold, words
-from bespeak.records import Profile, Term
+from bespeak.records import Profile, Term, UserKey
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,8 @@ LEAST = 0.1
 TURNS = 5
 KNOWN_TURNS = 8
 RESPONSE_CHARS = 1_000
+PROFILES_READ = 100
+"""Users whose statements are kept as they were read, so that the next query of a session need not read them again."""
 RARE = 25
 """A term that was a candidate less often has no weight of its own."""
 
@@ -80,31 +83,102 @@ Frequency: TypeAlias = Mapping[str, float]
 """Stem → rarity in about [-1, 1.2]."""
 
 
-def candidates(query: str, profile: Profile, rarity: Frequency, unseen: float) -> tuple[list[Candidate], Array]:
-    """What may be picked, and its features `(n, N_FEATURES)`."""
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What a user's statements hold, whatever is asked: each stem as where no statement shares a word with the query.
+
+    `features` are `(n_stems, N_OWN)`, `words` for each statement the last word of each of its stems.
+    """
+
+    row: Mapping[str, int]  # stem -> its place
+    found: Sequence[Candidate]
+    times: Sequence[int]
+    features: Array
+    terms: Sequence[frozenset[str]]
+    words: Sequence[Mapping[str, str]]
+
+    def leaning(self, meant: set[str]) -> dict[str, tuple[int, str, int]]:
+        """`stem → words shared with the query, word, statement`, of statements that share most, the last."""
+        found: dict[str, tuple[int, str, int]] = {}
+        for place, terms in enumerate(self.terms):
+            if shares := len(terms & meant):
+                found |= {
+                    stem: (shares, word, place)
+                    for stem, word in self.words[place].items()
+                    if shares >= found.get(stem, (0,))[0]
+                }
+        return found
+
+
+def read_statements(texts: Sequence[str], rarity: Frequency, unseen: float) -> Stated:
+    import numpy as np
+
+    times: dict[str, int] = {}
+    last: dict[str, tuple[str, int]] = {}
+    by_text = []
+    for place, text in enumerate(texts):
+        words_of: dict[str, str] = {}
+        for word in words(text):
+            stem = next(iter(analysis.terms(word)), "")
+            if _usable(word, stem):
+                times[stem] = times.get(stem, 0) + 1
+                words_of[stem] = word
+        last |= {stem: (word, place) for stem, word in words_of.items()}
+        by_text.append(words_of)
+    features = [_statement_features(last[stem][0], n, 0, rarity.get(stem, unseen)) for stem, n in times.items()]
+    return Stated(
+        {stem: row for row, stem in enumerate(times)},
+        [Candidate(stem, last[stem][0], "statement", last[stem][1]) for stem in times],
+        list(times.values()),
+        np.array(features, np.float32).reshape(len(times), N_OWN),
+        [frozenset(analysis.terms(text)) for text in texts],
+        by_text,
+    )
+
+
+def candidates(
+    query: str, profile: Profile, rarity: Frequency, unseen: float, stated: Stated | None = None
+) -> tuple[list[Candidate], Array]:
+    """What may be picked, and its features `(n, N_FEATURES)`; `stated` where the statements are read already."""
     import numpy as np
 
     given = set(analysis.terms(query))
     meant = {s for w in words(query) if fold(w) not in FUNCTION_WORDS for s in analysis.terms(w)}
     turns = profile.turns[-KNOWN_TURNS:]
     seen, overlap = _read_turns([(t.query, t.response) for t in turns[-TURNS:]], given, meant)
-    stated = _read_statements([s.text for s in profile.statements], given, meant)
+    stated = stated or read_statements([s.text for s in profile.statements], rarity, unseen)
     first = set(analysis.terms(turns[0].query)) if turns else set()
-    shared = [*_query_features(query, [(t.query, t.response) for t in turns], meant), overlap]
     found, rows = [], []
     for stem, one in seen.items():
         word, back = max(one.surfaces, key=one.surfaces.__getitem__), min(back for back, _ in one.places)
         found.append(Candidate(stem, word, "turn", len(profile.turns) - 1 - back))
-        rows.append(_turn_features(one, word, back, stem in first, rarity.get(stem, unseen), stem in stated) + shared)
-    for stem, (n, shares, word, place) in stated.items():
-        if stem not in seen:
-            found.append(Candidate(stem, word, "statement", place))
-            rows.append(_statement_features(word, n, shares, rarity.get(stem, unseen)) + shared)
-    return found, np.array(rows, np.float32).reshape(len(rows), N_FEATURES)
+        rows.append(_turn_features(one, word, back, stem in first, rarity.get(stem, unseen), stem in stated.row))
+    said, said_rows = _stated_candidates(stated, given | seen.keys(), meant, rarity, unseen)
+    features = np.empty((len(rows) + len(said), N_FEATURES), np.float32)
+    features[: len(rows), :N_OWN] = np.array(rows, np.float32).reshape(len(rows), N_OWN)
+    features[len(rows) :, :N_OWN] = said_rows
+    features[:, N_OWN:] = [*_query_features(query, [(t.query, t.response) for t in turns], meant), overlap]
+    return found + said, features
 
 
-def _usable(word: str, stem: str, given: set[str]) -> bool:
-    return len(stem) > 1 and stem not in given and fold(word) not in FUNCTION_WORDS
+def _stated_candidates(
+    stated: Stated, gone: set[str], meant: set[str], rarity: Frequency, unseen: float
+) -> tuple[list[Candidate], Array]:
+    """Those whose stem is not gone, and their own features."""
+    import numpy as np
+
+    found, features = list(stated.found), stated.features.copy()
+    for stem, (shares, word, place) in stated.leaning(meant).items():
+        row = stated.row[stem]
+        found[row] = Candidate(stem, word, "statement", place)
+        features[row] = _statement_features(word, stated.times[row], shares, rarity.get(stem, unseen))
+    without = {stated.row[stem] for stem in gone if stem in stated.row}
+    kept = [one for row, one in enumerate(found) if row not in without]
+    return kept, np.delete(features, list(without), axis=0) if without else features
+
+
+def _usable(word: str, stem: str) -> bool:
+    return len(stem) > 1 and fold(word) not in FUNCTION_WORDS
 
 
 def _tokens(text: str) -> list[tuple[str, str, bool, int]]:
@@ -141,7 +215,7 @@ def _read_text(
     near = {tokens[i][3] for i in hits}
     names = [word[:1].isupper() and not first for word, _, first, _ in tokens]
     for i, (word, stem, first, sentence) in enumerate(tokens):
-        if not _usable(word, stem, given):
+        if stem in given or not _usable(word, stem):
             continue
         one = seen.setdefault(stem, _Seen())
         one.surfaces[word] = one.surfaces.get(word, 0.0) + (1.5 if back == 0 else 1.0)
@@ -159,21 +233,6 @@ def _read_text(
         one.distance = min([one.distance, *(abs(i - hit) for hit in hits)])
         one.after_name = max(one.after_name, i > 0 and names[i - 1])
         one.before_name = max(one.before_name, i + 1 < len(names) and names[i + 1])
-
-
-def _read_statements(
-    statements: Sequence[str], given: set[str], meant: set[str]
-) -> dict[str, tuple[int, int, str, int]]:
-    """`stem → how often, words shared with the query, word, statement`."""
-    found: dict[str, tuple[int, int, str, int]] = {}
-    for place, text in enumerate(statements):
-        shares = len(set(analysis.terms(text)) & meant)
-        for word in words(text):
-            stem = next(iter(analysis.terms(word)), "")
-            if _usable(word, stem, given):
-                n, best, _, _ = found.get(stem, (0, 0, "", 0))
-                found[stem] = (n + 1, shares, word, place) if shares >= best else (n + 1, *found[stem][1:])
-    return found
 
 
 def _form(word: str) -> list[float]:
@@ -207,7 +266,9 @@ def _query_features(query: str, turns: Sequence[tuple[str, str]], meant: set[str
     ]  # fmt: skip
 
 
-N_FEATURES = 30 + 20 + 1
+N_OWN = 30
+N_FEATURES = N_OWN + 20 + 1
+"""A candidate's own, those of the query, and the share of its words that the last turn has."""
 
 
 class TermPicker:
@@ -218,10 +279,16 @@ class TermPicker:
         self._rarity = dict(zip(arrays["stems"].tolist(), arrays["rarity"].tolist(), strict=True))
         self._own = dict(zip(arrays["stems"].tolist(), arrays["own"].tolist(), strict=True))
         self._unseen = float(arrays["unseen"])
+        self._read = lru_cache(PROFILES_READ)(lambda texts: read_statements(texts, self._rarity, self._unseen))
+
+    def forget(self, _user: UserKey) -> None:
+        """Drops what is kept in memory of this user's statements, and of all others'."""
+        self._read.cache_clear()
 
     def pick(self, query: str, profile: Profile) -> tuple[Term, ...]:
         """The likeliest words in the order in which they are found, newest turn first; at most `PICKED`."""
-        found, features = candidates(query, profile, self._rarity, self._unseen)
+        stated = self._read(tuple(statement.text for statement in profile.statements))
+        found, features = candidates(query, profile, self._rarity, self._unseen, stated)
         if not found:
             return ()
         likely = self.probabilities(found, features)

@@ -14,6 +14,7 @@ from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
 from bespeak.settings import Settings
+from bespeak.terms import load_terms
 from fakes import ADA, ScriptedRewriter
 from personal_proxy import call, coats, personal_proxy
 from proxy_server import PATIENCE_S, serving
@@ -270,3 +271,12 @@ def test_a_reading_is_under_no_deadline_of_the_request():
 
 def test_the_query_is_the_latest_turn_of_what_follows():
     assert turns(followed(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
+
+
+def test_statements_read_for_picking_are_kept_until_somebody_is_forgotten(tmp_path):
+    terms = load_terms()
+    with serving(coats) as engine, personal_proxy(engine, tmp_path / "p", terms=terms) as (proxy, _):
+        call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
+        assert terms._read.cache_info().currsize == 1
+        call(proxy, "/_bespeak/profile/ada", method="DELETE")
+        assert terms._read.cache_info().currsize == 0

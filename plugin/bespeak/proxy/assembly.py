@@ -69,6 +69,7 @@ def assemble(
     searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
     # In this order: what is read ahead ends before the rewriter forgets.
     forgets = [chains.forget, ahead.forget, parts.rewriter.forget, *([lambda _: encoder.clear()] if encoder else [])]
+    forgets += [parts.terms.forget] if parts.terms else []
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
         ready=lambda: missing(upstream), token=token, forgets=forgets,
