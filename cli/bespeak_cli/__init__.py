@@ -127,6 +127,10 @@ class Folders:
 
         return self._made(self._cache or platformdirs.user_cache_path("bespeak"))
 
+    def absolute(self) -> Folders:
+        """The same for another process; on another machine, folders that are not named are those of its own user."""
+        return Folders(*(path and path.absolute() for path in (self._data, self._cache)))
+
     @staticmethod
     def _made(path: Path) -> Path:
         from bespeak.errors import StoreError

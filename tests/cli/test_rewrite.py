@@ -16,11 +16,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
+from bespeak.batch.lines import Chunk, Place
+from bespeak.batch.work import rewrite_chunk
+from bespeak.errors import StoreError
 from bespeak.events import new_event
 from bespeak.records import UserKey
 from bespeak.rewrite import CachedRewriter, LastTurn
 from bespeak.stores.sqlite import SqliteStore
-from bespeak_cli import cli
+from bespeak_cli import Folders, cli
+from bespeak_cli.on_ray import make_tools_there
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
 N_USERS = 4
@@ -254,12 +258,26 @@ def test_a_worker_that_dies_ends_the_run_which_can_go_on(tmp_path, file):
         (["no-such-file", "--output", "x"], "does not exist"),
         ([__file__], "Missing option '--output'"),
         ([__file__, "--output", "x", "--profiles", "elasticsearch"], "needs --elasticsearch URL"),
+        ([__file__, "--output", "x", "--ray-address", "127.0.0.1:6379"], "--ray-address is for --on ray"),
+        ([__file__, "--output", "s3://bucket/x"], "s3://bucket/x: object storage is for --on ray"),
+        ([__file__, "--output", "-", "--on", "ray"], "a stream is of one machine"),
+        ([__file__, "--output", "x", "--on", "ray", "--workers", "1"], "--workers is for one machine"),
+        ([__file__, "--output", "x", "--on", "ray", "--check", "hats"], "--check needs --elasticsearch"),
     ],
 )
 def test_wrong_usage(tmp_path, arguments, told):
     done = run(tmp_path, *arguments)
     assert done.exit_code == 2
     assert told in done.stderr
+
+
+def test_on_a_cluster_nobodys_history_is_looked_for_in_this_machines_store(tmp_path):
+    options = {"rewriter": "last-turn", "profiles": "sqlite", "check": None, "strict": False}
+    tools = make_tools_there(Folders(tmp_path, tmp_path).absolute(), options, "jsonl", "")
+    assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), Place(1, 17), 17), tools).tally.queries == 1
+    with pytest.raises(StoreError, match="a line names a user, and --profiles sqlite is of one machine"):
+        rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), Place(1, 32), 32), tools)
+    tools.close()
 
 
 @pytest.mark.parametrize("place", ["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])

@@ -45,22 +45,19 @@ class Journal:
     def read(self) -> tuple[dict[str, Any], Standing] | None:
         """What the run was begun with, and where it stands; None where nothing was begun."""
         try:
-            lines = self.path.read_bytes().split(b"\n")[:-1]
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise InputError(f"cannot read {self.path} ({error.strerror}): check its permissions") from error
-        rows = [row for row in takewhile(lambda row: row is not None, map(_unsealed, lines)) if row]
-        if not rows:
-            return None
-        return rows[0], _standing(rows[-1]) if len(rows) > 1 else Standing()
+        return read_journal(content)
 
     def begin(self, begun: Mapping[str, Any], standing: Standing) -> None:
         """Replaces the file as a whole."""
         written = self.path.with_name(self.path.name + ".new")
         try:
             with written.open("wb") as file:
-                file.write(_sealed(begun) + _sealed(asdict(standing)))
+                file.write(journal_of(begun, standing))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(written, self.path)
@@ -75,7 +72,7 @@ class Journal:
                 self.begin(begun, standing)
                 return
             with self.path.open("ab") as file:
-                file.write(_sealed(asdict(standing)))
+                file.write(sealed(asdict(standing)))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -86,6 +83,30 @@ class Journal:
             f"cannot note in {self.path} how far the run is ({error.strerror}): make room, then run the same command "
             "again; it goes on"
         )
+
+
+def read_journal(content: bytes) -> tuple[dict[str, Any], Standing] | None:
+    """What the run was begun with, and where it stands; None where no line is whole."""
+    lines = content.split(b"\n")[:-1]
+    rows = [row for row in takewhile(lambda row: row is not None, map(unsealed, lines)) if row]
+    if not rows:
+        return None
+    return rows[0], _standing(rows[-1]) if len(rows) > 1 else Standing()
+
+
+def journal_of(begun: Mapping[str, Any], standing: Standing) -> bytes:
+    return sealed(begun) + sealed(asdict(standing))
+
+
+def refuse_other(then: Mapping[str, Any], begun: Mapping[str, Any], output: object, journal: object) -> None:
+    """Raises InputError where an output was begun with something else than it is now to be gone on with."""
+    for name in {**then, **begun}:
+        if begun.get(name) != then.get(name):
+            told = "" if name == "input" else f" ({then.get(name, 'none')} then, {begun.get(name, 'none')} now)"
+            raise InputError(
+                f"{output} was begun with another {name}{told}: give the same again, or another --output, or delete "
+                f"{journal} and the output to start anew"
+            )
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,12 +122,13 @@ def _standing(row: Mapping[str, Any]) -> Standing:
     return Standing(**{**row, "place": Place(*row["place"]), "tally": Tally.of_dict(row["tally"])})
 
 
-def _sealed(row: Mapping[str, Any]) -> bytes:
+def sealed(row: Mapping[str, Any]) -> bytes:
+    """A line of a checksum and JSON."""
     text = json.dumps(row, separators=(",", ":")).encode("ascii")
     return hashlib.blake2b(text, digest_size=8).hexdigest().encode("ascii") + b" " + text + b"\n"
 
 
-def _unsealed(line: bytes) -> dict[str, Any] | None:
+def unsealed(line: bytes) -> dict[str, Any] | None:
     """None for a line that was not written whole."""
     seal, _, text = line.partition(b" ")
     if hashlib.blake2b(text, digest_size=8).hexdigest().encode("ascii") != seal:

@@ -73,6 +73,11 @@ def _chunk(lines: list[bytes | None], end: Place, stream: IO[bytes]) -> Chunk:
     return Chunk(end.line_no - len(lines) + 1, tuple(lines), end, read_bytes)
 
 
+def is_packed(stream: io.BufferedReader) -> bool:
+    """Whether a stream at its beginning cannot be read from any place."""
+    return stream.peek(4)[:4].startswith((GZIP, ZSTD))
+
+
 def _unpacked(stream: IO[bytes], offset: int) -> IO[bytes]:
     """The stream's content from `offset` on. What is packed is unpacked up to there, and thrown away."""
     buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(stream)

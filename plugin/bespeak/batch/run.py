@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
-from bespeak.batch.journal import Journal, Standing
+from bespeak.batch.journal import Journal, Standing, refuse_other
 from bespeak.batch.lines import read_chunks
 from bespeak.batch.output import FileOutput, Output, StreamOutput, give_name, pack, packing_of, part_of, rejected_of
 from bespeak.batch.parquet import check_parquet, make_parquet
@@ -108,21 +108,17 @@ def _left(path: Path, journal: Journal, begun: Mapping[str, Any]) -> Standing:
     then, standing = found
     if standing.finished and not path.exists():
         return Standing()
-    for name in {**then, **begun}:
-        if begun.get(name) != then.get(name):
-            told = "" if name == "input" else f" ({then.get(name, 'none')} then, {begun.get(name, 'none')} now)"
-            raise InputError(
-                f"{path} was begun with another {name}{told}: give the same again, or another --output, or delete "
-                f"{journal.path} and the output to start anew"
-            )
+    refuse_other(then, begun, path, journal.path)
     return standing
 
 
 def _refuse_other(path: Path) -> None:
     if path.exists():
-        raise InputError(
-            f"{path} is there already, and not by a run that can go on: delete it, or give another --output"
-        )
+        raise already_there(path)
+
+
+def already_there(path: object) -> InputError:
+    return InputError(f"{path} is there already, and not by a run that can go on: delete it, or give another --output")
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,125 @@
+"""A Ray cluster of two nodes with a CPU each, on loopback addresses, and a driver whose run is watched and cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from batch_runs import make_tools
+from bespeak.rewrite import LastTurn
+
+QUICK = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500",
+         "RAY_health_check_failure_threshold": "4"}  # fmt: skip
+ENV = {**os.environ, **QUICK, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+       "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # fmt: skip
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.2", 0))
+            self.address = f"127.0.0.2:{free.getsockname()[1]}"
+        self._log = (folder / "log").open("wb")
+        port = self.address.partition(":")[2]
+        self._head = self._start("--head", f"--port={port}", "--node-ip-address=127.0.0.2", "--include-dashboard=false")
+        self._wait()
+        self._second = self._start(f"--address={self.address}", "--node-ip-address=127.0.0.3")
+
+    def workers(self) -> list[int]:
+        """Process ids of the actors that rewrite."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                pid = int(entry.name)
+                if (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                    found += [pid] * (os.getsid(pid) in (self._head.pid, self._second.pid))
+        return sorted(found)
+
+    def wait_for_workers(self, n_workers: int) -> list[int]:
+        """A node that starts takes its time, and so does Ray to end the workers of a driver that is gone."""
+        for _ in range(600):
+            if len(found := self.workers()) == n_workers:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{self.workers()}, not {n_workers} of them")
+
+    def lose_node(self) -> None:
+        _end(self._second)
+
+    def close(self) -> None:
+        for node in (self._second, self._head):
+            _end(node)
+        self._log.close()
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        given = ("--block", "--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={self._folder}")
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *given, *options]
+        return subprocess.Popen(command, env=ENV, start_new_session=True, stdout=self._log, stderr=subprocess.STDOUT)
+
+    def _wait(self) -> None:
+        host, _, port = self.address.partition(":")
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection((host, int(port)), 0.1):
+                return
+            assert self._head.poll() is None, (self._folder / "log").read_text()
+            time.sleep(0.1)
+        raise AssertionError("Ray does not start")
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """All processes of its session, as if the machine were gone."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if os.getsid(int(entry.name)) == node.pid:
+                os.kill(int(entry.name), signal.SIGKILL)
+    node.wait()
+
+
+class Noting(LastTurn):
+    """Takes its time, and notes each query and the process in a file."""
+
+    def __init__(self, log: Path, wait_s: float) -> None:
+        super().__init__()
+        self._log, self._wait_s = log, wait_s
+
+    def rewrite(self, query, profile, budget_ms=None):
+        time.sleep(self._wait_s)
+        with self._log.open("a") as log:
+            log.write(f"{os.getpid()} {query}\n")
+        return super().rewrite(query, profile, budget_ms)
+
+
+class Deadly(LastTurn):
+    """Takes its process with it."""
+
+    def rewrite(self, query, profile, budget_ms=None):
+        os._exit(1)
+
+
+def noting_tools(folder: Path, wait_s: float):
+    return partial(make_tools, folder / "data", rewriter=partial(Noting, folder / "log", wait_s))
+
+
+def main(address: str, folder: Path, kind: str) -> None:
+    """A run with blocks of one chunk, so that there are many."""
+    from bespeak.batch import blocks, on_ray
+
+    blocks.BLOCK_CHUNKS = 1
+    job = on_ray.RayJob(str(folder / "in.jsonl"), str(folder / "out.jsonl"), {"model": "last-turn 1"}, address=address)
+    open_tools = noting_tools(folder, 0.003)
+    if kind == "deadly":
+        on_ray.RETRIES = 2
+        open_tools = partial(make_tools, folder / "data", rewriter=Deadly)
+    on_ray.rewrite_on_ray(job, open_tools, lambda step: print("done", step.read_bytes, flush=True))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
