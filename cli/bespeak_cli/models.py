@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bespeak.assets import ModelRecord
     from bespeak.export import Precision
     from bespeak.training.fit import Progress
+    from bespeak.training.gain import Stage
 
 
 @click.group()
@@ -198,6 +199,74 @@ def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
             loss, speed = sum(losses) / len(losses), n_targets / max(now - started, 1e-3)
             fast = f", {speed:.1f} rewrites a second" if n_targets else ""
             click.echo(f"step {progress.step} of {progress.n_steps}: loss {loss:.3f}{fast}", err=True)
+
+    return tell
+
+
+@models.command("train-gain")
+@pairs_option
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder that 'bespeak models train' wrote; the shipped adapter if not given.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write; in the cache if not given."
+)
+@click.option(
+    "--turns",
+    type=click.IntRange(min=1),
+    default=800,
+    show_default=True,
+    help="Queries with a known answer that are learnt from, at most.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+@click.pass_context
+def train_gain(
+    ctx: click.Context,
+    data: tuple[Path, ...],
+    adapter: Path | None,
+    out: Path | None,
+    turns: int,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train an adapter on, by which of its rewrites find what was answered.
+
+    It learns from conversations in --data in which the answer to a query is known: it stands in the history of a later
+    one. One that was ended goes on where it was, if the same command is given again. Needs the extra 'train'.
+    """
+    import os
+
+    from bespeak.training.gain import Options
+    from bespeak.training.gain import train_gain as train_on
+
+    folder = out or ctx.obj.cache / "training-gain"
+    scores = train_on(Options(data, adapter, turns, seed, threads or os.cpu_count() or 1), folder, tell_stages())
+    click.echo(
+        f"Mean gain of {scores.n_turns} queries, {scores.n_learnt} of them learnt from: as typed {scores.query:.3f}, a "
+        f"person's rewrite {scores.person:.3f}, the adapter's before {scores.before:.3f}, after {scores.after:.3f}",
+        err=True,
+    )
+    click.echo(str(folder))
+
+
+def tell_stages(every_s: float = 60) -> Callable[[Progress | Stage], None]:
+    """`tell_progress` of the steps; of what goes before and after them a line at each end, and about once a minute."""
+    from time import monotonic
+
+    from bespeak.training.gain import Stage
+
+    tell_step, told = tell_progress(every_s), monotonic()
+
+    def tell(progress: Progress | Stage) -> None:
+        nonlocal told
+        if not isinstance(progress, Stage):
+            tell_step(progress)
+        elif progress.done == progress.size or monotonic() - told >= every_s:
+            told = monotonic()
+            click.echo(f"{progress.what}: {progress.done} of {progress.size}", err=True)
 
     return tell
 

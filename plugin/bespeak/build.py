@@ -93,7 +93,7 @@ def use_adapter(cache: Path, folder: Path | None) -> None:
             if folder is not None:
                 (Path(temporary) / "new").mkdir()
                 for name in PARTS:
-                    shutil.copyfile(_part(folder, name), Path(temporary) / "new" / name)
+                    shutil.copyfile(part(folder, name), Path(temporary) / "new" / name)
                 read_adapter(Path(temporary) / "new" / "adapter.npz")
             if own.exists():
                 own.rename(Path(temporary) / "old")
@@ -103,7 +103,8 @@ def use_adapter(cache: Path, folder: Path | None) -> None:
         raise ModelError(f"cannot keep the adapter in {own} ({error.strerror}): give a writable --cache-dir") from error
 
 
-def _part(folder: Path, name: str) -> Path:
+def part(folder: Path, name: str) -> Path:
+    """A file of an adapter's folder. Raises ModelError where it is not there."""
     if not (folder / name).is_file():
         raise ModelError(f"{folder} has no {name}: give the folder that 'bespeak models train --out' wrote")
     return folder / name

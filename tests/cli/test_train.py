@@ -4,17 +4,18 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from bespeak.training.gain import Stage
 from bespeak_cli import cli
-from bespeak_cli.models import tell_progress
+from bespeak_cli.models import tell_progress, tell_stages
 
 HAS_TRAIN = importlib.util.find_spec("torch") is not None
 
 
 @pytest.fixture
 def run(tmp_path):
-    def invoke(*arguments):
+    def invoke(*arguments, command="train"):
         return CliRunner().invoke(
-            cli, ["--cache-dir", str(tmp_path / "cache"), "models", "train", *map(str, arguments)]
+            cli, ["--cache-dir", str(tmp_path / "cache"), "models", command, *map(str, arguments)]
         )
 
     return invoke
@@ -34,9 +35,16 @@ def test_wrong_usage(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
+def test_wrong_usage_of_the_second_stage(run, pairs):
+    assert run(command="train-gain").exit_code == 2
+    assert run("--data", pairs, "--turns", "0", command="train-gain").exit_code == 2
+    assert run("--data", pairs, "--adapter", "missing", command="train-gain").exit_code == 2
+
+
 @pytest.mark.skipif(HAS_TRAIN, reason="the extra 'train' is installed")
-def test_without_the_extra_it_says_so(run, pairs):
-    result = run("--data", pairs)
+@pytest.mark.parametrize("command", ["train", "train-gain"])
+def test_without_the_extra_it_says_so(run, pairs, command):
+    result = run("--data", pairs, command=command)
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: training needs the extra 'train'")
 
@@ -51,6 +59,15 @@ def test_a_line_that_is_no_pair_is_a_sentence(run, tmp_path):
     assert result.stdout == ""
 
 
+@pytest.mark.train
+@pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
+def test_pairs_whose_answers_are_not_known_are_a_sentence(run, pairs):
+    result = run("--data", pairs, command="train-gain")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no query of --data has a known answer: ")
+    assert result.stdout == ""
+
+
 class Step:
     def __init__(self, step, loss):
         self.step, self.n_steps, self.n_targets, self.loss = step, 4, 10, loss
@@ -62,3 +79,12 @@ def test_progress_is_told_at_the_beginning_and_the_end(capsys):
         tell(Step(step, float(step)))
     told = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in told] == ["step 2 of 4: loss 2.000", "step 4 of 4: loss 3.000"]
+
+
+def test_of_every_stage_the_end_is_told(capsys):
+    tell = tell_stages(every_s=3600)
+    for done in range(1, 4):
+        tell(Stage("turns rewritten", done, 3))
+    tell(Step(1, 0.5))
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["turns rewritten: 3 of 3", "step 1 of 4: loss 0.500"]

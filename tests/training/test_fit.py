@@ -15,7 +15,7 @@ from bespeak.training.pairs import Conversation, Exchange, Target
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
 pytestmark = pytest.mark.train
 
-from bespeak.training.fit import Fit, rate, score, steps  # noqa: E402
+from bespeak.training.fit import PAIRS, Fit, cross_entropy, rate, score, steps  # noqa: E402
 from bespeak.training.network import RANK, Network, new_adapter, to_arrays  # noqa: E402
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
@@ -97,7 +97,8 @@ def test_gradients_are_those_of_small_steps(network, sequences):
 
 
 def run(network, sequences, checkpoint, n_steps=None, threads=2, name="a run"):
-    fit = Fit(network, steps(sequences), checkpoint, name, 0, threads, checkpoint_steps=2)
+    start = new_adapter(network.shapes, 0)
+    fit = Fit(cross_entropy(network), steps(sequences), checkpoint, name, start, threads, checkpoint_steps=2)
     for progress in fit.run():
         if progress.step == n_steps:
             break
@@ -117,7 +118,8 @@ def test_a_run_that_was_ended_reaches_the_same_adapter(network, sequences, tmp_p
     n_steps = len(steps(sequences[:120]))
     unbroken = run(network, sequences[:120], tmp_path / "unbroken.pt")
     run(network, sequences[:120], tmp_path / "broken.pt", 3)
-    resumed = Fit(network, steps(sequences[:120]), tmp_path / "broken.pt", "a run", 0, 2)
+    start = new_adapter(network.shapes, 1)  # what the checkpoint holds counts
+    resumed = Fit(cross_entropy(network), steps(sequences[:120]), tmp_path / "broken.pt", "a run", start, 2)
     assert resumed.step == 2  # what came after the last checkpoint is done again
     assert [progress.step for progress in resumed.run()][-1] == n_steps
     assert same(resumed, unbroken)
@@ -125,7 +127,8 @@ def test_a_run_that_was_ended_reaches_the_same_adapter(network, sequences, tmp_p
 
 def test_an_ended_checkpoint_is_not_taken_for_one(network, sequences, tmp_path):
     (tmp_path / "checkpoint.pt.partial").write_bytes(b"half")
-    assert Fit(network, steps(sequences[:120]), tmp_path / "checkpoint.pt", "a run", 0, 2).step == 0
+    start = new_adapter(network.shapes, 0)
+    assert Fit(cross_entropy(network), steps(sequences[:120]), tmp_path / "checkpoint.pt", "a run", start, 2).step == 0
 
 
 def test_threads_change_the_time_alone(network, sequences, tmp_path):
@@ -146,11 +149,11 @@ def test_a_damaged_checkpoint_is_a_sentence(network, sequences, tmp_path):
 
 
 def test_the_rate_rises_and_falls():
-    found = [rate(step, 100) for step in range(100)]
-    assert found[0] == 1 / 25
+    found = [rate(step, 100) / PAIRS.highest for step in range(100)]
+    assert found[0] == pytest.approx(1 / 25)
     assert found.index(max(found)) in (20, 21, 22, 23, 24)
-    assert found[50] == 0.5
-    assert found[-1] == 0.03
+    assert found[50] == pytest.approx(0.5)
+    assert found[-1] == pytest.approx(0.03)
 
 
 def test_steps_hold_every_sequence_in_its_order(sequences):

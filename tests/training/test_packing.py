@@ -6,7 +6,7 @@ import pytest
 from bespeak.decode import ANSWER_TOKENS, END, HISTORY_TOKENS, LAST_ANSWER_TOKENS, prompt
 from bespeak.grounding import Lexicon
 from bespeak.records import Profile, Statement, Turn
-from bespeak.training.packing import UNLABELLED, Layout, pack, unsaid_share
+from bespeak.training.packing import UNLABELLED, Layout, alternatives, pack, unsaid_share
 from bespeak.training.pairs import Conversation, Exchange, Target
 
 TURNS = (
@@ -142,3 +142,17 @@ def test_the_share_of_words_that_nobody_said():
     target = Target(0, "Why?", "Why did they disband at Dawn?")
     assert unsaid_share(target, Lexicon("Why?", ["Why?"])) == 2 / 5  # disband, Dawn; the others are function words
     assert unsaid_share(Target(0, "Why?", "why"), Lexicon("Why?", [])) == 0
+
+
+def test_of_several_rewrites_each_reads_the_prompt_and_itself(tokenizer):
+    read = prompt("Why?", Profile(turns=(Turn(TURNS[0].query, TURNS[0].response, ""),)), tokenizer)
+    texts = ["Why?", "Why did Zappa disband?", "Why did the group disband?"]
+    packed = alternatives(read, texts, tokenizer)
+    mask = packed.mask()
+    for branch, text in enumerate(texts, 1):
+        ids = [*tokenizer.encode(f" {text}", add_special_tokens=False).ids, END]
+        last = int(np.flatnonzero(packed.branches == branch)[-1])
+        assert packed.token_ids[mask[last]].tolist() == [*read, *ids[:-1]]
+        assert packed.positions[mask[last]].tolist() == list(range(len(read) + len(ids) - 1))
+        assert packed.labels[packed.branches == branch].tolist() == ids
+    assert (packed.labels[packed.branches == 0] == UNLABELLED).all()

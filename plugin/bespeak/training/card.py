@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from bespeak.training.candidates import SAMPLES
+
 if TYPE_CHECKING:
+    from bespeak.training import gain
     from bespeak.training.job import Options, Scores
 
 LICENCES = {
@@ -65,6 +69,41 @@ What counts is retrieval: measure it with `bespeak evaluate`.
 English only. It was trained to use words of the query, the turns and the statements, and may still take the wrong ones.
 """
 
+GAIN = """
+## Second stage
+    {command}
+
+The adapter that the lines above tell of was trained on by minimum risk: of {n_turns} queries, each with the person's
+rewrite, the adapter's own and {samples} sampled ones, those rewrites were made likelier that find the answer given in
+the conversation, among all answers of the data. {n_learnt} queries whose rewrites differ in that were learnt from, and
+ordinary pairs beside them. The scores above are from before.
+
+| source | queries | licence |
+| --- | --- | --- |
+{sources}
+
+Mean gain (1 / log2(1 + rank of the answer), over vectors, BM25 and the rewrite's vector alone) of all {n_turns}
+queries, which the adapter has seen: the query as typed {query:.3f}, the person's rewrite {person:.3f}, the adapter's
+before {before:.3f}, after {after:.3f}.
+"""
+
+
+def gain_card(began: str, options: gain.Options, counts: Mapping[str, int], scores: gain.Scores) -> str:
+    """`began`: the card of the adapter that the stage began with."""
+    files = [f"--data {path.name}" for path in options.data]
+    adapter = [f"--adapter {options.adapter.name}"] if options.adapter else []
+    how = [f"--turns {options.turns}", f"--seed {options.seed}"]
+    return (
+        began.rstrip("\n")
+        + "\n"
+        + GAIN.format(
+            command=" ".join(["bespeak models train-gain", *files, *adapter, *how]),
+            samples=SAMPLES,
+            sources=licensed(counts),
+            **asdict(scores),
+        )
+    )
+
 
 def card(options: Options, counts: Mapping[str, Mapping[str, int]], scores: Scores) -> str:
     files = [f"--data {path.name}" for path in options.data]
@@ -75,9 +114,7 @@ def card(options: Options, counts: Mapping[str, Mapping[str, int]], scores: Scor
         targets=sum(counts["source"].values()),
         seed=options.seed,
         passes=f"{options.passes:g}",
-        sources="\n".join(
-            f"| {name} | {n} | {LICENCES.get(name, 'as its owner says')} |" for name, n in counts["source"].items()
-        ),
+        sources=licensed(counts["source"]),
         kinds=rows(counts["kind"]),
         changes=rows(counts["change"]),
         held_out=scores.n_held_out,
@@ -88,3 +125,7 @@ def card(options: Options, counts: Mapping[str, Mapping[str, int]], scores: Scor
 
 def rows(counts: Mapping[str, int]) -> str:
     return "\n".join(f"| {name} | {n} |" for name, n in counts.items())
+
+
+def licensed(counts: Mapping[str, int]) -> str:
+    return "\n".join(f"| {name} | {n} | {LICENCES.get(name, 'as its owner says')} |" for name, n in counts.items())

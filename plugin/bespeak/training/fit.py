@@ -8,31 +8,49 @@ Needs the extra `train`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
 from bespeak.errors import ModelError
-from bespeak.training.network import Adapter, Network, Tensor, new_adapter
+from bespeak.training.network import Adapter, Network, Tensor
 from bespeak.training.packing import Packed
 
 PART_TOKENS = 600
 """What one thread computes at a time: 1.3 MB a token for the backward pass."""
 STEP_PARTS = 4
-LEARNING_RATE = 6e-4
-LOWEST_RATE = 0.03  # of it, at the end
-WARM_UP_STEPS = 25
 BETAS = (0.9, 0.98)
 LONGEST_GRADIENT = 1.0
 CHECKPOINT_STEPS = 10
 
 Step: TypeAlias = list[list[Packed]]
 """Its parts."""
+P = TypeVar("P")
+"""What one thread computes at a time."""
+
+
+class Schedule(NamedTuple):
+    """Of the learning rate."""
+
+    highest: float
+    warm_up_steps: int
+    lowest: float  # of the highest, at the end
+
+
+class Objective(NamedTuple, Generic[P]):
+    """What is made small: over a step, the sum of its parts' losses by the sum of their weights."""
+
+    loss: Callable[[P, Adapter], tuple[Tensor, float]]  # and its weight
+    n_targets: Callable[[P], int]
+    schedule: Schedule
+
+
+PAIRS = Schedule(6e-4, 25, 0.03)
 
 
 class Progress(NamedTuple):
@@ -41,7 +59,7 @@ class Progress(NamedTuple):
     step: int  # from 1
     n_steps: int
     n_targets: int  # of this step
-    loss: float  # mean cross-entropy of its tokens, nats
+    loss: float  # of pairs: mean cross-entropy of their tokens, nats
 
 
 def steps(sequences: Sequence[Packed]) -> list[Step]:
@@ -58,29 +76,36 @@ def steps(sequences: Sequence[Packed]) -> list[Step]:
     return [parts[i : i + STEP_PARTS] for i in range(0, len(parts), STEP_PARTS)]
 
 
-def rate(step: int, n_steps: int) -> float:
-    """Of the learning rate, at a step counted from 0: rises over the first ones, then falls straight to 3 %."""
-    return min(1.0, (step + 1) / WARM_UP_STEPS) * max(LOWEST_RATE, 1 - step / n_steps)
+def rate(step: int, n_steps: int, schedule: Schedule = PAIRS) -> float:
+    """The learning rate at a step counted from 0: rises over the first ones, then falls straight to the lowest."""
+    share = min(1.0, (step + 1) / schedule.warm_up_steps) * max(schedule.lowest, 1 - step / n_steps)
+    return schedule.highest * share
 
 
-class Fit:
+def cross_entropy(network: Network) -> Objective[list[Packed]]:
+    """Mean cross-entropy of the labelled tokens."""
+    return Objective(network.loss, lambda part: sum(len(sequence.targets) for sequence in part), PAIRS)
+
+
+class Fit(Generic[P]):
     """A run and its state; `checkpoint` holds that of one which was ended, of the same `name`."""
 
     def __init__(
         self,
-        network: Network,
-        plan: list[Step],
+        objective: Objective[P],
+        plan: Sequence[Sequence[P]],
         checkpoint: Path,
         name: str,
-        seed: int,
+        start: Adapter,
         threads: int,
         checkpoint_steps: int = CHECKPOINT_STEPS,
     ) -> None:
-        self._network, self._plan, self._checkpoint, self._name = network, plan, checkpoint, name
+        """`plan`: the parts of each step. `start` is fitted, and changes."""
+        self._objective, self._plan, self._checkpoint, self._name = objective, plan, checkpoint, name
         self._threads, self._checkpoint_steps = threads, checkpoint_steps
-        self.adapter: Adapter = {k: v.requires_grad_() for k, v in new_adapter(network.shapes, seed).items()}
+        self.adapter: Adapter = {name: weight.requires_grad_() for name, weight in start.items()}
         self._weights = list(self.adapter.values())
-        self._optimiser = torch.optim.AdamW(self._weights, LEARNING_RATE, BETAS, weight_decay=0.0)
+        self._optimiser = torch.optim.AdamW(self._weights, objective.schedule.highest, BETAS, weight_decay=0.0)
         self.step = self._resume() if checkpoint.exists() else 0
 
     def run(self) -> Iterator[Progress]:
@@ -92,22 +117,22 @@ class Fit:
                 self.step += 1
                 if self.step % self._checkpoint_steps == 0 or self.step == len(self._plan):
                     self._save()
-                yield Progress(self.step, len(self._plan), sum(len(s.targets) for part in parts for s in part), loss)
+                yield Progress(self.step, len(self._plan), sum(map(self._objective.n_targets, parts)), loss)
 
-    def _take(self, parts: Step, pool: ThreadPoolExecutor) -> float:
+    def _take(self, parts: Sequence[P], pool: ThreadPoolExecutor) -> float:
         found = list(pool.map(self._gradients, parts))
-        n_tokens = sum(n for _, n, _ in found)
+        weight_sum = sum(n for _, n, _ in found)
         for weight, *summands in zip(self._weights, *(gradients for _, _, gradients in found), strict=True):
-            weight.grad = sum(summands[1:], summands[0]) / n_tokens
+            weight.grad = sum(summands[1:], summands[0]) / weight_sum
         torch.nn.utils.clip_grad_norm_(self._weights, LONGEST_GRADIENT)
         for group in self._optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * rate(self.step, len(self._plan))
+            group["lr"] = rate(self.step, len(self._plan), self._objective.schedule)
         self._optimiser.step()
-        return sum((loss for loss, _, _ in found), 0.0) / n_tokens
+        return sum((loss for loss, _, _ in found), 0.0) / weight_sum
 
-    def _gradients(self, part: Sequence[Packed]) -> tuple[float, int, tuple[Tensor, ...]]:
-        loss, n_tokens = self._network.loss(part, self.adapter)
-        return float(loss.detach()), n_tokens, torch.autograd.grad(loss, self._weights)
+    def _gradients(self, part: P) -> tuple[float, float, tuple[Tensor, ...]]:
+        loss, weight = self._objective.loss(part, self.adapter)
+        return float(loss.detach()), weight, torch.autograd.grad(loss, self._weights)
 
     def _save(self) -> None:
         """Whole or not at all."""

@@ -68,15 +68,15 @@ def train(
     Raises InputError and ModelError.
     """
     require_extra()
-    from bespeak.training.fit import Fit, score, steps
-    from bespeak.training.network import to_arrays
+    from bespeak.training.fit import Fit, cross_entropy, score, steps
+    from bespeak.training.network import new_adapter, to_arrays
 
     prepared = prepare(options)
     network = network or open_network()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        plan = steps(prepared.train)
-        fit = Fit(network, plan, out / CHECKPOINT, prepared.name, options.seed, options.threads)
+        plan, start = steps(prepared.train), new_adapter(network.shapes, options.seed)
+        fit = Fit(cross_entropy(network), plan, out / CHECKPOINT, prepared.name, start, options.threads)
         for progress in fit.run():
             if report:
                 report(progress)
@@ -151,12 +151,17 @@ def run_name(sequences: Sequence[Packed], seed: int) -> str:
 
 def write(out: Path, adapter: dict[str, Any], options: Options, prepared: Prepared, scores: Scores) -> None:
     """The adapter last, so that a folder with one is complete."""
-    shipped = asset_folder("onnx_models") / MODEL
-    for name in BESIDE:
-        shutil.copyfile(shipped / name, out / name)
     counts = mixture.counts(prepared.train)
     write_json(out / "scores.json", asdict(scores) | {"targets": counts})
     (out / "CARD.md").write_text(card(options, counts, scores), "utf-8")
+    put(out, adapter)
+
+
+def put(out: Path, adapter: dict[str, Any]) -> None:
+    """Makes `out` a folder to build from, but for its card."""
+    shipped = asset_folder("onnx_models") / MODEL
+    for name in BESIDE:
+        shutil.copyfile(shipped / name, out / name)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         np.savez(Path(folder) / "adapter.npz", **adapter)
         (Path(folder) / "adapter.npz").replace(out / "adapter.npz")

@@ -67,12 +67,24 @@ class Network:
 
     def loss(self, sequences: Sequence[Packed], adapter: Mapping[str, Tensor]) -> tuple[Tensor, int]:
         """Sum of the cross-entropies of all labelled tokens, in nats, and how many they are."""
+        scores, labels = self._scores(sequences, adapter)
+        return F.cross_entropy(scores, labels, reduction="sum"), len(labels)
+
+    def log_likelihoods(self, sequence: Packed, adapter: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`(n_branches,)` each: ln P of the labelled tokens of every branch, and how many they are."""
+        scores, labels = self._scores([sequence], adapter)
+        branches = torch.from_numpy(sequence.branches[sequence.labels >= 0]) - 1
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        none = torch.zeros(int(branches.max()) + 1)
+        return none.index_add(0, branches, -losses), none.index_add(0, branches, torch.ones_like(losses))
+
+    def _scores(self, sequences: Sequence[Packed], adapter: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`(n_labelled, n_vocabulary)` of what follows each token that has a label, and `(n_labelled,)` labels."""
         ids = torch.from_numpy(np.concatenate([sequence.token_ids for sequence in sequences]))
         labels = torch.from_numpy(np.concatenate([sequence.labels for sequence in sequences]))
         wanted = labels >= 0
         final = self._read(ids, Places(sequences), adapter)[wanted]
-        scores = F.linear(final, self._weights["embedding"])
-        return F.cross_entropy(scores, labels[wanted], reduction="sum"), int(wanted.sum())
+        return F.linear(final, self._weights["embedding"]), labels[wanted]
 
     def _read(self, ids: Tensor, places: Places, adapter: Mapping[str, Tensor]) -> Tensor:
         """`(n_tokens, 640)`, normed."""

@@ -194,6 +194,14 @@ class _Writer:
         self.positions += range(self.n_trunk, self.n_trunk + len(added))
         self.branches += [self.n_branches] * len(added)
 
+    def packed(self, targets: tuple[Target, ...], source: str, changes: tuple[str, ...]) -> Packed:
+        """Of a longer conversation than any branch needs, the end is left out: nothing would see it."""
+        end = max((i for i, branch in enumerate(self.branches) if branch), default=-1) + 1
+        ids, positions, branches, labels = (
+            np.array(part[:end], np.int64) for part in (self.ids, self.positions, self.branches, self.labels)
+        )
+        return Packed(ids, positions, branches, labels, targets, source, changes)
+
 
 def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Packed:
     trunk = _Writer(layout.statements(conversation.statements))
@@ -223,10 +231,14 @@ def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Pac
                 branch(target, layout.asks)
         short, rest = layout.answer(turn)
         trunk.go_on(short)
-    # Of a longer conversation than any branch needs, the end is left out: nothing would see it.
-    end = max((i for i, branch in enumerate(trunk.branches) if branch), default=-1) + 1
-    ids, positions, branches, labels = (
-        np.array(part[:end], np.int64) for part in (trunk.ids, trunk.positions, trunk.branches, trunk.labels)
-    )
     changes = (*conversation.changes, *(("cut",) if window.first_turn else ()))
-    return Packed(ids, positions, branches, labels, tuple(kept), conversation.source, changes)
+    return trunk.packed(tuple(kept), conversation.source, changes)
+
+
+def alternatives(read: Sequence[int], texts: Sequence[str], tokenizer: Tokenizer) -> Packed:
+    """Several rewrites of one query, a branch each, every token labelled. `read`: the prompt's token ids."""
+    trunk = _Writer(read[:-1])
+    for text in texts:
+        ids = [*tokenizer.encode(" " + text, add_special_tokens=False).ids, END]
+        trunk.branch(read[-1:], ids, ids)
+    return trunk.packed((), "", ())

@@ -1,0 +1,98 @@
+"""The answers of all conversations as a collection to search in: how well a rewrite finds the one that was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.encode import digest_of
+from bespeak.evaluation.signals import Bm25
+from bespeak.pipeline import turn_text
+from bespeak.records import Document
+from bespeak.training.candidates import SHORTEST_ANSWER, Asked
+from bespeak.vectors import VectorCache
+
+if TYPE_CHECKING:
+    from bespeak.encode import Encoder
+    from bespeak.records import Matrix
+    from bespeak.training.pairs import Conversation
+
+READ_CHARS = 600
+"""Of an answer, what its vector is made of."""
+AT_ONCE = 64
+# Beside the query and the candidate, each 1.0.
+LAST_TURN_SHARE, LAST_TURN_WEIGHT = 0.2, 0.06
+
+
+class Gains(NamedTuple):
+    """Each 1 / log2(1 + rank) of the turn's own answer, in (0, 1]."""
+
+    dense: float  # the query's, the candidate's and the last turn's vector
+    lexical: float  # BM25 of the three
+    alone: float  # the candidate's vector
+
+    @property
+    def mean(self) -> float:
+        return sum(self) / len(self)
+
+
+def texts_of(found: Iterable[Conversation]) -> list[str]:
+    """The answers that are long enough, each once."""
+    said = (turn.response for conversation in found for turn in conversation.turns)
+    return list(dict.fromkeys(text for text in said if len(text) >= SHORTEST_ANSWER))
+
+
+class Answers:
+    """`vectors` (n_texts, dim), of unit length."""
+
+    def __init__(self, texts: Sequence[str], vectors: Matrix, encoder: Encoder) -> None:
+        self._rows = {text: row for row, text in enumerate(texts)}
+        self._bm25 = Bm25([Document(str(row), {"text": text}) for row, text in enumerate(texts)], ["text"])
+        self._vectors, self._encoder = vectors, encoder
+
+    def gains(self, turn: Asked, candidates: Sequence[str]) -> list[Gains]:
+        """Of each candidate. Earlier answers of the conversation are left out: they are not what is asked for now."""
+        last = turn_text(turn.profile.turns[-1])
+        query, latest, *vectors = self._encoder.encode([turn.query, last, *candidates], "query")
+        typed = self._bm25.scores(turn.query) + LAST_TURN_WEIGHT * self._bm25.scores(last)
+        near = query + LAST_TURN_SHARE * latest
+        own = self._rows[turn.answer]
+        others = np.ones(len(self._rows), bool)
+        others[[self._rows[t.response] for t in turn.history if t.response in self._rows]] = False
+        others[own] = False
+        gains = []
+        for text, vector in zip(candidates, vectors, strict=True):
+            added = text != turn.query
+            dense = self._vectors @ (near + vector if added else near)
+            lexical = typed + self._bm25.scores(text) if added else typed
+            gains.append(Gains(*(gain(scores, own, others) for scores in (dense, lexical, self._vectors @ vector))))
+        return gains
+
+
+def gain(scores: npt.NDArray[np.float32], own: int, others: npt.NDArray[np.bool_]) -> float:
+    """`scores` and `others` (n,): the rank of `own` is one more than how many of the others score above it."""
+    n_above = int((scores[others] > scores[own]).sum())
+    return float(1 / np.log2(2 + n_above))
+
+
+def encode_all(texts: Sequence[str], encoder: Encoder, kept: Path, report: Callable[[int], None]) -> Matrix:
+    """`(n_texts, dim)`; what was encoded before is taken from the file `kept`. Reports how many are done."""
+    cache = VectorCache(kept)
+    rows: list[npt.NDArray[np.float32]] = []
+    try:
+        for start in range(0, len(texts), AT_ONCE):
+            some = [text[:READ_CHARS] for text in texts[start : start + AT_ONCE]]
+            keys = [digest_of(text, "document").hex() for text in some]
+            known = {key: vector for key, (_, vector) in cache.get(encoder.name, keys).items()}
+            missing = {key: text for key, text in zip(keys, some, strict=True) if key not in known}
+            made = dict(zip(missing, encoder.encode(list(missing.values())), strict=True))
+            cache.put(encoder.name, {key: ("", vector) for key, vector in made.items()})
+            rows += [known[key] if key in known else made[key] for key in keys]
+            report(len(rows))
+    finally:
+        cache.close()
+    return np.stack(rows)

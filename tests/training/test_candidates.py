@@ -1,0 +1,172 @@
+"""Without torch: which queries are asked, what is sampled of them, and what is left after a kill."""
+
+import json
+import time
+from contextlib import contextmanager
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from bespeak.decode import END
+from bespeak.errors import ModelError
+from bespeak.training.candidates import Asked, Kept, Sampled, answered, choose, sample, sample_all
+from bespeak.training.pairs import Conversation, Exchange, Target
+
+TOPICS = ("whales", "glaciers", "bridges", "violins", "comets")
+LIVE = "They live in the cold waters of the north."
+EAT = "Small fish and krill, many tons of it a day."
+
+
+def conversation(topic="whales", source="own"):
+    turns = (Exchange(f"Where do {topic} live?", LIVE), Exchange("What do they eat?", EAT), Exchange("Why?", "Yes."))
+    targets = (
+        Target(0, turns[0].query, turns[0].query),
+        Target(1, turns[1].query, f"What do {topic} eat?"),
+        Target(1, "Who hunts them?", f"Who hunts {topic}?"),
+        Target(2, "Why?", f"Why do {topic} eat krill?"),
+        Target(3, "Since when?", f"Since when do {topic} eat krill?"),
+    )
+    return Conversation(source, turns, targets, ("I dive.",))
+
+
+class Undecided:
+    """Likes several texts, the first ones a little more; some of its runs take longer than others."""
+
+    texts = (
+        "What do they eat in the cold waters?",
+        "What do they eat in the north?",
+        "What do they live in?",
+        "Where do they eat?",
+    )
+
+    def __init__(self, slow=False):
+        vocabulary = {name: i for i, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>"])}
+        vocabulary |= {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+        self.tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+        self._runs, self._slow = count(), slow
+
+    @contextmanager
+    def begin(self, budget_ms, whose=None):
+        yield self._feed
+
+    def forget(self, user):
+        pass
+
+    def _feed(self, token_ids, past):
+        if self._slow and next(self._runs) % 7 == 0:
+            time.sleep(0.0005)
+        written = [] if past is None else past + list(token_ids)
+        scores = np.zeros(260, np.float32)
+        for number, text in enumerate(self.texts):
+            ids = [*(4 + byte for byte in f" {text}".encode()), END]
+            if ids[: len(written)] == written and len(written) < len(ids):
+                scores[ids[len(written)]] = max(scores[ids[len(written)]], 30 - 0.3 * number)
+        return scores, written
+
+
+@pytest.fixture
+def turns():
+    return answered(conversation(topic) for topic in TOPICS)
+
+
+def test_a_query_is_answered_where_a_later_one_knows_what_was_said():
+    (asked,) = answered([conversation()])
+    assert (asked.query, asked.rewrite, asked.answer) == ("What do they eat?", "What do whales eat?", EAT)
+    assert [turn.query for turn in asked.history] == ["Where do whales live?"]
+    assert asked.profile.turns[0].response == LIVE
+    assert [statement.text for statement in asked.profile.statements] == ["I dive."]
+
+
+def test_a_first_query_one_with_a_short_answer_and_one_that_nothing_follows_are_left_out():
+    assert {asked.n_before for asked in conversation().targets} == {0, 1, 2, 3}
+    assert len(answered([conversation()])) == 1
+
+
+@given(st.integers(0, 30), st.integers(0, 5))
+def test_whole_conversations_are_chosen_and_always_the_same(n, seed):
+    turns = [
+        Asked(number // 3, "own", f"q{number}", "r", "a", (Exchange("x"),), ()) for number in range(21)
+    ]  # seven conversations of three
+    chosen = choose(turns, n, seed)
+    assert chosen == choose(turns, n, seed)
+    assert len(chosen) == min(n, len(turns))
+    assert len({turn.query for turn in chosen}) == len(chosen)
+    whole = [turn.conversation for turn in chosen[: n // 3 * 3]]
+    assert all(whole.count(number) == 3 for number in whole)
+
+
+def test_what_weighs_more_is_chosen_more_often():
+    sources = ["ikat2024"] * 100 + ["camrest"] * 100
+    turns = [Asked(n, source, "q", "r", "a", (Exchange("x"),), ()) for n, source in enumerate(sources)]
+    assert sum(turn.source == "ikat2024" for turn in choose(turns, 50, 0)) > 40
+
+
+def test_candidates_stand_once_and_on_one_line(turns):
+    sampled = Sampled("What do whales eat?", ("What  do\u00a0they eat", None, "What do they eat"))
+    assert sampled.of(turns[0]) == ["What do they eat?", "What do whales eat?", "What do they eat"]
+    assert Sampled(None).of(turns[0]) == ["What do they eat?", "What do whales eat?"]
+
+
+def test_samples_differ_from_one_another_and_the_greedy_one_is_without_noise(turns):
+    sampled = sample(turns[0], Undecided(), 6, (0, 0))
+    assert len(sampled.samples) == 6
+    assert len({text for text in sampled.samples if text}) > 1
+    assert sampled == sample(turns[0], Undecided(), 6, (0, 0))
+    assert sampled.greedy == sample(turns[0], Undecided(), 0, (5, 5)).greedy
+    assert sampled.samples != sample(turns[0], Undecided(), 6, (1, 0)).samples
+
+
+def test_threads_change_no_text(turns, tmp_path):
+    kept = Kept(tmp_path / "kept.jsonl", "a run")
+    done = []
+    sample_all(turns, Undecided(slow=True), kept, 3, 7, done.append)
+    assert done == [1, 2, 3, 4, 5]
+    assert kept.found == {place: sample(turn, Undecided(), 3, (7, place)) for place, turn in enumerate(turns)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(cut=st.integers(0, 600))
+def test_a_run_that_was_killed_in_any_byte_goes_on_to_the_same_file(cut, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "kept.jsonl"
+    turns = answered(conversation(topic) for topic in TOPICS[:3])
+    sample_all(turns, Undecided(), Kept(path, "a run"), 1, 0, lambda _: None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: min(cut, len(whole))])
+    kept = Kept(path, "a run")
+    n_left = len(kept.found)
+    assert n_left == max(0, whole[: min(cut, len(whole))].count(b"\n") - 1)
+    done = []
+    sample_all(turns, Undecided(), kept, 1, 0, done.append)
+    assert done == list(range(n_left + 1, 4))
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert Kept(path, "a run").found == kept.found
+
+
+def test_a_fault_of_the_model_ends_the_run(turns, tmp_path):
+    class Broken(Undecided):
+        def _feed(self, token_ids, past):
+            raise ModelError("the model is damaged")
+
+    with pytest.raises(ModelError, match="is damaged"):
+        sample_all(turns, Broken(), Kept(tmp_path / "kept.jsonl", "a run"), 1, 0, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"run": "another"}], "is of a run with other data, options or versions: give another --out, or delete it"),
+        (["nothing"], "delete it to begin anew"),
+        ([{"run": "a run"}, {"turn": 0}], "delete it to begin anew"),
+        ([{"run": "a run"}, ["x"]], "delete it to begin anew"),
+    ],
+)
+def test_another_runs_file_and_a_damaged_one_are_a_sentence(lines, said, tmp_path):
+    path = tmp_path / "kept.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ModelError, match=said):
+        Kept(path, "a run")
