@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from functools import partial
@@ -166,10 +167,15 @@ def make_tools(data: Path, cache: Path, options: dict[str, Any], form: Any, pack
     if duds:
         duds.engine.describe(duds.index)
     return Tools(
-        choose_rewriter(options["rewriter"], cache, encoder=encoder, joint=True),
+        choose_rewriter(options["rewriter"], cache, threads=threads_each(options), encoder=encoder, joint=True),
         open_store(data, options), duds, form, packing, options["strict"],
         at_once=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1, n_threads=ROWS if model else 1,
     )  # fmt: skip
+
+
+def threads_each(options: dict[str, Any]) -> int:
+    """Of a worker: on Ray it has one CPU, here all have the same part of them."""
+    return 1 if options["on"] == "ray" else max(1, (os.cpu_count() or 1) // options["workers"])
 
 
 def describe_profiles(ctx: click.Context, options: dict[str, Any]) -> str:

@@ -272,7 +272,7 @@ def test_wrong_usage(tmp_path, arguments, told):
 
 
 def test_on_a_cluster_nobodys_history_is_looked_for_in_this_machines_store(tmp_path):
-    options = {"rewriter": "last-turn", "profiles": "sqlite", "check": None, "strict": False}
+    options = {"rewriter": "last-turn", "profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
     tools = make_tools_there(Folders(tmp_path, tmp_path).absolute(), options, "jsonl", "")
     assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), Place(1, 17), 17), tools).tally.queries == 1
     with pytest.raises(StoreError, match="a line names a user, and --profiles sqlite is of one machine"):
