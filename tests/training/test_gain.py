@@ -194,7 +194,7 @@ def test_a_run_writes_a_folder_to_build_from_and_goes_on_from_what_it_holds(pair
 
 
 @pytest.mark.train
-def test_pairs_without_answers_and_a_folder_without_adapter_are_sentences(pairs, adapter, tools, tmp_path):
+def test_wrong_data_and_folders_are_sentences(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
     (tmp_path / "single.jsonl").write_text(json.dumps({"query": "Why?", "rewrite": "Why?"}) + "\n")
     with pytest.raises(InputError, match="no query of --data has a known answer"):
@@ -203,6 +203,8 @@ def test_pairs_without_answers_and_a_folder_without_adapter_are_sentences(pairs,
     with pytest.raises(ModelError, match=r"has no adapter.npz: give the folder"):
         train_gain(Options((pairs,), tmp_path / "empty"), tmp_path / "out", None, tools[0])
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="holds the adapter to begin with: give another --out"):
+        train_gain(Options((pairs,), adapter), adapter, None, tools[0])
 
 
 @pytest.mark.train

@@ -109,6 +109,8 @@ def train_gain(options: Options, out: Path, report: Report | None = None, tools:
     require_extra()
     for name in PARTS:
         part(options.start, name)
+    if out.resolve() == options.start.resolve():
+        raise InputError(f"{out} holds the adapter to begin with: give another --out")
     found = read_all(options.data)
     turns = choose(answered(found), options.turns, options.seed)
     if not turns:
