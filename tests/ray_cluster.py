@@ -28,10 +28,16 @@ class Cluster:
             free.bind(("127.0.0.2", 0))
             self.address = f"127.0.0.2:{free.getsockname()[1]}"
         self._log = (folder / "log").open("wb")
-        port = self.address.partition(":")[2]
-        self._head = self._start("--head", f"--port={port}", "--node-ip-address=127.0.0.2", "--include-dashboard=false")
-        self._wait()
-        self._second = self._start(f"--address={self.address}", "--node-ip-address=127.0.0.3")
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        try:
+            port = self.address.partition(":")[2]
+            self._start("--head", f"--port={port}", "--node-ip-address=127.0.0.2", "--include-dashboard=false")
+            self._wait_for(1)
+            self._start(f"--address={self.address}", "--node-ip-address=127.0.0.3")
+            self._wait_for(2)
+        except BaseException:
+            self.close()
+            raise
 
     def workers(self) -> list[int]:
         """Process ids of the actors that rewrite."""
@@ -40,11 +46,11 @@ class Cluster:
             with suppress(OSError, ValueError):
                 pid = int(entry.name)
                 if (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
-                    found += [pid] * (os.getsid(pid) in (self._head.pid, self._second.pid))
+                    found += [pid] * (os.getsid(pid) in [node.pid for node in self._nodes])
         return sorted(found)
 
     def wait_for_workers(self, n_workers: int) -> list[int]:
-        """A node that starts takes its time, and so does Ray to end the workers of a driver that is gone."""
+        """Ray takes its time to start them, and to end those of a driver that is gone."""
         for _ in range(600):
             if len(found := self.workers()) == n_workers:
                 return found
@@ -52,26 +58,31 @@ class Cluster:
         raise AssertionError(f"{self.workers()}, not {n_workers} of them")
 
     def lose_node(self) -> None:
-        _end(self._second)
+        """The second one."""
+        _end(self._nodes[1])
 
     def close(self) -> None:
-        for node in (self._second, self._head):
+        for node in self._nodes:
             _end(node)
         self._log.close()
 
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str) -> None:
         given = ("--block", "--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={self._folder}")
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *given, *options]
-        return subprocess.Popen(command, env=ENV, start_new_session=True, stdout=self._log, stderr=subprocess.STDOUT)
+        self._nodes.append(
+            subprocess.Popen(command, env=ENV, start_new_session=True, stdout=self._log, stderr=subprocess.STDOUT)
+        )
 
-    def _wait(self) -> None:
-        host, _, port = self.address.partition(":")
-        for _ in range(600):
-            with suppress(OSError), socket.create_connection((host, int(port)), 0.1):
+    def _wait_for(self, n_nodes: int) -> None:
+        """Until a driver sees so many."""
+        code = f"import ray; ray.init('{self.address}', log_to_driver=False); print(len(ray.nodes()))"
+        for _ in range(30):
+            done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=False)
+            if done.stdout.strip() == str(n_nodes):
                 return
-            assert self._head.poll() is None, (self._folder / "log").read_text()
-            time.sleep(0.1)
-        raise AssertionError("Ray does not start")
+            assert all(node.poll() is None for node in self._nodes), (self._folder / "log").read_text()
+            time.sleep(0.2)
+        raise AssertionError(done.stderr)
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:
