@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -40,6 +42,7 @@ KEPT_BYTES = 150_000_000
 PADDING = 2
 """Tokens of a row that has no text."""
 
+Item = TypeVar("Item")
 Answer: TypeAlias = tuple[Floats, Memory] | Exception
 
 
@@ -182,6 +185,33 @@ class Meeting:
         self._answers |= found
         self._running = False
         self._changed.notify_all()
+
+
+def in_turn(groups: Iterable[Sequence[Item]], work: Callable[[Item], object], n_threads: int) -> None:
+    """Each group's items by one thread, one after another, so that what they share is read once; large groups first.
+
+    Raises what `work` raises; nothing new is begun then.
+    """
+    waiting = deque(sorted(groups, key=len, reverse=True))
+
+    def work_off() -> None:
+        while True:
+            try:
+                group = waiting.popleft()
+            except IndexError:
+                return
+            for item in group:
+                work(item)
+
+    if n_threads == 1:
+        work_off()
+        return
+    with ThreadPoolExecutor(n_threads) as threads:
+        try:
+            for done in [threads.submit(work_off) for _ in range(min(n_threads, len(waiting)))]:
+                done.result()
+        finally:
+            waiting.clear()  # where this thread is interrupted, the others end sooner
 
 
 def read(session: Any, asked: Mapping[int, Asked]) -> dict[int, tuple[Floats, Memory]]:

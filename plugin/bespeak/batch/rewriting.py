@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 from bespeak.gate import decline
+from bespeak.joint import in_turn
 from bespeak.records import Profile, Rewrite, Statement, Turn, UserKey
 from bespeak.rewrite import Rewriter, rewrite_query
 
@@ -27,31 +26,16 @@ def rewrite_all(asked: Sequence[tuple[str, Profile]], rewriter: Rewriter, n_thre
 
 
 def _rewrite_each(asked: Mapping[Read, tuple[str, Profile]], rewriter: Rewriter, n_threads: int) -> dict[Read, Rewrite]:
-    """A conversation's queries by one thread, one after another: what they share is then read once."""
+    """A conversation's queries stand together."""
     conversations: dict[object, list[Read]] = {}
     for read in asked:
         conversations.setdefault(_conversation(*asked[read]), []).append(read)
-    waiting = deque(sorted(conversations.values(), key=len, reverse=True))
     found: dict[Read, Rewrite] = {}
 
-    def work() -> None:
-        while True:
-            try:
-                conversation = waiting.popleft()
-            except IndexError:
-                return
-            for read in conversation:
-                found[read] = rewrite_query(*asked[read], rewriter)
+    def work(read: Read) -> None:
+        found[read] = rewrite_query(*asked[read], rewriter)
 
-    if n_threads == 1:
-        work()
-        return found
-    with ThreadPoolExecutor(n_threads) as threads:
-        try:
-            for done in [threads.submit(work) for _ in range(min(n_threads, len(waiting)))]:
-                done.result()
-        finally:
-            waiting.clear()  # where this thread is interrupted, the others end sooner
+    in_turn(conversations.values(), work, n_threads)
     return found
 
 

@@ -6,9 +6,7 @@ import json
 import os
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +17,7 @@ import numpy as np
 
 from bespeak.decode import LanguageModel
 from bespeak.errors import ModelError
+from bespeak.joint import ROWS, in_turn
 from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.training.mixture import TIMES
 
@@ -33,7 +32,6 @@ SHORTEST_ANSWER = 25
 """Characters: "Yes." says nothing of what was asked."""
 SAMPLES = 3
 TEMPERATURE = 0.8
-THREADS = 8  # as many as the model reads at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,30 +186,18 @@ def sample_all(
 ) -> None:
     """Adds to `kept` what is missing of `turns`; reports after each turn how many are done.
 
-    A conversation's queries by one thread, one after another: what they share is then read once. Which thread takes
-    which changes no text.
+    A conversation's queries stand together. Which thread takes which changes no text.
     """
     conversations: dict[int, list[int]] = {}
     for place, turn in enumerate(turns):
         if place not in kept.found:
             conversations.setdefault(turn.conversation, []).append(place)
-    waiting, lock = deque(conversations.values()), threading.Lock()
+    lock = threading.Lock()
 
-    def work() -> None:
-        while True:
-            try:
-                places = waiting.popleft()
-            except IndexError:
-                return
-            for place in places:
-                sampled = sample(turns[place], scorer, n_samples, (seed, place))
-                with lock:
-                    kept.add(place, sampled)
-                    report(len(kept.found))
+    def work(place: int) -> None:
+        sampled = sample(turns[place], scorer, n_samples, (seed, place))
+        with lock:
+            kept.add(place, sampled)
+            report(len(kept.found))
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        try:
-            for done in [threads.submit(work) for _ in range(min(THREADS, len(waiting)))]:
-                done.result()
-        finally:
-            waiting.clear()  # where this thread is interrupted, the others end sooner
+    in_turn(conversations.values(), work, ROWS)
