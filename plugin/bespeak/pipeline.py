@@ -311,7 +311,9 @@ def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts:
     context = steady(window, asked.context)
     learnt, note = parts.learnt_for(asked.profile)
     said = with_picked(asked.rewrite, asked.picked or ())
-    holds = holds_all(said.text, lambda hit: document_text(hit.source, asked.info.fields)[:EMBEDDED_CHARS])
+    holds = None
+    if learnt:
+        holds = holds_all(said.text, lambda hit: document_text(hit.source, asked.info.fields)[:EMBEDDED_CHARS])
     ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt, holds)
     judge = Judge.over(window, parts.settings.weights, context.query, user, said, taste)
     complete = context.query is not None and all(hit.vector is not None for hit in window)

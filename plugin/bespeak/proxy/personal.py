@@ -276,7 +276,7 @@ class Personaliser:
             rankings, ranked, placed, judge = [], {}, list[int](), None
             learnt, damage = self._parts.learnt_for(profile)
             said = with_picked(personal.chain.rewrite, personal.chain.picked or ())
-            holds = holds_all(said.text, lambda hit: all_text(hit.source)[:EMBEDDED_CHARS])
+            holds = holds_all(said.text, lambda hit: all_text(hit.source)[:EMBEDDED_CHARS]) if learnt else None
             for side, added in zip(sides, clauses, strict=True):
                 read = [
                     Hit(hit.doc_id, hit.score + score, i, hit.source, vector)
