@@ -1,5 +1,6 @@
 """Reranking a window of 100 hits whose vectors are at hand, beside a bare product of the same matrix, in one run;
-and picking the words of a session with many statements, first and again, beside picking from turns alone.
+picking the words of a session with many statements, first and again, beside picking from turns alone; and reading a
+query with its session, beside reading it with eight words more.
 
 python benchmarks/rerank.py [--rounds 2000]
 """
@@ -12,6 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bespeak.contextual import load_context
+from bespeak.encode import load_encoder
 from bespeak.pipeline import Context, rank_window, steady
 from bespeak.records import Hit, Profile, Statement, Turn, UserKey
 from bespeak.rerank import Part, mix
@@ -42,6 +45,7 @@ def main() -> None:
     print(f"rerank of {N_HITS} hits: p50 {ours[0]:.3f} ms, p95 {ours[1]:.3f} ms")
     print(f"matrix product: p50 {bare[0]:.4f} ms; ratio {ours[0] / bare[0]:.0f}")
     time_picking(draw, max(1, rounds // 10))
+    time_reading(draw, max(1, rounds // 10))
 
 
 def time_picking(draw: np.random.Generator, rounds: int) -> None:
@@ -60,6 +64,22 @@ def time_picking(draw: np.random.Generator, rounds: int) -> None:
         none = none or again[0]
         print(f"words of {n} statements: first p50 {anew[0]:.2f} ms, again {again[0]:.2f} ms; ", end="")
         print(f"ratio to none {anew[0] / none:.1f}, {again[0] / none:.1f}")
+
+
+def time_reading(draw: np.random.Generator, rounds: int) -> None:
+    """A query read with its session, beside the same query followed by eight picked words; on one thread."""
+    encoder = load_encoder(threads=1)
+    context = load_context(encoder, threads=1)
+    assert context
+    turns = tuple(Turn(drawn_text(draw, 8), drawn_text(draw, 60), f"t{i}") for i in range(3))
+    profile = Profile(turns=turns)
+    read = timed(lambda: context.encode(ASKED, profile), rounds)
+    picked = timed(lambda: encoder.encode([f"{ASKED} {drawn_text(draw, 8)}"], "query"), rounds)
+    text = timed(lambda: context.text(ASKED, profile), rounds)
+    print(
+        f"a query read with its session: p50 {read[0]:.1f} ms, p95 {read[1]:.1f} ms, cutting its text {text[0]:.2f} ms"
+    )
+    print(f"a query with eight words: p50 {picked[0]:.1f} ms; ratio {read[0] / picked[0]:.1f}")
 
 
 def drawn_text(draw: np.random.Generator, n_words: int) -> str:

@@ -12,6 +12,7 @@ import itertools
 import sys
 from pathlib import Path
 
+from bespeak.contextual import load_context
 from bespeak.encode import load_encoder
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
@@ -56,7 +57,8 @@ def signals_of(options: argparse.Namespace, name: str) -> Signals:
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
     rewriter = KeptRewriter(choose_rewriter(options.rewriter, options.cache), folder, collection.digest)
     try:
-        return gather(collection, encoder, rewriter, progress(f"{name}: rewrites"), load_terms())
+        context = load_context(encoder, options.cache)
+        return gather(collection, encoder, rewriter, progress(f"{name}: rewrites"), load_terms(), context)
     finally:
         encoder.save()
         rewriter.save()

@@ -72,6 +72,8 @@ class MemoryEngine:
         self.asked.append(query)
         scores = {}
         for document in self.documents.values():
+            if query.among and document.doc_id not in query.among:
+                continue
             words = set(terms(document.source["text"]))
             required = sum(c.weight * len(words & set(terms(c.text))) for c in query.required)
             optional = sum(c.weight * len(words & set(terms(c.text))) for c in query.optional)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bespeak.contextual import ContextEncoder
 from bespeak.events import EventStore, new_event
 from bespeak.learning import LearntFolder
 from bespeak.pipeline import Parts
@@ -159,6 +160,7 @@ def personal_proxy(
     store: EventStore | None = None,
     learnt: LearntFolder | None = None,
     terms: TermPicker | None = None,
+    context: ContextEncoder | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, EventStore]]:
     """The URL of a proxy in front of `url`, and its store, which knows Ada."""
@@ -166,7 +168,8 @@ def personal_proxy(
     store = store or SqliteStore(folder / "bespeak.db", timeout_s=0.2)
     know_ada(store)
     rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
-    parts = Parts(settings or Settings(window=20), rewriter, encoder or BagEncoder(), learnt=learnt, terms=terms)
+    settings, encoder = settings or Settings(window=20), encoder or BagEncoder()
+    parts = Parts(settings, rewriter, encoder, learnt=learnt, terms=terms, context=context)
     app = assemble(Upstream([url]), store, parts, folder / "vectors.db", **options)
     with serving(app) as proxy_url:
         yield proxy_url, store

@@ -12,6 +12,7 @@ from bespeak.assets import asset_folder, default_model
 from bespeak.deadline import Deadline
 from bespeak.encode import OnnxEncoder, RememberingEncoder, encode_until, load_encoder, well_formed
 from bespeak.errors import ModelError
+from bespeak.records import UserKey
 from fakes import BagEncoder
 
 SHIPPED = load_encoder()
@@ -265,7 +266,7 @@ def test_all_can_be_forgotten():
     counting = Counting()
     remembering = RememberingEncoder(counting)
     remembering.encode(["a"])
-    remembering.clear()
+    remembering.forget(UserKey("t", "u"))
     remembering.encode(["a"])
     assert len(counting.asked) == 2
 
@@ -273,7 +274,7 @@ def test_all_can_be_forgotten():
 def test_what_is_encoded_while_all_is_forgotten_is_not_remembered():
     class Forgetting(Counting):
         def encode(self, texts, kind="document"):
-            remembering.clear()
+            remembering.forget(UserKey("t", "u"))
             return super().encode(texts, kind)
 
     remembering = RememberingEncoder(Forgetting())

@@ -192,6 +192,20 @@ def test_filters_take_the_exact_value(engine, index, name, value, found):
     assert sorted(ids(near)) == found
 
 
+def test_only_those_that_are_named_are_looked_at(engine, index):
+    named = ("d1", "d4", "nowhere")
+    found, everywhere = (
+        ask(engine, index, "garden rooms museum", among=named),
+        ask(engine, index, "garden rooms museum"),
+    )
+    assert sorted(ids(found)) == ["d1", "d4"]
+    scores = {hit.doc_id: hit.score for hit in everywhere.hits}
+    assert [hit.score for hit in found.hits] == pytest.approx([scores[doc_id] for doc_id in ids(found)])
+    assert ids(ask(engine, index, "garden", filters={"kind": "restaurant"}, among=named)) == []
+    near = ask(engine, index, vector=DOCUMENTS[1].vector, recall=True, among=named)
+    assert sorted(ids(near)) == ["d1", "d4"]
+
+
 def test_the_hits_of_many_texts_are_found_at_once(engine, index):
     texts = ["garden rooms", "zeppelin", "museum of trains", ""] * 30  # more than are asked in one request
     expected = [tuple(ids(ask(engine, index, text, size=1))) for text in texts]

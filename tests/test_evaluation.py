@@ -9,6 +9,9 @@ from math import log
 import numpy as np
 import pytest
 
+from bespeak.assets import asset_folder
+from bespeak.contextual import MODEL, ContextEncoder
+from bespeak.encode import open_tokenizer
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, UsageError
 from bespeak.evaluation import movielens, systems
@@ -279,16 +282,19 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
 @pytest.mark.parametrize("terms", [None, load_terms()], ids=["plain", "terms"])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms):
+def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
     collection, encoder = random_collection(), GaussEncoder()
+    tokenizer = open_tokenizer(asset_folder("onnx_models") / MODEL, 1_000)
+    context = ContextEncoder(encoder, tokenizer) if reads else None
     rewriter = ScriptedRewriter({t.text: f"{t.text} breakfast view" for t in collection.topics[::2]})
     engine = EmbeddedEngine(tmp_path)
     load_collection(collection, engine, encoder, "random")
-    parts = Parts(settings, rewriter, encoder, terms=terms)
+    parts = Parts(settings, rewriter, encoder, terms=terms, context=context)
     runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", parts)
-    found = rank_all(gather(collection, encoder, rewriter, terms=terms), settings)
+    found = rank_all(gather(collection, encoder, rewriter, terms=terms, context=context), settings)
     for stage in systems.STAGES:
         for topic, rows in zip(collection.topics, found[stage], strict=True):
             doc_ids = [collection.documents[row].doc_id for row in rows]

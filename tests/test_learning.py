@@ -186,6 +186,48 @@ def test_a_search_for_a_title_finds_it_first_and_a_broad_one_what_its_user_likes
         assert first(f"film {title}", 1) == {title}
 
 
+@pytest.fixture
+def crowded(tmp_path):
+    """An index whose first twenty films hold nothing that the user likes, and the parts to search it."""
+    write_learnt(learnt_path(tmp_path, ""), learnt_of(crowd()))
+    engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
+    names = [*(f"a{n:03}" for n in range(60)), *ROMANCE, *SCI_FI]
+    texts = ["film"] * 60 + [f"a film named {name}" for name in (*ROMANCE, *SCI_FI[:-1])] + ["a book"]
+    engine.create("films", ("text",), encoder.dim, encoder.name)
+    documents = [Document(n, {"text": t}, v) for n, t, v in zip(names, texts, encoder.encode(texts), strict=True)]
+    engine.load("films", documents)
+    engine.refresh("films")
+    return engine, Parts(Settings(window=20), ScriptedRewriter({}), encoder, learnt=LearntFolder(tmp_path))
+
+
+def shown(crowded, mode="recall", **request):
+    engine, parts = crowded
+    parts = replace(parts, settings=replace(parts.settings, mode=mode))
+    return search(engine, Fan(), Request("film", "films", UserKey("", "me"), **request), parts).page
+
+
+def test_what_its_user_likes_is_brought_into_a_broad_search(crowded):
+    found = {ranked.hit.doc_id for ranked in shown(crowded, size=3)}
+    assert found == set(SCI_FI[:-1])  # the last one is no film
+    assert all(ranked.hit.rank == 0 for ranked in shown(crowded, size=3))
+    assert any(one.column == "user" and one.event_id for ranked in shown(crowded, size=3) for one in ranked.evidence)
+    assert not found & {ranked.hit.doc_id for ranked in shown(crowded, mode="boost", size=20)}
+
+
+def test_pages_of_a_search_into_which_hits_were_brought_follow_one_another(crowded):
+    whole = [ranked.hit.doc_id for ranked in shown(crowded, size=60)]
+    pages = [ranked.hit.doc_id for offset in range(0, 60, 10) for ranked in shown(crowded, size=10, offset=offset)]
+    assert pages == whole
+    assert len(set(whole)) == len(whole)
+
+
+def test_the_best_are_those_with_the_highest_shares_and_priors():
+    found, known = learnt_of(crowd()), profile(*bought("me", "alien", "dune", "amelie")).preferences
+    scores = found.shares(found.doc_ids, known).sum(axis=1) + found.priors(found.doc_ids, len(known))
+    order = [found.doc_ids[row] for row in np.argsort(-scores, kind="stable")]
+    assert found.best(known, 4) == order[:4]
+
+
 def test_hits_that_lack_a_word_of_a_broad_query_stay_behind():
     found, known = learnt_of(crowd()), profile(*bought("me", "alien", "dune"))
     hits = [replace(hit, source={"text": "show"}) if hit.doc_id in SCI_FI else hit for hit in films(0)]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from bespeak import analysis
 from bespeak.errors import ModelError
 from bespeak.grounding import FUNCTION_WORDS, fold, words
-from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, added_clauses, contextualise, turn_text, with_picked
+from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, Parts, added_clauses, contextualise, turn_text, with_picked
 from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
+from bespeak.rewrite import Unchanged
 from bespeak.settings import Settings
 from bespeak.terms import PICKED, Candidate, candidates, load_terms
 from fakes import ADA, BagEncoder
@@ -111,7 +112,8 @@ def test_a_damaged_network_is_said_so(tmp_path):
 
 def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
     query, profile, encoder = Rewrite(ASKED, ASKED), Profile(turns=(TURN,)), BagEncoder()
-    context = contextualise(query, profile, encoder, Settings(last_turn_share=0.0), terms.pick(ASKED, profile)).query
+    parts = Parts(Settings(last_turn_share=0.0), Unchanged(), encoder)
+    context = contextualise(query, profile, parts, terms.pick(ASKED, profile)).query
     assert context is not None
     whole = np.sum([part.vector for part in context.parts], axis=0)
     assert context.vector == pytest.approx(whole / np.linalg.norm(whole), abs=1e-6)

@@ -64,7 +64,7 @@ def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
 
     encoder = open_encoder(None, ctx.obj.cache)
     assert encoder is not None
-    parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache, encoder=encoder), encoder)
+    parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache, encoder=encoder), encoder, ctx.obj.cache)
     engine = EmbeddedEngine(ctx.obj.cache / "demo")
     n_docs = index_documentation(engine, encoder)
     with tempfile.TemporaryDirectory(prefix="bespeak-demo-") as folder:

@@ -15,6 +15,7 @@ from bespeak_cli.examples import as_examples, examples_data
 from bespeak_cli.mixing import MIXED, mixing_options
 
 if TYPE_CHECKING:
+    from bespeak.contextual import ContextEncoder
     from bespeak.encode import Encoder
     from bespeak.engines import Engine
     from bespeak.evaluation.examples import Examples
@@ -171,14 +172,15 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
-    parts = Parts(settings, rewriter, encoder, terms=load_terms())
+    context = open_context(ctx, encoder, collection.digest) if encoder else None
+    parts = Parts(settings, rewriter, encoder, terms=load_terms(), context=context)
     engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
     try:
         load_collection(collection, engine, encoder, index)
         runs = run_all(collection, systems, stages, engine, index, parts, progress("queries"))
         examples = find_examples(collection, rewriter, runs, n_examples) if n_examples else None
     finally:
-        for kept_part in (encoder, rewriter):
+        for kept_part in (encoder, rewriter, context and context.encoder):
             if isinstance(kept_part, KeptEncoder | KeptRewriter):
                 kept_part.save()
         engine.close()
@@ -223,6 +225,20 @@ def open_encoder(ctx: click.Context, options: dict[str, Any], label: str) -> Any
 
     encoder = load_encoder(options.get("encoder"), ctx.obj.cache)
     return KeptEncoder(encoder, ctx.obj.cache / "evaluation", label, progress("vectors"))
+
+
+def open_context(ctx: click.Context, encoder: Encoder, label: str) -> ContextEncoder | None:
+    """None where no shipped one was trained for this encoder."""
+    from dataclasses import replace
+
+    from bespeak.contextual import load_context
+    from bespeak.evaluation.kept import KeptEncoder
+
+    context = load_context(encoder, ctx.obj.cache)
+    if context is None:
+        return None
+    kept = KeptEncoder(context.encoder, ctx.obj.cache / "evaluation", label, progress("sessions"))
+    return replace(context, encoder=kept)
 
 
 def open_model(ctx: click.Context) -> Any:

@@ -284,3 +284,52 @@ def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: 
     write(learnt, out)
     click.echo(f"Pairs by source: {learnt.sources}; average precision held out: {learnt.precision:.3f}", err=True)
     click.echo(str(out / "terms.npz"))
+
+
+@models.command("train-context")
+@pairs_option
+@click.option(
+    "--held-out",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Pairs to score on; one conversation in twenty of --data if not given.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write; in the cache, from where it is taken in place of the shipped one, if not given.",
+)
+@click.option(
+    "--passes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="How often the data are gone through.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+@click.pass_context
+def train_context(
+    ctx: click.Context,
+    data: tuple[Path, ...],
+    held_out: Path | None,
+    out: Path | None,
+    passes: float,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train the encoder that reads a session beside the query.
+
+    One that was ended goes on where it was, if the same command is given again. Needs the extra 'train'.
+    """
+    import os
+
+    from bespeak.training.contextual import Options, train
+
+    folder = out or ctx.obj.cache / "models" / "context"
+    scores = train(Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress())
+    click.echo(
+        f"Mean cosine to {scores.n_held_out} held-out rewrites: the query as typed {scores.query:.3f}, "
+        f"with its session {scores.context:.3f}",
+        err=True,
+    )
+    click.echo(str(folder))

@@ -30,20 +30,33 @@ def open_encoder(name: str | None, cache_dir: Path, threads: int | None = None) 
         return None
 
 
-def build_parts(settings: Settings, rewriter: Rewriter, encoder: Encoder | None, data_dir: Path | None = None) -> Parts:
-    """Words are picked of the session where there is an encoder. What was learnt lies in `data_dir`."""
+def build_parts(
+    settings: Settings,
+    rewriter: Rewriter,
+    encoder: Encoder | None,
+    cache_dir: Path,
+    data_dir: Path | None = None,
+    threads: int | None = None,
+) -> Parts:
+    """Where there is an encoder, the session is read and words are picked of it. What was learnt lies in `data_dir`."""
+    from bespeak.contextual import load_context
     from bespeak.errors import ModelError
     from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
     from bespeak.terms import load_terms
 
     learnt = LearntFolder(data_dir) if data_dir else None
-    terms = None
-    try:
-        terms = load_terms() if encoder else None
-    except ModelError as error:
-        click.echo(f"Without words picked of the session: {error}", err=True)
-    return Parts(settings, rewriter, encoder, learnt, terms=terms)
+    terms = context = None
+    if encoder:
+        try:
+            terms = load_terms()
+        except ModelError as error:
+            click.echo(f"Without words picked of the session: {error}", err=True)
+        try:
+            context = load_context(encoder, cache_dir, threads)
+        except ModelError as error:
+            click.echo(f"Without the session in the query's vector: {error}", err=True)
+    return Parts(settings, rewriter, encoder, learnt, terms=terms, context=context)
 
 
 def open_rewriter(

@@ -55,7 +55,7 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     engine = open_engine(ctx, options)
     encoder = open_encoder(options["encoder"], ctx.obj.cache)
     rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store, encoder)
-    parts = build_parts(read_settings(options), rewriter, encoder, ctx.obj.learnt)
+    parts = build_parts(read_settings(options), rewriter, encoder, ctx.obj.cache, ctx.obj.learnt)
     result = run(engine, store, request, parts)
     click.echo(show(result, options))
     if user and options["record"]:

@@ -133,7 +133,8 @@ def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -
 
     settings, named = read_settings(options), options["encoder"]
     encoder = load_encoder(named, ctx.obj.cache, 1) if named else open_encoder(None, ctx.obj.cache, 1)
-    return build_parts(settings, open_rewriter(ctx, options, store, encoder), encoder, ctx.obj.learnt)
+    rewriter = open_rewriter(ctx, options, store, encoder)
+    return build_parts(settings, rewriter, encoder, ctx.obj.cache, ctx.obj.learnt, threads=1)
 
 
 def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore, encoder: Encoder | None) -> Rewriter:
@@ -164,6 +165,7 @@ def tell(ctx: click.Context, options: dict[str, Any], port: int, store: EventSto
         *nodes,
         ("rewriter", describe_rewriter(parts.rewriter)),
         ("encoder", describe_encoder(parts.encoder)),
+        ("sessions", describe_context(parts)),
         ("profiles", profiles),
         ("users", users),
         ("share", f"{options['share']} of the users"),
@@ -234,6 +236,21 @@ def describe_encoder(encoder: Encoder | None) -> str:
     except ModelError as error:
         return f"{encoder.name}, which fails: {error}"
     return encoder.name
+
+
+def describe_context(parts: Parts) -> str:
+    """Tried once, as the rewriter is."""
+    from bespeak.errors import ModelError
+    from bespeak.records import Profile, Turn
+
+    if parts.context is None:
+        return "by words picked of them" if parts.terms else "by their last turn"
+    name = parts.context.encoder.name
+    try:
+        parts.context.encode("How do I close it?", Profile(turns=(Turn("How do I open a file?", "", ""),)))
+    except ModelError as error:
+        return f"{name}, which fails: {error}"
+    return f"read by {name}"
 
 
 def describe_store(ctx: click.Context, options: dict[str, Any], store: EventStore) -> str:

@@ -80,23 +80,26 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
     """What had to be computed for it is kept for the next time."""
-    from bespeak.evaluation.kept import KeptRewriter
+    from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
     from bespeak.evaluation.signals import gather
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
     from bespeak.rewrite import choose_rewriter
     from bespeak.terms import load_terms
-    from bespeak_cli.evaluate import open_encoder, open_model, progress
+    from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
 
     collection, name = read_collection(folder), serving["rewriter"]
     encoder = open_encoder(ctx, serving, collection.digest)
+    context = open_context(ctx, encoder, collection.digest)
     made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
     rewriter = KeptRewriter(made, ctx.obj.cache / "evaluation", collection.digest)
     try:
-        signals = gather(collection, encoder, rewriter, progress(f"{collection.name}: queries"), load_terms())
+        told = progress(f"{collection.name}: queries")
+        signals = gather(collection, encoder, rewriter, told, load_terms(), context)
     finally:
-        encoder.save()
-        rewriter.save()
+        for kept in (encoder, rewriter, context and context.encoder):
+            if isinstance(kept, KeptEncoder | KeptRewriter):
+                kept.save()
     return judged(signals, settings, progress(f"{collection.name}: settings"))
 
 

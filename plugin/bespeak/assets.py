@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from bespeak.errors import ModelError
 
-ModelKind: TypeAlias = Literal["encoder", "rewriter", "terms"]
+ModelKind: TypeAlias = Literal["encoder", "context-encoder", "rewriter", "terms"]
 
 MANIFEST = "manifest.json"
 RECORD = "model.json"
@@ -183,7 +183,8 @@ def remedy(record: ModelRecord) -> str:
         return "install bespeak again"
     if record.kind == "rewriter":
         return "run 'bespeak models build'"
-    return "delete its folder and run 'bespeak models export' again"
+    command = "train-context" if record.kind == "context-encoder" else "export"
+    return f"delete its folder and run 'bespeak models {command}' again"
 
 
 def foreign_record(folder: Path, cache: Path | None) -> ModelRecord:

@@ -128,7 +128,7 @@ class LanguageModel:
     def forget(self, user: UserKey) -> None:
         self._scorer.forget(user)
         if self._encoder:
-            self._encoder.clear()
+            self._encoder.forget(user)
 
     def _digest(self, query: str, profile: Profile) -> Profile:
         """The profile with those of its statements that are read."""

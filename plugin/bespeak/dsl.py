@@ -45,7 +45,7 @@ def lexical_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str
     """The first `size` documents by BM25, and one more that tells whether scores tie across the border."""
     required = [clause_query(clause, info.fields) for clause in query.required]
     optional = [clause_query(clause, info.fields) for clause in query.optional]
-    asked: dict[str, Any] = {"filter": filters(query.filters, keywords)}
+    asked: dict[str, Any] = {"filter": filters(query, keywords)}
     if query.recall or not required:
         asked |= {"should": required + optional, "minimum_should_match": 1}
     else:
@@ -82,7 +82,7 @@ def nearest_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str
         "query_vector": query.vector.tolist(),
         "k": size,
         "num_candidates": min(max(3 * size, 500), MAX_WINDOW),
-        "filter": filters(query.filters, keywords),
+        "filter": filters(query, keywords),
     }
     return {"knn": knn, "size": size, **shown(info)}
 
@@ -91,9 +91,10 @@ def ids_body(doc_ids: Sequence[str], info: IndexInfo) -> dict[str, Any]:
     return {"query": {"ids": {"values": list(doc_ids)}}, "size": len(doc_ids), **shown(info)}
 
 
-def filters(wanted: Mapping[str, str], keywords: Mapping[str, str]) -> list[dict[str, Any]]:
+def filters(query: EngineQuery, keywords: Mapping[str, str]) -> list[dict[str, Any]]:
     """`keywords` names, for a text field, the keyword field that holds its exact value."""
-    return [{"term": {keywords.get(path, path): {"value": value}}} for path, value in wanted.items()]
+    found = [{"term": {keywords.get(path, path): {"value": value}}} for path, value in query.filters.items()]
+    return [*found, *([{"ids": {"values": list(query.among)}}] if query.among else [])]
 
 
 def shown(info: IndexInfo) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 
 if TYPE_CHECKING:
-    from bespeak.records import Matrix, Vector
+    from bespeak.records import Matrix, UserKey, Vector
 
 TextKind: TypeAlias = Literal["query", "document"]
 
@@ -51,6 +51,8 @@ class EncoderConfig:
     # Put before the text.
     query_prefix: str = ""
     document_prefix: str = ""
+    # Name of the encoder with whose documents its vectors compare; "": its own.
+    of: str = ""
 
     def __post_init__(self) -> None:
         if self.pooling not in ("cls", "mean", "none"):
@@ -148,8 +150,8 @@ class RememberingEncoder:
         with self._lock:
             return all(digest_of(text, kind) in self._vectors for text in texts)
 
-    def clear(self) -> None:
-        """What is being encoded meanwhile is not remembered either."""
+    def forget(self, _user: UserKey) -> None:
+        """Drops all vectors, for nobody knows whose texts they are of; of what is being encoded meanwhile, too."""
         with self._lock:
             self._vectors.clear()
             self._n_cleared += 1

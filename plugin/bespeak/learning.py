@@ -95,6 +95,16 @@ class Learnt:
         found[hits[i], at[i, j]] = self.weights[rows[i], j]
         return found * interests(preferences)
 
+    def best(self, preferences: Sequence[Preference], n: int) -> list[str]:
+        """The ids of the `n` documents that score highest, best first; ties by their place."""
+        asked = np.zeros(len(self.doc_ids), np.float32)
+        for liked, interest in zip(preferences, interests(preferences), strict=True):
+            if liked.doc_id in self.row:
+                asked[self.row[liked.doc_id]] = interest
+        share = np.float32(PRIOR * PRIOR_HALVED / (PRIOR_HALVED + len(preferences)))
+        scores = (asked[self.neighbours] * self.weights).sum(axis=1) + self.prior * share
+        return [self.doc_ids[row] for row in np.argsort(-scores, kind="stable")[:n]]
+
     def priors(self, doc_ids: Sequence[str], n_preferences: int) -> Floats:
         """`(n_docs,)`, in the unit of `shares`; the less, the more is known of the user."""
         rows = [self.row.get(doc_id, -1) for doc_id in doc_ids]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -53,8 +53,9 @@ from bespeak.rewrite import Rewriter, rewrite_query
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
+    from bespeak.contextual import ContextEncoder
     from bespeak.encode import Encoder
-    from bespeak.learning import Learnt, LearntFolder
+    from bespeak.learning import Learnt
     from bespeak.records import UserKey
     from bespeak.terms import TermPicker
 
@@ -71,10 +72,25 @@ TYPED_SHARE = 0.9
 PICKED_WEIGHT = 0.3
 """BM25 weight of the picked words beside the query's own 1.0."""
 BESIDE_TERMS = 0.4
-"""Of the last turn's weight and of its share in the query's vector, what is left where words are picked from it."""
+"""Of the last turn's weight and of its share in the query's vector, what is left where words are picked from it, or the
+session is read beside the query."""
+BROUGHT = 4
+"""Of what was learnt, so many windows of documents are looked at for hits to bring in."""
+BESIDE_CONTEXT = 0.5
+"""Of the query in its vector, what is left where its session is read beside it."""
 
 UNWRITTEN = ("no_history", "too_long", "other_language")
 """Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
+
+
+class Lessons(Protocol):
+    """What was learnt of people's behaviour; the folder that `bespeak learn` writes to is one."""
+
+    def of(self, tenant: str) -> tuple[Learnt | None, str]:
+        """What was learnt of a tenant's users, and why it cannot be used."""
+        ...
+
+    def holds(self, tenant: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +100,17 @@ class Parts:
     settings: Settings
     rewriter: Rewriter
     encoder: Encoder | None
+    learnt: Lessons | None = None
     terms: TermPicker | None = field(default=None, kw_only=True)
-    learnt: LearntFolder | None = None
+    context: ContextEncoder | None = field(default=None, kw_only=True)
 
     def pick(self, query: str, profile: Profile) -> tuple[Term, ...] | None:
         """The words of the session that the query leans on; None where nothing picks them."""
         return self.terms.pick(query, profile) if self.terms else None
+
+    def reader(self, query: str, profile: Profile) -> ContextEncoder | None:
+        """What reads the session beside this query; None where there is no session, or the query stands alone."""
+        return self.context if self.context and not gate.decline(query, profile) else None
 
     def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
         """What was learnt of the people of this tenant, and why it cannot be used."""
@@ -148,7 +169,7 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
     hits = engine.search(asked.query)
     own = hits if asked.declined else engine.search(plain(request, parts.settings))
     liked = engine.fetch(request.index, asked.liked_ids) if asked.liked_ids else []
-    result = finish(asked, hits, own, liked, parts)
+    result = finish(asked, hits, own, liked, parts, bring_in(engine, asked, parts))
     return replace(result, notes=notes + result.notes)
 
 
@@ -172,12 +193,33 @@ def plan(request: Request, profile: Profile, info: IndexInfo, parts: Parts) -> P
         return Plan(request, profile, rewrite, plain(request, parts.settings), info, declined=declined)
     picked, notes = parts.pick(request.query, profile), tuple[str, ...]()
     try:
-        context = contextualise(rewrite, profile, parts.encoder, parts.settings, picked)
+        context = contextualise(rewrite, profile, parts, picked)
     except ModelError as error:
         context, notes = Context(), (f"no embeddings: {error}",)
     added = added_clauses(rewrite, profile, parts.settings, picked)
     query = expand(request, added, info, context, parts)
     return Plan(request, profile, rewrite, query, info, context, picked, notes=notes)
+
+
+def bring_in(engine: Engine, asked: Plan, parts: Parts) -> list[Hit]:
+    """In recall mode, hits among what others' behaviour says this person would like: those with all words of the query.
+
+    Of a broad query the engine's first hundred are chance, and what the user would like is mostly not among them.
+    """
+    learnt, _ = parts.learnt_for(asked.profile)
+    if asked.declined or learnt is None or not asked.query.recall:
+        return []
+    among = learnt.best(asked.profile.preferences, BROUGHT * parts.settings.window)
+    query = replace(asked.query, vector=None, recall=False, size=len(among), among=tuple(among))
+    holds = whole(asked)
+    found = {hit.doc_id: hit for hit in engine.search(query).hits if holds(hit)}
+    return [found[doc_id] for doc_id in among if doc_id in found][: parts.settings.window]
+
+
+def whole(asked: Plan) -> Callable[[Hit], bool]:
+    """Whether a hit holds all words of what was asked."""
+    said = with_picked(asked.rewrite, asked.picked or ())
+    return holds_all(said.text, lambda hit: document_text(hit.source, asked.info.fields)[:EMBEDDED_CHARS])
 
 
 def leave_alone(query: str, profile: Profile) -> str:
@@ -194,52 +236,55 @@ def plain(request: Request, settings: Settings) -> EngineQuery:
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
-def contextualise(
-    rewrite: Rewrite,
-    profile: Profile,
-    encoder: Encoder | None,
-    settings: Settings,
-    picked: Sequence[Term] | None = None,
-) -> Context:
-    """The query's vector: query + rewrite + query with the words picked of the session + a share of the last turn.
+def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequence[Term] | None = None) -> Context:
+    """The query's vector: query + rewrite + query read with its session + a share of the last turn.
 
-    Without encoder there is none; `picked` is None where nothing picks words.
+    Without an encoder there is none. Where nothing reads the session, the query with the words picked of it stands in
+    its place; `picked` is None where nothing picks words.
     """
-    if encoder is None:
+    if parts.encoder is None:
         return Context()
-    turn = profile.turns[-1] if profile.turns else None
-    share = settings.last_turn_share
-    vectors = encoder.encode(context_texts(rewrite, profile, picked or ()), kind="query")
-    found = [Part(vectors[0])]
+    turn, share = profile.turns[-1] if profile.turns else None, parts.settings.last_turn_share
+    reader = parts.reader(rewrite.query, profile)
+    vectors = parts.encoder.encode(context_texts(rewrite, profile, parts, picked), kind="query")
+    typed = Part(vectors[0])
+    found = [replace(typed, vector=typed.vector * BESIDE_CONTEXT) if reader else typed]
     if rewrite.changed:
         found.append(Part(vectors[1], *rewrite_source(rewrite)))
-    if picked is not None:
-        found += picked_parts(vectors[0], vectors[len(found)] if picked else vectors[0], picked)
+    if reader:
+        found += read_parts(vectors[0], reader.encode(rewrite.query, profile), picked or (), turn)
+    elif picked is not None:
+        found += read_parts(vectors[0], vectors[len(found)] if picked else vectors[0], picked)
+    if reader or picked is not None:
         share *= BESIDE_TERMS
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
     if last:
         found.append(replace(last, vector=last.vector * share))
-    return Context(mix(found), last, found[0])
+    return Context(mix(found), last, typed)
 
 
-def picked_parts(query: Vector, picked: Vector, terms: Sequence[Term]) -> list[Part]:
-    """The vector of the query with picked words as the query's own, once more, and what the words add to it.
+def read_parts(query: Vector, read: Vector, picked: Sequence[Term], turn: Turn | None = None) -> list[Part]:
+    """The vector of the query as read with its session, as the query's own, once more, and what the session adds to it.
 
-    What they add is shared among their events by the number of words. One event's is all of it, so that without the
-    event exactly the query's own is left; of several each share is an estimate, as they were encoded together.
+    What it adds is shared among the events of the picked words, by the number of words; where none is picked it is
+    the last turn's. One event's is all of it, so that without the event exactly the query's own is left; of several
+    each share is an estimate, as they were encoded together.
     """
-    parts = [Part(query)]
-    for event_id in dict.fromkeys(term.event_id for term in terms):
-        given = [term for term in terms if term.event_id == event_id]
-        added = ((picked - query) * (len(given) / len(terms))).astype(np.float32)
-        parts.append(Part(added, event_id, " ".join(term.text for term in given), given[0].source))
+    parts, added = [Part(query)], read - query
+    for event_id in dict.fromkeys(term.event_id for term in picked):
+        given = [term for term in picked if term.event_id == event_id]
+        share = (added * (len(given) / len(picked))).astype(np.float32)
+        parts.append(Part(share, event_id, " ".join(term.text for term in given), given[0].source))
+    if not picked:
+        parts.append(Part(added, turn.event_id, turn.query, "turn") if turn else Part(added))
     return parts
 
 
-def context_texts(rewrite: Rewrite, profile: Profile, picked: Sequence[Term] = ()) -> list[str]:
-    """What is encoded: the query, a rewrite that differs, the query with picked words, the last turn."""
+def context_texts(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequence[Term] | None = None) -> list[str]:
+    """What the encoder reads: the query, a rewrite that differs, the query with words picked where nothing reads its
+    session, the last turn."""
     texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
-    if picked:
+    if picked and not parts.reader(rewrite.query, profile):
         texts.append(with_terms(rewrite.query, picked))
     return [*texts, turn_text(profile.turns[-1])] if profile.turns else texts
 
@@ -294,26 +339,27 @@ def added_clauses(
     return tuple(added)
 
 
-def finish(asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts: Parts) -> Result:
+def finish(
+    asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts: Parts, brought: Sequence[Hit] = ()
+) -> Result:
     """The engine's hits reranked for this person, cut to the asked page. No network.
 
     `own` is the engine's answer to the query as typed: what every hit is said to have moved from, and what is shown
-    where nothing could be reranked.
+    where nothing could be reranked. `brought` are hits beside them, for the window.
     """
     if asked.declined:
         return cut(asked, own, unranked(own.hits), "off", asked.declined)
     try:
-        embedded = embed_hits(hits.hits, asked, parts)
+        embedded = embed_hits(join(hits.hits, brought), asked, parts, {hit.doc_id for hit in brought})
         vectors = embed_liked(liked, asked, parts)
     except ModelError as error:
         return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
-    window, rest = choose_window(embedded, asked.query.vector, parts.settings.window)
+    added = {hit.doc_id for hit in brought}
+    window, rest = choose_window(embedded, asked.query.vector, parts.settings.window, added)
     context = steady(window, asked.context)
     learnt, note = parts.learnt_for(asked.profile)
     said = with_picked(asked.rewrite, asked.picked or ())
-    holds = None
-    if learnt:
-        holds = holds_all(said.text, lambda hit: document_text(hit.source, asked.info.fields)[:EMBEDDED_CHARS])
+    holds = whole(asked) if learnt else None
     ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt, holds)
     judge = Judge.over(window, parts.settings.weights, context.query, user, said, taste)
     complete = context.query is not None and all(hit.vector is not None for hit in window)
@@ -354,12 +400,24 @@ def rank_window(
     return rank(window, scores, settings.weights), user, taste
 
 
-def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts) -> list[Hit]:
+def join(hits: Sequence[Hit], brought: Sequence[Hit]) -> list[Hit]:
+    """The hits, then those that were brought in beside them; one that the vector alone had found gets its score."""
+    by_id = {hit.doc_id: hit for hit in brought}
+    known = [by_id[hit.doc_id] if hit.score == 0 and hit.doc_id in by_id else hit for hit in hits]
+    there = {hit.doc_id for hit in hits}
+    return [*known, *(hit for hit in brought if hit.doc_id not in there)]
+
+
+def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts, brought: Collection[str] = ()) -> list[Hit]:
     """The hits with vectors that compare with the query's: the index's own, or made from their texts."""
     if parts.encoder is None or asked.context.query is None:
         return [replace(hit, vector=None) for hit in hits]
     comparable = asked.info.encoder == parts.encoder.name
-    bare = [i for i, hit in enumerate(hits[: parts.settings.window]) if hit.vector is None or not comparable]
+    bare = [
+        i
+        for i, hit in enumerate(hits)
+        if (i < parts.settings.window or hit.doc_id in brought) and (hit.vector is None or not comparable)
+    ]
     found = [hit if comparable else replace(hit, vector=None) for hit in hits]
     texts = [document_text(hits[i].source, asked.info.fields)[:EMBEDDED_CHARS] for i in bare]
     for i, vector in zip(bare, parts.encoder.encode(texts), strict=True):
@@ -393,11 +451,15 @@ def cut(asked: Plan, own: Hits, ranking: Sequence[Ranked], status: RerankStatus,
 
 
 def explain(page: Sequence[Ranked], judge: Judge, rewrite: Rewrite, read: Callable[[Hit], str]) -> tuple[Ranked, ...]:
-    """The page with the evidence that raised each hit; `read` gives the text that a hit was found by."""
+    """The page with the evidence that raised each hit, none for those beyond the window; `read` gives the text that a
+    hit was found by."""
     query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
     stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}
     found = []
     for ranked in page:
+        if not any(ranked.scores):
+            found.append(ranked)
+            continue
         words = set(analysis.terms(read(ranked.hit)))
         found.append(replace(ranked, evidence=tuple(judge.evidence(ranked, words, stems, len(query & words)))))
     return tuple(found)

@@ -158,6 +158,7 @@ class EngineQuery:
     recall: bool = False
     size: int = 100
     filters: Mapping[str, str] = field(default_factory=dict)  # exact value of a keyword field
+    among: tuple[str, ...] = ()  # ids of the only documents that are looked at, where there are any
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -203,16 +203,18 @@ def holds_all(text: str, read: Callable[[Hit], str]) -> Callable[[Hit], bool]:
     return lambda hit: bool(asked) and asked <= set(analysis.terms(" ".join(word.findall(read(hit).lower()))))
 
 
-def choose_window(hits: Sequence[Hit], vector: Vector | None, window: int) -> tuple[list[Hit], list[Hit]]:
+def choose_window(
+    hits: Sequence[Hit], vector: Vector | None, window: int, brought: Collection[str] = ()
+) -> tuple[list[Hit], list[Hit]]:
     """The hits to rerank, and those that follow them in the engine's order.
 
-    The window holds the first `window` lexical hits and the `window` nearest by vector, whatever was fetched, so
-    that a later page of the same query has the same window and scores: one of the nearest beyond the first lexical
-    hits has no lexical score. Hits that only a larger fetch found by vector are left out. `vector` is that of the
-    engine's search, None where it searched by words alone.
+    The window holds the first `window` lexical hits, the `window` nearest by vector, and those whose ids were brought
+    in, whatever was fetched, so that a later page of the same query has the same window and scores: one of the nearest
+    beyond the first lexical hits has no lexical score, unless it was brought in. Hits that only a larger fetch found by
+    vector are left out. `vector` is that of the engine's search, None where it searched by words alone.
     """
     lexical = [hit for hit in hits if hit.score > 0]
-    inside = {hit.doc_id: hit for hit in lexical[:window]}
+    inside = {hit.doc_id: hit for n, hit in enumerate(lexical) if n < window or hit.doc_id in brought}
     if vector is not None:
         near = sorted(zip(-cosines(hits, vector), (h.doc_id for h in hits), hits, strict=True), key=lambda n: n[:2])
         inside = {doc_id: replace(hit, score=0.0) for _, doc_id, hit in near[:window]} | inside

@@ -8,14 +8,17 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bespeak.assets import asset_folder
+from bespeak.contextual import MODEL, ContextEncoder
 from bespeak.deadline import Deadline, Late
+from bespeak.encode import open_tokenizer
 from bespeak.proxy.ahead import Ahead, followed
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
 from bespeak.settings import Settings
 from bespeak.terms import load_terms
-from fakes import ADA, ScriptedRewriter
+from fakes import ADA, BagEncoder, ScriptedRewriter
 from personal_proxy import call, coats, personal_proxy
 from proxy_server import PATIENCE_S, serving
 
@@ -271,6 +274,29 @@ def test_a_reading_is_under_no_deadline_of_the_request():
 
 def test_the_query_is_the_latest_turn_of_what_follows():
     assert turns(followed(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
+
+
+def test_a_session_read_beside_a_query_is_remembered_until_somebody_is_forgotten(tmp_path):
+    counted = Counted()
+    context = ContextEncoder(counted, open_tokenizer(asset_folder("onnx_models") / MODEL, 1_000))
+    with serving(coats) as engine, personal_proxy(engine, tmp_path / "p", context=context) as (proxy, _):
+        for _ in range(2):
+            call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
+        assert len(counted.texts) == len(set(counted.texts)) == 1
+        assert counted.texts[0].startswith("coat [SEP] ")
+        call(proxy, "/_bespeak/profile/bob", method="DELETE")
+        call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
+        assert len(counted.texts) == 2
+
+
+class Counted(BagEncoder):
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+
+    def encode(self, texts, kind="document"):
+        self.texts += texts
+        return super().encode(texts, kind)
 
 
 def test_statements_read_for_picking_are_kept_until_somebody_is_forgotten(tmp_path):

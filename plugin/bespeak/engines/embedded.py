@@ -290,7 +290,7 @@ class _Index:
             ranked, total = self._lexical(shorten(query, len(self.fields)))
             if query.recall and query.vector is not None and self.dim:
                 found = {doc_id for doc_id, _, _ in ranked}
-                near = self._nearest(query.vector, query.size, query.filters)
+                near = self._nearest(query.vector, query)
                 ranked += [(doc_id, 0.0, row) for doc_id, row in near if doc_id not in found]
         hits = tuple(
             Hit(doc_id, score, rank, *_content(row)) for rank, (doc_id, score, row) in enumerate(ranked, start=1)
@@ -327,7 +327,9 @@ class _Index:
         if not parts:
             return None
         scored = Query.boolean_query(parts)
-        filters = [(Occur.Must, Query.const_score_query(part, 0.0)) for part in self._filters(query.filters)]
+        filters = [
+            (Occur.Must, Query.const_score_query(part, 0.0)) for part in self._filters(query.filters, query.among)
+        ]
         return Query.boolean_query([(Occur.Must, scored), *filters]) if filters else scored
 
     def _clause(self, clause: Clause) -> Any:
@@ -345,20 +347,21 @@ class _Index:
                     parts.append((Occur.Should, Query.boost_query(query, weight)))
         return Query.boolean_query(parts) if parts else None
 
-    def _filters(self, filters: Mapping[str, str]) -> list[Any]:
+    def _filters(self, filters: Mapping[str, str], among: Sequence[str] = ()) -> list[Any]:
         from tantivy import Query
 
         keys = [_key(path, value) for path, value in filters.items()]
-        return [Query.term_query(self._schema, "keys", key, index_option="basic") for key in keys]
+        found = [Query.term_query(self._schema, "keys", key, index_option="basic") for key in keys]
+        return [*found, *([Query.term_set_query(self._schema, "id", list(among))] if among else [])]
 
-    def _nearest(self, vector: Vector, size: int, filters: Mapping[str, str]) -> list[tuple[str, Any]]:
+    def _nearest(self, vector: Vector, query: EngineQuery) -> list[tuple[str, Any]]:
         """The `size` nearest documents that pass the filters, nearest first, with their rows."""
-        vectors, wanted = self._matrix(), size
+        vectors, wanted, among = self._matrix(), query.size, set(query.among)
         while True:
             near = vectors.nearest(vector, wanted)
-            rows = self._rows(near, filters)
-            if len(rows) >= size or len(near) == len(vectors.doc_ids):
-                return rows[:size]
+            rows = self._rows([doc_id for doc_id in near if not among or doc_id in among], query.filters)
+            if len(rows) >= query.size or len(near) == len(vectors.doc_ids):
+                return rows[: query.size]
             wanted *= 4
 
     def _rows(self, doc_ids: Sequence[str], filters: Mapping[str, str]) -> list[tuple[str, Any]]:
@@ -367,8 +370,7 @@ class _Index:
 
         if not doc_ids:
             return []
-        among = Query.term_set_query(self._schema, "id", list(doc_ids))
-        asked = Query.boolean_query([(Occur.Must, part) for part in [among, *self._filters(filters)]])
+        asked = Query.boolean_query([(Occur.Must, part) for part in self._filters(filters, doc_ids)])
         found = self._searcher.search(asked, len(doc_ids), count=False).hits
         rows = (self._searcher.doc(address) for _, address in found)
         by_id = {row.get_first("id"): row for row in rows}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +27,19 @@ from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
 from bespeak.events import new_event
 from bespeak.learning import Learnt, learn
-from bespeak.pipeline import MAX_PREFERENCES, Context, rank_window
+from bespeak.pipeline import MAX_PREFERENCES, Context, Parts, rank_window, search
 from bespeak.profile import derive
-from bespeak.records import Clause, Document, EngineQuery, Event, Hit, Matrix, Profile, UserKey, Vector
+from bespeak.records import Clause, Document, EngineQuery, Event, Hit, Matrix, Profile, Request, UserKey, Vector
 from bespeak.rerank import Part, holds_all, mix
+from bespeak.rewrite import Unchanged
 from bespeak.settings import Settings, Weights
 from bespeak.stores import PREFERENCES_READ
 
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
 
-SYSTEMS = ("engine", "user", "learnt", "popularity", "item-knn")
+SYSTEMS = ("engine", "user", "learnt", "search", "popularity", "item-knn")
+LEARNING = ("learnt", "search")
 BASELINE = "engine"
 HISTORY_SHARE = 0.7
 RELEVANT_FROM = 4.0
@@ -46,6 +48,8 @@ LENGTHS: Mapping[str, int] = {str(n): n for n in (0, 1, 2, 3, 5, 10, 30)} | {"al
 ANY_LENGTH = "any"
 """The stage of a system that does not look at the history."""
 DEPTH = 100
+SEARCHED = 300
+"""Hits of a search, many of which the user may have rated before."""
 TENANT = "evaluation"
 Array: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -247,7 +251,7 @@ def known_systems(data: MovieLens) -> tuple[tuple[str, ...], str]:
     try:
         _ = data.learnt
     except InputError as error:
-        return tuple(name for name in SYSTEMS if name != "learnt"), f"without the system learnt: {error}"
+        return tuple(name for name in SYSTEMS if name not in LEARNING), f"without the system learnt: {error}"
     return SYSTEMS, ""
 
 
@@ -257,6 +261,7 @@ def make_scorers(systems: Sequence[str], data: MovieLens, means: Means) -> dict[
         "engine": lambda: order,
         "user": lambda: Personal(data, means, order),
         "learnt": lambda: Personal(data, means, order, data.learnt),
+        "search": lambda: Search(Personal(data, means, order), data, means, data.learnt),
         "popularity": lambda: Popularity(others),
         "item-knn": lambda: ItemKnn(others),
     }
@@ -307,7 +312,7 @@ class Personal:
         self._genres: dict[str, _Genre] = {}
 
     def scores(self, query: GenreQuery, rows: Rows, stage: str) -> Array:
-        profile = self._profile(query.viewer, stage)
+        profile = self.profile(query.viewer, stage)
         if profile.is_empty:
             return self._order.scores(query, rows)
         asked, liked = self._genre(query), self._liked(profile)
@@ -338,7 +343,7 @@ class Personal:
         liked = [p.doc_id for p in profile.preferences[:MAX_PREFERENCES] if p.doc_id in self._data.row]
         return {doc_id: self._means.vectors[self._data.row[doc_id]] for doc_id in liked}
 
-    def _profile(self, viewer: Viewer, stage: str) -> Profile:
+    def profile(self, viewer: Viewer, stage: str) -> Profile:
         key = (viewer.user_id, stage)
         if key not in self._profiles:
             self._profiles[key] = profile_of(viewer, latest(viewer.before, LENGTHS[stage]))
@@ -362,6 +367,46 @@ def events_of(user_id: int, ratings: Iterable[Rating]) -> list[Event]:
 
 def _moment(rating: Rating) -> datetime:
     return datetime.fromtimestamp(rating.timestamp, UTC)
+
+
+class Search:
+    """What a search for the genre finds: its window is filled by the engine, and by what was learnt. Others score 0."""
+
+    stages = ("10", "all")
+
+    def __init__(self, personal: Personal, data: MovieLens, means: Means, learnt: Learnt) -> None:
+        self._personal, self._data, self._means = personal, data, means
+        settings = Settings(weights=means.weights)
+        self._parts = Parts(settings, Unchanged(), means.encoder, _OfEverybody(learnt))
+
+    def scores(self, query: GenreQuery, rows: Rows, stage: str) -> Array:
+        request = Request(query.genre, self._means.index, UserKey(TENANT, "viewer"), size=SEARCHED)
+        profile = self._personal.profile(query.viewer, stage)
+        found = search(self._means.engine, _Known(profile), request, self._parts).page
+        places = {ranked.hit.doc_id: ranked.rank for ranked in found}
+        documents = self._data.movies.documents
+        return np.array([1 / places.get(documents[row].doc_id, np.inf) for row in rows], np.float32)
+
+
+class _Known(NamedTuple):
+    """A store of one profile."""
+
+    of_all: Profile
+
+    def profile(self, user: UserKey | None, session_id: str, now: datetime) -> Profile:  # noqa: ARG002
+        return self.of_all
+
+
+class _OfEverybody(NamedTuple):
+    """What was learnt, for any tenant."""
+
+    learnt: Learnt
+
+    def of(self, tenant: str) -> tuple[Learnt | None, str]:  # noqa: ARG002
+        return self.learnt, ""
+
+    def holds(self, tenant: str) -> bool:  # noqa: ARG002
+        return True
 
 
 class Others:

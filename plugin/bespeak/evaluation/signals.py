@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bespeak import analysis
+from bespeak import analysis, gate
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, TYPED_SHARE, leave_alone, turn_text
+from bespeak.pipeline import BESIDE_CONTEXT, BESIDE_TERMS, PICKED_WEIGHT, TYPED_SHARE, leave_alone, turn_text
 from bespeak.records import Document, Matrix
 from bespeak.rerank import agree, min_max
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
+    from bespeak.contextual import ContextEncoder
     from bespeak.encode import Encoder
     from bespeak.rewrite import Rewriter
     from bespeak.terms import TermPicker
@@ -91,7 +92,7 @@ class Signals:
 
     collection: Collection
     lexical: Mapping[str, Array]  # by TEXTS, at times by "terms": (n_topics, n_docs) BM25
-    vectors: Mapping[str, Matrix]  # by TEXTS, at times by "terms": (n_topics, dim)
+    vectors: Mapping[str, Matrix]  # by TEXTS, at times by "context", else by "terms": (n_topics, dim)
     documents: Matrix  # (n_docs, dim)
     alone: npt.NDArray[np.bool_]  # (n_topics,): left alone by the gate, so the engine's order stays
     rewritten: npt.NDArray[np.bool_]  # (n_topics,)
@@ -103,16 +104,20 @@ def gather(
     rewriter: Rewriter | None,
     report: Report = silent,
     terms: TermPicker | None = None,
+    context: ContextEncoder | None = None,
 ) -> Signals:
     """All signals. Without a rewriter no topic is rewritten; hand in a KeptRewriter and a KeptEncoder to be fast."""
     bm25 = Bm25(collection.documents, collection.fields)
     texts = texts_of(collection.topics, rewriter, report)
     picked = _picked(collection.topics, terms)
+    vectors = {name: _encode(encoder, found) for name, found in (texts | _asked_with(texts["query"], picked)).items()}
+    if context:
+        vectors["context"] = read_sessions(collection.topics, context)
     documents = [" ".join(str(d.source[f]) for f in collection.fields if d.source.get(f)) for d in collection.documents]
     return Signals(
         collection,
         {name: np.stack([bm25.scores(text) for text in found]) for name, found in (texts | picked).items()},
-        {name: _encode(encoder, found) for name, found in (texts | _asked_with(texts["query"], picked)).items()},
+        vectors,
         encoder.encode(documents, kind="document"),
         np.array([bool(leave_alone(topic.text, topic.profile)) for topic in collection.topics]),
         np.array([bool(text) for text in texts["rewrite"]]),
@@ -131,6 +136,15 @@ def texts_of(topics: Sequence[Topic], rewriter: Rewriter | None, report: Report 
         texts["turn"].append(turn_text(profile.turns[-1]) if profile.turns and not alone else "")
         report(done, len(topics))
     return texts
+
+
+def read_sessions(topics: Sequence[Topic], context: ContextEncoder) -> Matrix:
+    """`(n_topics, dim)`: each query read with its session, a row of zeros where there is none."""
+    rows = np.zeros((len(topics), context.encoder.dim), np.float32)
+    for row, topic in enumerate(topics):
+        if not gate.decline(topic.text, topic.profile):
+            rows[row] = context.encode(topic.text, topic.profile)
+    return rows
 
 
 def _picked(topics: Sequence[Topic], picker: TermPicker | None) -> dict[str, list[str]]:
@@ -169,10 +183,7 @@ def rank_all(signals: Signals, settings: Settings, depth: int = 100) -> dict[str
         lexical = lexical + np.where(signals.alone[:, None], 0, PICKED_WEIGHT * signals.lexical["terms"])
     if settings.mode == "boost":  # only what the query as typed matches
         lexical = np.where(signals.lexical["query"] > 0, lexical, 0)
-    share, picked = settings.last_turn_share * beside, signals.vectors.get("terms")
-    context = signals.vectors["query"] + signals.vectors["rewrite"] + share * signals.vectors["turn"]  # (n_topics, dim)
-    if picked is not None:
-        context = context + np.where(signals.alone[:, None], 0, picked)
+    context = mix_vectors(signals, settings.last_turn_share)  # (n_topics, dim)
     context /= np.maximum(np.linalg.norm(context, axis=1, keepdims=True), 1e-6)
     cosines = context @ signals.documents.T  # (n_topics, n_docs)
     typed = signals.vectors["query"] @ signals.documents.T  # (n_topics, n_docs)
@@ -186,6 +197,20 @@ def rank_all(signals: Signals, settings: Settings, depth: int = 100) -> dict[str
         mixed = by_words if alone else mix_window(words, near, own, by_words, by_vector, settings)
         rankings["hybrid"].append(mixed[:depth])
     return rankings
+
+
+def mix_vectors(signals: Signals, last_turn_share: float) -> Matrix:
+    """`(n_topics, dim)`, not yet of unit length, as `pipeline.contextualise` mixes."""
+    vectors = signals.vectors
+    query, picked, read = vectors["query"], vectors.get("terms"), vectors.get("context")
+    added = np.zeros_like(query) if picked is None else np.where(signals.alone[:, None], 0, picked)
+    beside = np.full((len(query), 1), 1.0 if picked is None else BESIDE_TERMS, np.float32)
+    if read is not None:
+        is_read = read.any(axis=1, keepdims=True)  # (n_topics, 1)
+        added, beside = np.where(is_read, read, added), np.where(is_read, BESIDE_TERMS, beside)
+        query = np.where(is_read, BESIDE_CONTEXT, 1) * query
+    mixed: Matrix = query + vectors["rewrite"] + added + last_turn_share * beside * vectors["turn"]
+    return mixed
 
 
 def best(values: Array, n: int) -> Rows:

@@ -20,7 +20,7 @@ from bespeak.settings import Settings
 if TYPE_CHECKING:
     from bespeak.encode import Encoder
 
-SYSTEMS = ("raw", "last-turn", "terms", "rewrite", "rewrite-alone", "human")
+SYSTEMS = ("raw", "last-turn", "session", "rewrite", "rewrite-alone", "human")
 STAGES = ("lexical", "dense", "hybrid")
 BASELINE = "raw"
 DEPTH = 100
@@ -98,7 +98,7 @@ def plan_topic(system: str, topic: Topic, info: IndexInfo, parts: Parts) -> Plan
     """What the system would ask the engine at this turn. Raises `InputError` where it lacks what it needs."""
     if system == "rewrite":
         return plan(_request(topic.text, info), topic.profile, info, parts)
-    if system == "terms":
+    if system == "session":
         return plan(_request(topic.text, info), topic.profile, info, replace(parts, rewriter=Unchanged()))
     if system == "last-turn":
         return _last_turn(topic, info, parts)
@@ -117,17 +117,17 @@ def _request(text: str, info: IndexInfo) -> Request:
 def bare(parts: Parts) -> Parts:
     """The same parts with nothing of the history in them."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=0.0)
-    return replace(parts, rewriter=Unchanged(), settings=settings, terms=None)
+    return replace(parts, rewriter=Unchanged(), settings=settings, terms=None, context=None)
 
 
 def _last_turn(topic: Topic, info: IndexInfo, parts: Parts) -> Plan:
     """The query and the last turn's salient words; as vectors, the query and half of the last turn."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
-    parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None)
+    parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None, context=None)
     asked = plan(_request(topic.text, info), topic.profile, info, parts)
     if asked.declined or asked.context.query is None:
         return asked
-    context = contextualise(replace(asked.rewrite, text=topic.text), topic.profile, parts.encoder, parts.settings)
+    context = contextualise(replace(asked.rewrite, text=topic.text), topic.profile, parts)
     vector = context.query.vector if context.query and asked.query.vector is not None else None
     return replace(asked, context=context, query=replace(asked.query, vector=vector))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +58,8 @@ def assemble(
     rewrites, encodings, reads = Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS)
     chains, metrics = Chains(), Metrics()
     documents = Documents(upstream, parts.encoder, cache, encodings) if parts.encoder else None
-    parts = replace(parts, encoder=encoder)
+    context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
+    parts = replace(parts, encoder=encoder, context=context)
     personaliser = Personaliser(
         upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path, comparison
     )
@@ -68,7 +69,9 @@ def assemble(
     ahead = Ahead(parts.rewriter, store, chains, (rewrites, encodings))
     searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
     # In this order: what is read ahead ends before the rewriter forgets.
-    forgets = [chains.forget, ahead.forget, parts.rewriter.forget, *([lambda _: encoder.clear()] if encoder else [])]
+    forgets: list[Callable[[UserKey], object]] = [chains.forget, ahead.forget, parts.rewriter.forget]
+    forgets += [encoder.forget] if encoder else []
+    forgets += [context.forget] if context else []
     forgets += [parts.terms.forget] if parts.terms else []
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),

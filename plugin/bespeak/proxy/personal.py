@@ -212,25 +212,31 @@ class Personaliser:
 
     async def contextualise(self, personal: Personal) -> Context:
         """The vectors of what is asked; needs no answer of the engine's. Raises Fault."""
-        encoder, settings = self._parts.encoder, self._parts.settings
-        if encoder is None or not personal.first or not personal.asked.window:
+        parts, settings = self._parts, self._parts.settings
+        if parts.encoder is None or not personal.first or not personal.asked.window:
             return Context()
         rewrite, profile, picked = personal.chain.rewrite, personal.profile, personal.chain.picked
-        texts = context_texts(rewrite, profile, picked or ())
-        if isinstance(encoder, RememberingEncoder) and encoder.knows(texts, "query"):
-            with stage("encode"):
-                return contextualise(rewrite, profile, encoder, settings, picked)
+        with stage("encode"):
+            if self._remembers(rewrite, profile, picked):
+                return contextualise(rewrite, profile, parts, picked)
         return await self._guarded(
             "encode",
             self._reranking,
             lambda: self._encodings.run(
                 in_time(
-                    lambda _: contextualise(rewrite, profile, encoder, settings, picked),
+                    lambda _: contextualise(rewrite, profile, parts, picked),
                     settings.rerank_ms,
                 ),
                 settings.rerank_ms,
             ),
         )
+
+    def _remembers(self, rewrite: Rewrite, profile: Profile, picked: Sequence[Term] | None) -> bool:
+        """Whether all that is asked was encoded before, so that its vectors take no time."""
+        parts, asked = self._parts, context_texts(rewrite, profile, self._parts, picked)
+        known = isinstance(parts.encoder, RememberingEncoder) and parts.encoder.knows(asked, "query")
+        reader = parts.reader(rewrite.query, profile)
+        return known and (reader is None or reader.knows(rewrite.query, profile))
 
     async def complete(self, personal: Personal, context: Context, answer: str, asker: Headers) -> Completed:
         """The client's page of the engine's answer. Raises Fault."""
@@ -327,11 +333,10 @@ class Personaliser:
 
     def _context(self, personal: Personal, context: Context, settings: Settings) -> Context:
         """The vectors of what is asked, mixed by these settings; all their texts are encoded already."""
-        encoder = self._parts.encoder
-        if settings == self._parts.settings or encoder is None or context.query is None:
+        if settings == self._parts.settings or context.query is None:
             return context
-        chain = personal.chain
-        return contextualise(chain.rewrite, personal.profile, encoder, settings, chain.picked)
+        chain, parts = personal.chain, replace(self._parts, settings=settings)
+        return contextualise(chain.rewrite, personal.profile, parts, chain.picked)
 
     def _note(self, found: Order, i: int) -> dict[str, Any]:
         """What the impression of a hit tells: its scores where all have them, and which side put it there."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bespeak.training.candidates import SAMPLES
 
 if TYPE_CHECKING:
-    from bespeak.training import gain
+    from bespeak.training import contextual, gain
     from bespeak.training.job import Options, Scores
 
 LICENCES = {
@@ -86,6 +86,61 @@ Mean gain (1 / log2(1 + rank of the answer), over vectors, BM25 and the rewrite'
 queries, which the adapter has seen: the query as typed {query:.3f}, the person's rewrite {person:.3f}, the adapter's
 before {before:.3f}, after {after:.3f}.
 """
+
+CONTEXT = """\
+# bge-small-en-v1.5-context-int8
+
+Turns a query and the session before it (at most {max_tokens} tokens: the query, the last turn, earlier queries,
+statements) into a vector that compares with those which bge-small-en-v1.5-int8 gives to documents. English.
+
+| file | what |
+| --- | --- |
+| `model.onnx` | inputs, output and format those of bge-small-en-v1.5-int8's |
+| `tokenizer.json` | that of bge-small-en-v1.5-int8 |
+| `config.json` | which encoder it belongs to, pooling by the first token, the text before queries |
+
+**Where it is from.** BAAI/bge-small-en-v1.5, MIT licence, as it is shipped beside this one; a LoRA adapter of rank 16
+was trained on the matrices of layers 2 to 11, and merged. Those matrices: int8 by output channel, one bit left free.
+
+## How it was made
+    {command}
+
+Towards the vector of a person's rewrite (1 - cosine), and of the answer where the conversation goes on, told apart from
+{others} others (InfoNCE, temperature {temperature}); {n_examples} examples. How conversations are varied is told in the
+project's `docs/training.md`.
+
+| source | examples | licence |
+| --- | --- | --- |
+{sources}
+
+As its weights derive from CC BY-SA data, the model is offered under CC BY-SA 4.0.
+
+## Scores
+Mean cosine to the vectors of {n_held_out} held-out rewrites: the query as typed {query:.3f}, with its session
+{context:.3f}. What it does to retrieval: `docs/ranking.md`.
+
+## Limits
+English only. It reads 60 tokens of the last answer, and no other answer. Its vector does not say
+which words it went by.
+"""
+
+
+def context_card(options: contextual.Options, counts: Mapping[str, int], scores: contextual.Scores) -> str:
+    from bespeak.contextual import MAX_TOKENS
+    from bespeak.training.contextual import OTHERS, TEMPERATURE
+
+    files = [f"--data {path.name}" for path in options.data]
+    held_out = [f"--held-out {options.held_out.name}"] if options.held_out else []
+    how = [f"--passes {options.passes:g}", f"--seed {options.seed}"]
+    return CONTEXT.format(
+        command=" ".join(["bespeak models train-context", *files, *held_out, *how]),
+        max_tokens=MAX_TOKENS,
+        others=OTHERS,
+        temperature=TEMPERATURE,
+        n_examples=sum(counts.values()),
+        sources=licensed(counts),
+        **asdict(scores),
+    )
 
 
 def gain_card(began: str, options: gain.Options, counts: Mapping[str, int], scores: gain.Scores) -> str:

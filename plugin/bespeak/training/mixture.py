@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,18 +31,31 @@ PERSONAL_SHARE = 0.06
 def sequences(found: Sequence[Conversation], tokenizer: Tokenizer, seed: int, passes: float = 1.0) -> list[Packed]:
     """All that is trained on, in the order in which it is."""
     rng, layout = random.Random(seed), Layout(tokenizer)
-    said = sorted({text for conversation in found for text in conversation.statements})
-    asked = sorted({target.rewrite for conversation in found for target in conversation.targets})
     packed = []
-    for conversation in found:
-        times = passes * TIMES.get(conversation.source, 1.0)
-        for _ in range(int(times) + (rng.random() < times % 1)):
-            packed += pack(vary(conversation, said, asked, rng), layout, rng)
+    for _, varied in variants(found, rng, passes):
+        packed += pack(varied, layout, rng)
     n_personal = round(PERSONAL_SHARE * sum(len(sequence.targets) for sequence in packed))
-    for conversation in personal_conversations(n_personal, said, rng):
+    for conversation in personal_conversations(n_personal, said_in(found), rng):
         packed += pack(conversation, layout, None)
     rng.shuffle(packed)
     return packed
+
+
+def variants(
+    found: Sequence[Conversation], rng: random.Random, passes: float = 1.0
+) -> Iterator[tuple[Conversation, Conversation]]:
+    """Each conversation, as often as its source is taken, with one of its forms."""
+    said = said_in(found)
+    asked = sorted({target.rewrite for conversation in found for target in conversation.targets})
+    for conversation in found:
+        times = passes * TIMES.get(conversation.source, 1.0)
+        for _ in range(int(times) + (rng.random() < times % 1)):
+            yield conversation, vary(conversation, said, asked, rng)
+
+
+def said_in(found: Iterable[Conversation]) -> list[str]:
+    """All statements, each once."""
+    return sorted({text for conversation in found for text in conversation.statements})
 
 
 def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], rng: random.Random) -> Conversation:

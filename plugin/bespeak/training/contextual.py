@@ -1,0 +1,323 @@
+"""Trains the encoder that reads a session beside the query: towards a person's rewrite, and the answer where known.
+
+Documents' vectors stay as they are, so nothing has to be indexed anew (ConvDR; Yu et al., 2021).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.assets import ModelRecord, asset_folder, default_model, describe_files, write_json, write_record
+from bespeak.contextual import MAX_CHARS, MAX_TOKENS, session_text
+from bespeak.encode import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
+from bespeak.errors import InputError, ModelError
+from bespeak.records import Profile, Statement, Turn
+from bespeak.training.answers import encode_all
+from bespeak.training.candidates import SHORTEST_ANSWER
+from bespeak.training.card import context_card
+from bespeak.training.job import CHECKPOINT, read_all, require_extra
+from bespeak.training.mixture import PERSONAL_SHARE, said_in, variants
+from bespeak.training.pairs import Conversation, Target, split
+from bespeak.training.personal import personal_conversations
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from bespeak.encode import Encoder
+    from bespeak.records import Matrix
+    from bespeak.training.encoder import BertEncoder
+    from bespeak.training.fit import Objective, Progress, Schedule
+    from bespeak.training.network import Adapter, Tensor
+
+RECIPE = 1
+"""Raised when the same data are made into another model."""
+STEP_PARTS, PART_TEXTS = 4, 12
+OTHERS = 256
+"""Rewrites, and as many answers, that a step's own are told apart from."""
+TEMPERATURE = 0.05
+TOLD_APART = 0.1
+"""Of each of the two cross-entropies, beside 1 - cosine to the rewrite."""
+ALIKE = 0.98
+"""Cosine from which another text counts as the same, and is not told apart."""
+VECTORS = "vectors.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    data: tuple[Path, ...]
+    held_out: Path | None = None  # else one conversation in twenty of `data`
+    passes: float = 2.0
+    seed: int = 0
+    threads: int = 2  # changes the time alone
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Mean cosine to the vectors of held-out rewrites."""
+
+    query: float  # of the query as typed
+    context: float
+    n_held_out: int
+
+
+class Example(NamedTuple):
+    """A query in its session, as the encoder reads it, and what it is to come near to."""
+
+    text: str
+    tokens: tuple[int, ...]
+    query: str
+    rewrite: str
+    answer: str  # "" where it is not known
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some examples, `(n,)` each: rows of the rewrites and of the answers, -1 where there is none; and `(OTHERS,)`
+    rows of what they are told apart from."""
+
+    texts: list[tuple[int, ...]]
+    rewrites: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]
+    other_rewrites: npt.NDArray[np.int64]
+    other_answers: npt.NDArray[np.int64]
+
+
+def train(
+    options: Options,
+    out: Path,
+    report: Callable[[Progress], None] | None = None,
+    encoder: Encoder | None = None,
+    network: BertEncoder | None = None,
+) -> Scores:
+    """Writes `model.onnx`, `tokenizer.json`, `config.json`, `CARD.md`, `scores.json` and the record to `out`.
+
+    A run that was ended goes on from the checkpoint in `out`. `encoder` gives the vectors to come near to, and
+    `network` is what is trained: the shipped encoder if not given. Raises InputError and ModelError.
+    """
+    require_extra()
+    from bespeak.training.encoder import BertEncoder, read_weights
+    from bespeak.training.fit import Fit
+    from bespeak.training.network import new_adapter
+
+    folder = asset_folder("onnx_models") / default_model("encoder")
+    read = Reader.of(folder)
+    encoder = encoder or load_encoder(threads=options.threads)
+    network = network or BertEncoder(read_weights(folder / "model.onnx"))
+    if options.held_out:
+        found, scored = read_all(options.data), read_all([options.held_out])
+    else:
+        found, scored = split(read_all(options.data))
+    learnt = examples(found, options, read)
+    held_out = [example for one in scored for example in examples_of(one, one, read)]
+    if not learnt:
+        raise InputError("no pair has a history or statements: give others to --data")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        vectors = Vectors.of([*learnt, *held_out], encoder, out / VECTORS)
+        objective, name = nearness(network, vectors), run_name(learnt, options, encoder)
+        start = new_adapter(network.shapes, options.seed)
+        fit = Fit(objective, plan(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
+        for progress in fit.run():
+            if report:
+                report(progress)
+        write_model(out, folder, fit.adapter)
+        scores = score(held_out, vectors, out, encoder)
+        counts = dict(Counter(example.source for example in learnt).most_common())
+        write_json(out / "scores.json", asdict(scores) | {"examples": counts})
+        (out / "CARD.md").write_text(context_card(options, counts, scores), "utf-8")
+        how = f"bespeak models train-context; towards {encoder.name}"
+        put_record(out, how)
+    except OSError as error:
+        raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
+    return scores
+
+
+class Reader(NamedTuple):
+    """How the encoder reads a text."""
+
+    tokenizer: Tokenizer
+    prefix: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Reader:
+        return cls(open_tokenizer(folder, MAX_CHARS), read_config(folder).query_prefix)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(self.prefix + text).ids)
+
+
+def examples(found: Sequence[Conversation], options: Options, read: Reader) -> list[Example]:
+    """All that is learnt from, in the order in which it is."""
+    rng = random.Random(options.seed)
+    made = [
+        example
+        for whole, varied in variants(found, rng, options.passes)
+        for example in examples_of(varied, whole, read)
+    ]
+    for conversation in personal_conversations(round(PERSONAL_SHARE * len(made)), said_in(found), rng):
+        made += examples_of(conversation, conversation, read)
+    rng.shuffle(made)
+    return made
+
+
+def examples_of(varied: Conversation, whole: Conversation, read: Reader) -> list[Example]:
+    """The queries that have something before them; answers are those of the conversation as it was."""
+    made = []
+    for target in varied.targets:
+        if target.n_before or varied.statements:
+            text = session_text(target.query, profile_of(varied, target.n_before), read.tokenizer)
+            answer = answer_to(target, whole)
+            made.append(Example(text, read.tokens(text), target.query, target.rewrite, answer, varied.source))
+    return made
+
+
+def profile_of(conversation: Conversation, n_before: int) -> Profile:
+    statements = tuple(Statement(text, "") for text in conversation.statements)
+    turns = tuple(Turn(turn.query, turn.response, "") for turn in conversation.turns[:n_before])
+    return Profile(None, "", statements, turns)
+
+
+def answer_to(target: Target, whole: Conversation) -> str:
+    """It stands in the history of later queries; "" where there are none, or it is too short to say anything."""
+    if target.kind != "person" or target.n_before >= len(whole.turns):
+        return ""
+    turn = whole.turns[target.n_before]
+    return turn.response if turn.query == target.query and len(turn.response) >= SHORTEST_ANSWER else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What is to be come near to: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
+
+    rewrites: Matrix
+    answers: Matrix
+    rewrite_rows: dict[str, int]
+    answer_rows: dict[str, int]
+
+    @classmethod
+    def of(cls, learnt: Iterable[Example], encoder: Encoder, kept: Path) -> Vectors:
+        """Answers' vectors are kept in a file."""
+        learnt = list(learnt)
+        rewrites = list(dict.fromkeys(example.rewrite for example in learnt))
+        answers = list(dict.fromkeys(example.answer for example in learnt if example.answer))
+        matrix = encode_all(answers, encoder, kept, lambda _: None) if answers else np.zeros((0, encoder.dim), "f4")
+        rows = {text: row for row, text in enumerate(rewrites)}
+        return cls(encoder.encode(rewrites, "query"), matrix, rows, {text: row for row, text in enumerate(answers)})
+
+
+def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Part]]:
+    """The parts of each step, texts of like length together; what is left over at the end makes a smaller step."""
+    draw = np.random.default_rng(seed)
+    steps = []
+    for start in range(0, len(learnt), STEP_PARTS * PART_TEXTS):
+        some = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
+        other_rewrites = draw.integers(len(vectors.rewrites), size=OTHERS)
+        other_answers = draw.integers(max(len(vectors.answers), 1), size=OTHERS if len(vectors.answers) else 0)
+        steps.append(
+            [
+                Part(
+                    [example.tokens for example in part],
+                    np.array([vectors.rewrite_rows[example.rewrite] for example in part], np.int64),
+                    np.array([vectors.answer_rows.get(example.answer, -1) for example in part], np.int64),
+                    other_rewrites,
+                    other_answers,
+                )
+                for part in (some[i : i + PART_TEXTS] for i in range(0, len(some), PART_TEXTS))
+            ]
+        )
+    return steps
+
+
+def nearness(network: BertEncoder, vectors: Vectors) -> Objective[Part]:
+    """1 - cosine to the rewrite, and a tenth of the cross-entropies of telling rewrite and answer from others."""
+    import torch
+
+    from bespeak.training.fit import Objective
+
+    rewrites, answers = torch.from_numpy(vectors.rewrites), torch.from_numpy(vectors.answers)
+
+    def loss(part: Part, adapter: Adapter) -> tuple[Tensor, float]:
+        found = network.encode(part.texts, adapter)  # (n, dim)
+        wanted = rewrites[part.rewrites]
+        total = (1 - (found * wanted).sum(1)).sum() + TOLD_APART * told_apart(
+            found, wanted, rewrites[part.other_rewrites]
+        )
+        known = part.answers >= 0
+        if known.any():
+            own = answers[part.answers[known]]
+            total = total + TOLD_APART * told_apart(found[known], own, answers[part.other_answers])
+        return total, float(len(part.texts))
+
+    return Objective(loss, lambda part: len(part.texts), _schedule())
+
+
+def _schedule() -> Schedule:
+    from bespeak.training.fit import Schedule
+
+    return Schedule(5e-4, 20, 0.03)
+
+
+def told_apart(found: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """The sum of -ln softmax over own and others (InfoNCE; van den Oord et al., 2018), those that are alike left out.
+
+    `found` and `own` (n, dim), `others` (n_others, dim).
+    """
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    near = (found @ others.T).masked_fill(own @ others.T > ALIKE, -1.0)
+    scores = torch.cat([(found * own).sum(1, keepdim=True), near], 1) / TEMPERATURE
+    return F.cross_entropy(scores, torch.zeros(len(found), dtype=torch.long), reduction="sum")
+
+
+def write_model(out: Path, base: Path, adapter: Adapter) -> None:
+    """The base with the adapter in it."""
+    from bespeak.training.encoder import merged
+
+    made = merged(base / "model.onnx", {name: tensor.detach().numpy() for name, tensor in adapter.items()})
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        (Path(folder) / "model.onnx").write_bytes(made)
+        (Path(folder) / "model.onnx").replace(out / "model.onnx")
+    shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
+    config, shipped = read_config(base), load_encoder().name
+    write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
+
+
+def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> Scores:
+    """By the model as it was written."""
+    if not held_out:
+        return Scores(0.0, 0.0, 0)
+    made = OnnxEncoder(out)
+    wanted = vectors.rewrites[[vectors.rewrite_rows[example.rewrite] for example in held_out]]
+    typed = encoder.encode([example.query for example in held_out], "query")
+    read = made.encode([example.text for example in held_out], "query")
+    query, context = (float((rows * wanted).sum(1).mean()) for rows in (typed, read))
+    return Scores(query, context, len(held_out))
+
+
+def put_record(out: Path, how: str) -> None:
+    """The files that make the model; a checkpoint is none of them."""
+    names = ("CARD.md", "config.json", "model.onnx", "tokenizer.json")
+    files = {name: file for name, file in describe_files(out).items() if name in names}
+    write_record(out, ModelRecord(out.resolve().name, "context-encoder", files, "CC BY-SA 4.0", "see CARD.md", how))
+
+
+def run_name(learnt: Sequence[Example], options: Options, encoder: Encoder) -> str:
+    """Changes with anything that the result depends on, but for the versions of what it is computed with."""
+    found = hashlib.sha256(f"{RECIPE} {options.seed} {encoder.name}".encode())
+    for example in learnt:
+        found.update(np.array(example.tokens, np.int32).tobytes())
+        found.update(digest_of(f"{example.rewrite}\0{example.answer}", "query"))
+    return found.hexdigest()
