@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bespeak.export import Precision
     from bespeak.training.fit import Progress
     from bespeak.training.gain import Stage
+
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
 
 
 @click.group()
@@ -128,6 +131,23 @@ pairs_option = click.option(
     required=True,
     help="JSON lines of query, rewrite, history, statements and source. May be given several times.",
 )
+held_out_option = click.option(
+    "--held-out",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Pairs to score on; one conversation in twenty of --data if not given.",
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True)
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+
+
+def passes_option(default: float) -> Callable[[Command], Command]:
+    return click.option(
+        "--passes",
+        type=click.FloatRange(min=0, min_open=True),
+        default=default,
+        show_default=True,
+        help="How often the data are gone through.",
+    )
 
 
 @models.command()
@@ -135,20 +155,10 @@ pairs_option = click.option(
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write; in the cache if not given."
 )
-@click.option(
-    "--held-out",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Pairs to score on; one conversation in twenty of --data if not given.",
-)
-@click.option(
-    "--passes",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="How often the data are gone through.",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+@held_out_option
+@passes_option(1.0)
+@seed_option
+@threads_option
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -220,8 +230,8 @@ def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
     show_default=True,
     help="Queries with a known answer that are learnt from, at most.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+@seed_option
+@threads_option
 @click.pass_context
 def train_gain(
     ctx: click.Context,
@@ -275,7 +285,7 @@ def tell_stages(every_s: float = 60) -> Callable[[Progress | Stage], None]:
 @pairs_option
 @click.option("--held-out", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Pairs to score on.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: int) -> None:
     """Train the network that picks the words of a session a query leans on. Takes minutes."""
     from bespeak.training.terms import train, write
@@ -288,25 +298,15 @@ def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: 
 
 @models.command("train-context")
 @pairs_option
-@click.option(
-    "--held-out",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Pairs to score on; one conversation in twenty of --data if not given.",
-)
+@held_out_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write; in the cache, from where it is taken in place of the shipped one, if not given.",
 )
-@click.option(
-    "--passes",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    show_default=True,
-    help="How often the data are gone through.",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="One for each processor if not given.")
+@passes_option(2.0)
+@seed_option
+@threads_option
 @click.pass_context
 def train_context(
     ctx: click.Context,
@@ -323,7 +323,8 @@ def train_context(
     """
     import os
 
-    from bespeak.training.contextual import Options, train
+    from bespeak.training.contextual import train
+    from bespeak.training.job import Options
 
     folder = out or ctx.obj.cache / "models" / "context"
     scores = train(Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress())

@@ -12,9 +12,9 @@ from bespeak.assets import asset_folder, default_model, read_record  # noqa: E40
 from bespeak.encode import OnnxEncoder, load_encoder, read_config  # noqa: E402
 from bespeak.errors import InputError, ModelError  # noqa: E402
 from bespeak.training import contextual  # noqa: E402
-from bespeak.training.contextual import Options, Vectors, examples, nearness, plan, told_apart, train  # noqa: E402
+from bespeak.training.contextual import Vectors, examples, nearness, plan, told_apart, train  # noqa: E402
 from bespeak.training.encoder import BertEncoder, merged, read_weights  # noqa: E402
-from bespeak.training.job import read_all  # noqa: E402
+from bespeak.training.job import Options, read_all  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
 
 BASE = asset_folder("onnx_models") / default_model("encoder")

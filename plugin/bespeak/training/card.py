@@ -125,7 +125,7 @@ which words it went by.
 """
 
 
-def context_card(options: contextual.Options, counts: Mapping[str, int], scores: contextual.Scores) -> str:
+def context_card(options: Options, counts: Mapping[str, int], scores: contextual.Scores) -> str:
     from bespeak.contextual import MAX_TOKENS
     from bespeak.training.contextual import OTHERS, TEMPERATURE
 

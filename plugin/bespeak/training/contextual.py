@@ -26,7 +26,7 @@ from bespeak.records import Profile, Statement, Turn
 from bespeak.training.answers import encode_all
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import context_card
-from bespeak.training.job import CHECKPOINT, read_all, require_extra
+from bespeak.training.job import CHECKPOINT, Options, read_all, require_extra
 from bespeak.training.mixture import PERSONAL_SHARE, said_in, variants
 from bespeak.training.pairs import Conversation, Target, split
 from bespeak.training.personal import personal_conversations
@@ -51,15 +51,6 @@ TOLD_APART = 0.1
 ALIKE = 0.98
 """Cosine from which another text counts as the same, and is not told apart."""
 VECTORS = "vectors.db"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    data: tuple[Path, ...]
-    held_out: Path | None = None  # else one conversation in twenty of `data`
-    passes: float = 2.0
-    seed: int = 0
-    threads: int = 2  # changes the time alone
 
 
 @dataclass(frozen=True, slots=True)
