@@ -187,22 +187,26 @@ def show_digest(cache: Path, n_queries: int) -> None:
 
 def show_memory(folder: Path, cache: Path, n_queries: int) -> None:
     """Resident and proportional memory of this process, with everything loaded."""
+    from bespeak.contextual import load_context
     from bespeak.encode import load_encoder
     from bespeak.engines.embedded import EmbeddedEngine
 
     ours = Ours(cache, 2)
     encoder = load_encoder(None, cache)
+    context = load_context(encoder, cache)
     with tempfile.TemporaryDirectory() as indices:
         engine = EmbeddedEngine(Path(indices))
         topics = chosen(folder, ours.scorer.tokenizer, n_queries)
         for topic in topics:
             encoder.encode([topic.text])
+            if context:
+                context.encode(topic.text, topic.profile)
             ours.model.rewrite(topic.text, topic.profile)
         lines = Path("/proc/self/status").read_text().splitlines()
         told = {
             line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))
         }
-        print(f"\nmemory with encoder, rewriter and engine: {told['VmRSS']} MB, at most {told['VmHWM']} MB")
+        print(f"\nmemory with encoders, rewriter and engine: {told['VmRSS']} MB, at most {told['VmHWM']} MB")
         engine.close()
 
 
