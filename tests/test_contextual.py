@@ -16,7 +16,7 @@ from bespeak.contextual import MAX_TOKENS, MODEL, ContextEncoder, load_context, 
 from bespeak.encode import load_encoder, open_tokenizer, read_config
 from bespeak.errors import ModelError
 from bespeak.pipeline import Parts, contextualise
-from bespeak.records import Profile, Rewrite, Statement, Turn
+from bespeak.records import Profile, Rewrite, Statement, Term, Turn
 from bespeak.rewrite import Unchanged
 from bespeak.settings import Settings
 from fakes import ADA, BagEncoder
@@ -145,6 +145,37 @@ def test_the_parts_add_up_and_without_the_event_the_query_is_left(reading):
     typed = reading.encoder.encode([ASKED], kind="query")[0]
     assert rest / np.linalg.norm(rest) == pytest.approx(typed, abs=1e-6)
     assert any(part.event_id == "t1" and np.linalg.norm(part.vector) > 0 for part in context.parts)
+
+
+@pytest.mark.parametrize(
+    ("profile", "named"),
+    [
+        (Profile(statements=(SPARE,)), {"s1": 1.0}),
+        (Profile(statements=(SPARE, Statement("I like Spain.", "s2"))), {"s1": 0.5, "s2": 0.5}),
+        (Profile(statements=(SPARE,), turns=(TURN,)), {"t1": 1.0}),
+    ],
+    ids=["statement", "statements", "turn"],
+)
+def test_what_the_session_adds_is_shared_among_what_was_said(reading, profile, named):
+    parts = Parts(Settings(last_turn_share=0.0), reading.rewriter, reading.encoder, context=reading.context)
+    context = contextualise(Rewrite(ASKED, ASKED), profile, parts).query
+    added = reading.context.encode(ASKED, profile) - reading.encoder.encode([ASKED], "query")[0]
+    shares = {part.event_id: part.vector for part in context.parts if part.event_id and part.vector.any()}
+    assert shares.keys() == named.keys()
+    for event_id, share in named.items():
+        assert shares[event_id] == pytest.approx(added * share, abs=1e-6)
+
+
+def test_picked_words_say_whose_it_is(reading):
+    profile = Profile(statements=(SPARE,), turns=(TURN,))
+    picked = [Term("law", "statement", "s1"), Term("Alhambra", "turn", "t1"), Term("winter", "turn", "t1")]
+    context = contextualise(Rewrite(ASKED, ASKED), profile, reading, picked).query
+    named = [part for part in context.parts if part.event_id][:2]
+    assert [(part.event_id, part.text, part.action) for part in named] == [
+        ("s1", "law", "statement"),
+        ("t1", "Alhambra winter", "turn"),
+    ]
+    assert named[1].vector == pytest.approx(2 * named[0].vector, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -252,9 +252,9 @@ def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequ
     if rewrite.changed:
         found.append(Part(vectors[1], *rewrite_source(rewrite)))
     if reader:
-        found += read_parts(vectors[0], reader.encode(rewrite.query, profile), picked or (), turn)
+        found += read_parts(vectors[0], reader.encode(rewrite.query, profile), read_of(profile, picked or ()))
     elif picked is not None:
-        found += read_parts(vectors[0], vectors[len(found)] if picked else vectors[0], picked)
+        found += read_parts(vectors[0], vectors[len(found)] if picked else vectors[0], read_of(profile, picked))
     if reader or picked is not None:
         share *= BESIDE_TERMS
     last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
@@ -263,21 +263,28 @@ def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequ
     return Context(mix(found), last, typed)
 
 
-def read_parts(query: Vector, read: Vector, picked: Sequence[Term], turn: Turn | None = None) -> list[Part]:
+def read_parts(query: Vector, read: Vector, read_of: Sequence[tuple[Part, float]]) -> list[Part]:
     """The vector of the query as read with its session, as the query's own, once more, and what the session adds to it.
 
-    What it adds is shared among the events of the picked words, by the number of words; where none is picked it is
-    the last turn's. One event's is all of it, so that without the event exactly the query's own is left; of several
-    each share is an estimate, as they were encoded together.
+    What it adds is shared among events, `read_of` with their weights. One event's is all of it, so that without the
+    event exactly the query's own is left; of several each share is an estimate, as they were encoded together.
     """
-    parts, added = [Part(query)], read - query
+    total = sum(weight for _, weight in read_of)
+    added = [replace(part, vector=((read - query) * (weight / total)).astype(np.float32)) for part, weight in read_of]
+    return [Part(query), *added]
+
+
+def read_of(profile: Profile, picked: Sequence[Term]) -> list[tuple[Part, float]]:
+    """The events that gave the picked words, by how many; without such words the last turn, else all statements."""
+    none, found = np.zeros(0, np.float32), []
     for event_id in dict.fromkeys(term.event_id for term in picked):
         given = [term for term in picked if term.event_id == event_id]
-        share = (added * (len(given) / len(picked))).astype(np.float32)
-        parts.append(Part(share, event_id, " ".join(term.text for term in given), given[0].source))
-    if not picked:
-        parts.append(Part(added, turn.event_id, turn.query, "turn") if turn else Part(added))
-    return parts
+        words = " ".join(term.text for term in given)
+        found.append((Part(none, event_id, words, given[0].source), float(len(given))))
+    if not found and profile.turns:
+        turn = profile.turns[-1]
+        return [(Part(none, turn.event_id, turn.query, "turn"), 1.0)]
+    return found or [(Part(none, said.event_id, said.text, "statement"), 1.0) for said in profile.statements]
 
 
 def context_texts(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequence[Term] | None = None) -> list[str]:
