@@ -94,7 +94,9 @@ def test_a_run_writes_a_model_and_goes_on_from_its_checkpoint(pairs, tmp_path, m
     record = read_record(tmp_path / "whole")
     assert (record.name, record.kind) == ("whole", "context-encoder")
     assert set(record.files) == {"CARD.md", "config.json", "model.onnx", "tokenizer.json"}
-    assert "own" in (tmp_path / "whole" / "CARD.md").read_text("utf-8")
+    card = (tmp_path / "whole" / "CARD.md").read_text("utf-8")
+    assert "| own |" in card
+    assert "CC BY-SA" not in card
 
     class Killed(Exception):
         pass

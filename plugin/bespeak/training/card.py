@@ -113,7 +113,7 @@ project's `docs/training.md`.
 | --- | --- | --- |
 {sources}
 
-As its weights derive from CC BY-SA data, the model is offered under CC BY-SA 4.0.
+{terms}
 
 ## Scores
 Mean cosine to the vectors of {n_held_out} held-out rewrites: the query as typed {query:.3f}, with its session
@@ -123,6 +123,10 @@ Mean cosine to the vectors of {n_held_out} held-out rewrites: the query as typed
 English only. It reads 60 tokens of the last answer, and no other answer. Its vector does not say
 which words it went by.
 """
+
+
+SHARED_ALIKE = "As its weights derive from CC BY-SA data, the model is offered under CC BY-SA 4.0."
+NOT_KNOWN = "What the model is under follows from the licences of these data, and from the MIT licence of its base."
 
 
 def context_card(options: Options, counts: Mapping[str, int], scores: contextual.Scores) -> str:
@@ -138,6 +142,7 @@ def context_card(options: Options, counts: Mapping[str, int], scores: contextual
         others=OTHERS,
         temperature=TEMPERATURE,
         n_examples=sum(counts.values()),
+        terms=SHARED_ALIKE if any("CC BY-SA" in LICENCES.get(name, "") for name in counts) else NOT_KNOWN,
         sources=licensed(counts),
         **asdict(scores),
     )

@@ -302,7 +302,9 @@ def put_record(out: Path, how: str) -> None:
     """The files that make the model; a checkpoint is none of them."""
     names = ("CARD.md", "config.json", "model.onnx", "tokenizer.json")
     files = {name: file for name, file in describe_files(out).items() if name in names}
-    write_record(out, ModelRecord(out.resolve().name, "context-encoder", files, "CC BY-SA 4.0", "see CARD.md", how))
+    write_record(
+        out, ModelRecord(out.resolve().name, "context-encoder", files, "see CARD.md", "bge-small-en-v1.5-int8", how)
+    )
 
 
 def run_name(learnt: Sequence[Example], options: Options, encoder: Encoder) -> str:
