@@ -1,5 +1,7 @@
 """Bodies for Elasticsearch, and mappings read back."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from bespeak import dsl
@@ -46,9 +48,12 @@ def test_sizes_stay_within_what_elasticsearch_gives():
 
 
 def test_a_filter_takes_the_keyword_beside_a_text():
-    assert dsl.filters({"a": "x", "b": "y"}, {"a": "a.raw"}) == [
-        {"term": {"a.raw": {"value": "x"}}},
-        {"term": {"b": {"value": "y"}}},
+    asked = EngineQuery("i", (), filters={"a": "x", "b": "y"})
+    terms = [{"term": {"a.raw": {"value": "x"}}}, {"term": {"b": {"value": "y"}}}]
+    assert dsl.filters(asked, {"a": "a.raw"}) == terms
+    assert dsl.filters(replace(asked, among=("d1", "d2")), {"a": "a.raw"}) == [
+        *terms,
+        {"ids": {"values": ["d1", "d2"]}},
     ]
 
 
