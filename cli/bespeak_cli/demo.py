@@ -117,12 +117,13 @@ class Story:
 
         user, now = UserKey("demo", "ada"), datetime.now(UTC)
         self.say(f"{n_docs:,} pages of Python's own documentation, and one reader, Ada. She once said:", bold=True)
-        for said in STATEMENTS:
-            self.store.add([new_event(user, "statement", now - timedelta(days=30), text=said)])
+        for minute, said in enumerate(STATEMENTS):  # one after another: events of one moment have no order
+            moment = now - timedelta(days=30) + timedelta(minutes=minute)
+            self.store.add([new_event(user, "statement", moment, text=said)])
             self.say(f"“{said}”", indent="  ")
         self.say(f"Last week she opened {' and '.join(OPENED)}.")
-        for doc_id in OPENED:
-            opened = now - timedelta(days=7)
+        for minute, doc_id in enumerate(OPENED):
+            opened = now - timedelta(days=7) + timedelta(minutes=minute)
             self.store.add([new_event(user, "click", opened, session_id="past", doc_id=doc_id, title=doc_id)])
         for number, step in enumerate(SESSION, start=1):
             self.turn(number, step, user, now + timedelta(minutes=number))
