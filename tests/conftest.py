@@ -28,7 +28,7 @@ def own_home(tmp_path, monkeypatch):
 def shared_data():
     """The development data sets, which are not part of the repository."""
     folder = CHECKOUT.parent / "shared" / "data"
-    if not folder.is_dir():
+    if not folder.is_dir():  # too large, and under licences of their own: a clone has none
         pytest.skip("the development data are not beside this checkout (../shared/data)")
     return folder
 

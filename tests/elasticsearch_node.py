@@ -44,7 +44,7 @@ def elasticsearch_url() -> Iterator[str]:
         if not url:
             jdk = find_jdk()
             if jdk is None or not shutil.which("mvn"):
-                pytest.skip(SKIPPED)
+                pytest.skip(SKIPPED)  # a laptop may lack both; `.ci/run` fails where this is skipped
             url = ending.enter_context(running_node(jdk, build_node(jdk)))
         ending.callback(clean, url)
         yield url

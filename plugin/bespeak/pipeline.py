@@ -263,14 +263,14 @@ def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequ
     return Context(mix(found), last, typed)
 
 
-def read_parts(query: Vector, read: Vector, read_of: Sequence[tuple[Part, float]]) -> list[Part]:
+def read_parts(query: Vector, read: Vector, events: Sequence[tuple[Part, float]]) -> list[Part]:
     """The vector of the query as read with its session, as the query's own, once more, and what the session adds to it.
 
-    What it adds is shared among events, `read_of` with their weights. One event's is all of it, so that without the
+    What it adds is shared among `events` by their weights. One event's is all of it, so that without the
     event exactly the query's own is left; of several each share is an estimate, as they were encoded together.
     """
-    total = sum(weight for _, weight in read_of)
-    added = [replace(part, vector=((read - query) * (weight / total)).astype(np.float32)) for part, weight in read_of]
+    total = sum(weight for _, weight in events)
+    added = [replace(part, vector=((read - query) * (weight / total)).astype(np.float32)) for part, weight in events]
     return [Part(query), *added]
 
 
@@ -356,12 +356,12 @@ def finish(
     """
     if asked.declined:
         return cut(asked, own, unranked(own.hits), "off", asked.declined)
+    added = {hit.doc_id for hit in brought}
     try:
-        embedded = embed_hits(join(hits.hits, brought), asked, parts, {hit.doc_id for hit in brought})
+        embedded = embed_hits(join(hits.hits, brought), asked, parts, added)
         vectors = embed_liked(liked, asked, parts)
     except ModelError as error:
         return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
-    added = {hit.doc_id for hit in brought}
     window, rest = choose_window(embedded, asked.query.vector, parts.settings.window, added)
     context = steady(window, asked.context)
     learnt, note = parts.learnt_for(asked.profile)

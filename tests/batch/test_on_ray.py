@@ -18,6 +18,7 @@ import zstandard
 from batch_runs import Runs, asking
 from bespeak.batch.output import pack
 
+# Ray has no wheel for every Python and platform that the rest runs on; `.ci/run` fails where this is skipped.
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed (extra `ray`)", allow_module_level=True)
 
@@ -150,6 +151,7 @@ def test_the_command_writes_the_same_here_and_there(cluster, runs):
         assert "31 lines rejected" in done.stderr
 
 
+# Object storage needs a server and credentials, which a checkout cannot bring along: whoever has one names it.
 @pytest.mark.skipif(not S3, reason="no object storage (BESPEAK_TEST_S3 holds no URI)")
 def test_an_object_storage_is_read_and_written(cluster, runs, expected):
     uri, _, query = S3.partition("?")

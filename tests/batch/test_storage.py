@@ -26,6 +26,7 @@ def place(kind, folder, name):
             return f"{uri}{folder}/{name}?{query}"
 
 
+# Object storage needs a server and credentials, which a checkout cannot bring along: whoever has one names it.
 @pytest.fixture(params=[
     "path", "file URI",
     pytest.param("S3", marks=pytest.mark.skipif(not S3, reason="no object storage (BESPEAK_TEST_S3 holds no URI)")),

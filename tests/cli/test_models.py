@@ -85,6 +85,7 @@ def test_an_unknown_model_is_a_sentence(run, made):
     assert result.stderr.startswith("Error: there is no model 'other': take one of ")
 
 
+# Either side is skipped where the other one runs: the extra, torch and all, is there or it is not.
 @pytest.mark.skipif(HAS_TRAIN, reason="the extra 'train' is installed")
 def test_export_without_the_extra_is_a_sentence(run, tmp_path):
     result = run("export", "some/model")

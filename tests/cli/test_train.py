@@ -41,6 +41,7 @@ def test_wrong_usage_of_the_second_stage(run, pairs):
     assert run("--data", pairs, "--adapter", "missing", command="train-gain").exit_code == 2
 
 
+# Either side is skipped where the other one runs: the extra, torch and all, is there or it is not.
 @pytest.mark.skipif(HAS_TRAIN, reason="the extra 'train' is installed")
 @pytest.mark.parametrize("command", ["train", "train-gain"])
 def test_without_the_extra_it_says_so(run, pairs, command):

@@ -285,6 +285,7 @@ def node_version() -> int:
 @pytest.fixture(scope="session")
 def javascript() -> Path:
     """The folder where the official JavaScript client is installed: one per state of the lock file, in the cache."""
+    # A Python developer may have no Node.js; `.ci/run` installs it, and fails where this is skipped.
     if not shutil.which("npm") or node_version() < 20:
         pytest.skip("the official JavaScript client needs Node.js 20 or later with npm: install both to run this")
     files = [CLIENTS / "package.json", CLIENTS / "package-lock.json"]
@@ -382,7 +383,7 @@ def test_javascript_sees_a_502_where_the_engine_is_down(script, nobody_there, in
 
 @pytest.fixture
 def curl(tmp_path):
-    if not shutil.which("curl"):
+    if not shutil.which("curl"):  # not everywhere; `.ci/run` installs it
         pytest.skip("curl is not installed")
 
     def run(*options: str, text: bytes = b"") -> subprocess.CompletedProcess[bytes]:
