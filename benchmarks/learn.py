@@ -27,11 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bespeak.learning import LearntFolder
 from bespeak.pipeline import Context, rank_window
+from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.ranking.learning import LearntFolder
 from bespeak.records import Event, Hit, UserKey
 from bespeak.settings import Settings
-from bespeak.stores.sqlite import SqliteStore
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 YEAR_S = 365 * 86_400

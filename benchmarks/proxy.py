@@ -55,7 +55,7 @@ PASSING = """
 BESPEAK = """
 import sys, uvicorn
 from bespeak.proxy import Proxy, Upstream
-from bespeak.proxy.serving import server_config
+from bespeak.proxy.http.serving import server_config
 uvicorn.Server(server_config(Proxy(Upstream([sys.argv[1]])), port=int(sys.argv[2]))).run()
 """
 LOAD = """

@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bespeak.contextual import load_context
-from bespeak.encode import load_encoder
+from bespeak.models.encoder import load_encoder
 from bespeak.pipeline import Context, rank_window, steady
+from bespeak.ranking.rerank import Part, mix
 from bespeak.records import Hit, Profile, Statement, Turn, UserKey
-from bespeak.rerank import Part, mix
+from bespeak.session.context import load_context
+from bespeak.session.terms import load_terms
 from bespeak.settings import Settings
-from bespeak.terms import load_terms
 
 N_HITS, DIM = 100, 384
 STATEMENTS = (0, 100, 250)

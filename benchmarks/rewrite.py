@@ -36,10 +36,10 @@ from bespeak.batch.lines import Chunk, Place
 from bespeak.batch.queries import Asked, read_queries
 from bespeak.batch.work import Tools
 from bespeak.batch.workers import rewrite_chunks
-from bespeak.joint import ROWS
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import Profile, UserKey
-from bespeak.rewrite import choose_rewriter, rewrite_query
-from bespeak.stores.sqlite import SqliteStore
+from bespeak.rewriting.batched import ROWS
+from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
 
 CHUNK = 128
 WARMING = 16

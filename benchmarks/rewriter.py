@@ -29,11 +29,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import platformdirs
 
-from bespeak.decode import LanguageModel, prompt
 from bespeak.evaluation.topics import Topic, read_collection
 from bespeak.records import Profile, Statement, UserKey
-from bespeak.rewrite import find_model
-from bespeak.scorer import OnnxScorer
+from bespeak.rewriting.decoding import LanguageModel, prompt
+from bespeak.rewriting.rewriter import find_model
+from bespeak.rewriting.scorer import OnnxScorer
 
 
 class Cost(NamedTuple):
@@ -171,8 +171,8 @@ def compare(ours: Ours, topics: Sequence[Topic], threads: int) -> dict[tuple[str
 
 def show_digest(cache: Path, n_queries: int) -> None:
     """What it costs to choose among statements, by how many there are."""
-    from bespeak.digest import choose_statements
-    from bespeak.encode import RememberingEncoder, load_encoder
+    from bespeak.models.encoder import RememberingEncoder, load_encoder
+    from bespeak.session.statements import choose_statements
 
     print("\nstatements   choosing, CPU ms: first   later")
     for n in (100, 1_000, 10_000):
@@ -187,9 +187,9 @@ def show_digest(cache: Path, n_queries: int) -> None:
 
 def show_memory(folder: Path, cache: Path, n_queries: int) -> None:
     """Resident and proportional memory of this process, with everything loaded."""
-    from bespeak.contextual import load_context
-    from bespeak.encode import load_encoder
     from bespeak.engines.embedded import EmbeddedEngine
+    from bespeak.models.encoder import load_encoder
+    from bespeak.session.context import load_context
 
     ours = Ours(cache, 2)
     encoder = load_encoder(None, cache)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bespeak.assets import model_folder
-from bespeak.encode import OnnxEncoder
+from bespeak.evaluation.measures import judge
 from bespeak.evaluation.topics import Collection, read_collection
-from bespeak.measures import judge
+from bespeak.models.encoder import OnnxEncoder
+from bespeak.models.files import model_folder
 from bespeak.records import Matrix
 
 TIMED = 100

@@ -12,17 +12,17 @@ import itertools
 import sys
 from pathlib import Path
 
-from bespeak.contextual import load_context
-from bespeak.encode import load_encoder
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
 from bespeak.evaluation.movielens import LENGTHS, Means, measure, read_movielens
 from bespeak.evaluation.signals import Signals, gather, score_settings
 from bespeak.evaluation.systems import embed, load_collection
 from bespeak.evaluation.topics import read_collection
-from bespeak.rewrite import choose_rewriter
+from bespeak.models.encoder import load_encoder
+from bespeak.rewriting.rewriter import choose_rewriter
+from bespeak.session.context import load_context
+from bespeak.session.terms import load_terms
 from bespeak.settings import Settings, Weights
-from bespeak.terms import load_terms
 
 SETS = ("ikat", "dialogue", "mtragun")
 REWRITE_WEIGHTS = (0.0, 0.5, 1.0, 2.0)

@@ -13,8 +13,8 @@ import pytest
 from bespeak.batch.output import packing_of
 from bespeak.batch.run import Job, rewrite_file
 from bespeak.batch.work import Tools
-from bespeak.rewrite import LastTurn
-from bespeak.stores.sqlite import SqliteStore
+from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.rewriting.rewriter import LastTurn
 
 
 def asking(n, **more):

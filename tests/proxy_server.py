@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from bespeak.proxy.serving import server_config
+from bespeak.proxy.http.serving import server_config
 
 PATIENCE_S = 20
 """Beyond this a test hangs; none waits for it when all is well."""

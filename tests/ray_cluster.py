@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from batch_runs import make_tools
-from bespeak.rewrite import LastTurn
+from bespeak.rewriting.rewriter import LastTurn
 
 QUICK = {"RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500",
          "RAY_health_check_failure_threshold": "4"}  # fmt: skip

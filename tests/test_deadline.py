@@ -3,11 +3,11 @@ import threading
 import time
 
 import pytest
+from test_encoder import make_tiny
 
 from bespeak.deadline import Deadline, Late
-from bespeak.encode import OnnxEncoder, load_encoder
 from bespeak.errors import ModelError
-from test_encode import make_tiny
+from bespeak.models.encoder import OnnxEncoder, load_encoder
 
 FOREVER_MS = 600_000
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from bespeak.errors import IndexMissing, ModelError, StoreError, UsageError
 from bespeak.pipeline import MAX_QUERY_CHARS, Context, Parts, plan, search, steady
+from bespeak.ranking.rerank import Part, mix
 from bespeak.records import Clause, EngineQuery, Hit, Preference, Profile, Request, Statement, Term, Turn
-from bespeak.rerank import Part, mix
-from bespeak.rewrite import Unchanged
+from bespeak.rewriting.rewriter import Unchanged
 from bespeak.settings import Settings, Weights
 from fakes import ADA, BagEncoder, MemoryEngine, ScriptedRewriter
 

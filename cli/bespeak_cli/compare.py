@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bespeak_cli.mixing import MIXED
 
 if TYPE_CHECKING:
-    from bespeak.evaluation.interleaving import Drafted, Split
-    from bespeak.interleave import Comparison, Side
+    from bespeak.evaluation.comparisons import Drafted, Split
+    from bespeak.ranking.interleaving import Comparison, Side
     from bespeak.settings import Settings
 
 CURRENT = "current"
@@ -19,7 +19,7 @@ CURRENT = "current"
 def read_comparison(text: str, current: Settings) -> Comparison:
     """`A:B`, or `A|B` for a split test; each is `engine`, `current` or a TOML file. Raises UsageError, InputError."""
     from bespeak.errors import UsageError
-    from bespeak.interleave import Comparison
+    from bespeak.ranking.interleaving import Comparison
 
     found = re.fullmatch(r"([^:|]+)([:|])([^:|]+)", text)
     if not found:
@@ -36,7 +36,7 @@ def read_side(text: str, current: Settings) -> Side:
     from dataclasses import replace
 
     from bespeak.errors import InputError
-    from bespeak.interleave import ENGINE, Side
+    from bespeak.ranking.interleaving import ENGINE, Side
     from bespeak_cli.search import read_settings
 
     if text in (ENGINE, CURRENT):
@@ -57,7 +57,7 @@ def as_report(found: list[Drafted | Split]) -> str:
 
 
 def told(one: Drafted | Split) -> str:
-    from bespeak.evaluation.interleaving import Drafted
+    from bespeak.evaluation.comparisons import Drafted
 
     first, second = one.sides
     if isinstance(one, Drafted):

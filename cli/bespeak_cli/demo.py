@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from bespeak.encode import Encoder
     from bespeak.engines.embedded import EmbeddedEngine
+    from bespeak.models.encoder import Encoder
     from bespeak.pipeline import Parts
+    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.records import Result, UserKey
-    from bespeak.stores.sqlite import SqliteStore
     from bespeak_cli.parts import RewriterName
 
 INDEX = f"python-{platform.python_version()}"
@@ -58,8 +58,8 @@ def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
     The first run builds the language model, and an index of the standard library's docstrings, in the cache folder.
     """
     from bespeak.engines.embedded import EmbeddedEngine
+    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.settings import Settings
-    from bespeak.stores.sqlite import SqliteStore
     from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
 
     encoder = open_encoder(None, ctx.obj.cache)
@@ -112,7 +112,7 @@ class Story:
     colour: bool
 
     def tell(self, n_docs: int) -> None:
-        from bespeak.events import new_event
+        from bespeak.profiles.events import new_event
         from bespeak.records import UserKey
 
         user, now = UserKey("demo", "ada"), datetime.now(UTC)
@@ -129,8 +129,8 @@ class Story:
             self.turn(number, step, user, now + timedelta(minutes=number))
 
     def turn(self, number: int, step: Step, user: UserKey, now: datetime) -> None:
-        from bespeak.events import new_event
         from bespeak.pipeline import search
+        from bespeak.profiles.events import new_event
         from bespeak.records import Request
 
         self.heading(f"Turn {number} of {len(SESSION)}")
@@ -146,7 +146,7 @@ class Story:
         self.say(f"Ada opens {step.opens}.")
 
     def show(self, result: Result) -> None:
-        from bespeak.render import render, render_comparison
+        from bespeak.show.render import render, render_comparison
 
         click.echo(render(replace(result, page=()), "_head.txt.j2", width=self.width, colour=self.colour))
         click.echo("\n" + render_comparison(result, SHOWN, width=self.width, colour=self.colour) + "\n")

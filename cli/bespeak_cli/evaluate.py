@@ -15,15 +15,15 @@ from bespeak_cli.examples import as_examples, examples_data
 from bespeak_cli.mixing import MIXED, mixing_options
 
 if TYPE_CHECKING:
-    from bespeak.contextual import ContextEncoder
-    from bespeak.encode import Encoder
     from bespeak.engines import Engine
     from bespeak.evaluation.examples import Examples
+    from bespeak.evaluation.measures import Estimate
     from bespeak.evaluation.regressions import Check, Expected
     from bespeak.evaluation.systems import Cell
-    from bespeak.measures import Estimate
+    from bespeak.models.encoder import Encoder
     from bespeak.pipeline import Parts
-    from bespeak.rewrite import Rewriter
+    from bespeak.rewriting.rewriter import Rewriter
+    from bespeak.session.context import ContextEncoder
 
 
 def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -114,8 +114,8 @@ def report_compared(ctx: click.Context, options: dict[str, Any]) -> None:
     from contextlib import closing
     from dataclasses import asdict
 
-    from bespeak.evaluation.interleaving import ACTIONS, report
-    from bespeak.stores.sqlite import SqliteStore
+    from bespeak.evaluation.comparisons import ACTIONS, report
+    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak_cli.compare import as_report
 
     with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
@@ -154,8 +154,8 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     from bespeak.evaluation.systems import STAGES, SYSTEMS, cells_of, check_names, load_collection, run_all, unhurried
     from bespeak.evaluation.topics import read_collection
     from bespeak.pipeline import Parts
-    from bespeak.rewrite import Unchanged
-    from bespeak.terms import load_terms
+    from bespeak.rewriting.rewriter import Unchanged
+    from bespeak.session.terms import load_terms
     from bespeak_cli.search import read_settings
 
     collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
@@ -194,7 +194,7 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
     from bespeak.evaluation.movielens import measure as run
     from bespeak.evaluation.systems import embed, load_collection
     from bespeak.pipeline import Parts
-    from bespeak.rewrite import Unchanged
+    from bespeak.rewriting.rewriter import Unchanged
     from bespeak_cli.search import read_settings
 
     data = read_movielens(folder, options.get("every") or 1, options.get("limit"))
@@ -220,8 +220,8 @@ def has_human(collection: Any) -> bool:
 
 
 def open_encoder(ctx: click.Context, options: dict[str, Any], label: str) -> Any:
-    from bespeak.encode import load_encoder
     from bespeak.evaluation.kept import KeptEncoder
+    from bespeak.models.encoder import load_encoder
 
     encoder = load_encoder(options.get("encoder"), ctx.obj.cache)
     return KeptEncoder(encoder, ctx.obj.cache / "evaluation", label, progress("vectors"))
@@ -231,8 +231,8 @@ def open_context(ctx: click.Context, encoder: Encoder, label: str) -> ContextEnc
     """None where no shipped one was trained for this encoder."""
     from dataclasses import replace
 
-    from bespeak.contextual import load_context
     from bespeak.evaluation.kept import KeptEncoder
+    from bespeak.session.context import load_context
 
     context = load_context(encoder, ctx.obj.cache)
     if context is None:
@@ -244,7 +244,7 @@ def open_context(ctx: click.Context, encoder: Encoder, label: str) -> ContextEnc
 def open_model(ctx: click.Context) -> Any:
     """The language model, built where it is not; never something else in its place, which would be measured for it."""
     from bespeak.errors import ModelError
-    from bespeak.rewrite import choose_rewriter
+    from bespeak.rewriting.rewriter import choose_rewriter
     from bespeak_cli.parts import build_with_progress
 
     try:
@@ -272,7 +272,7 @@ def index_name(digest: str, encoder: Encoder | None) -> str:
 
 def facts_of(name: str, n_queries: int, n_groups: int, groups: str, parts: Parts) -> dict[str, Any]:
     """What stands over the table."""
-    from bespeak.rewrite import model_of
+    from bespeak.rewriting.rewriter import model_of
 
     facts: dict[str, Any] = {"data": name, "queries": n_queries, groups: n_groups}
     if parts.encoder:
@@ -302,7 +302,7 @@ def as_data(found: Measured) -> dict[str, Any]:
 
 def as_table(cells: Sequence[Cell], facts: dict[str, Any]) -> str:
     """Scores with their intervals, then what each system gains; at most 80 columns."""
-    from bespeak.measures import MEASURES
+    from bespeak.evaluation.measures import MEASURES
 
     told = ", ".join(f"{name} {_brief(value)}" for name, value in facts.items())
     lines = [*textwrap.wrap(told, 80, break_on_hyphens=False), ""]

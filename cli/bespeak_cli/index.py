@@ -13,7 +13,7 @@ import click
 from bespeak_cli.engine import engine_options, open_engine
 
 if TYPE_CHECKING:
-    from bespeak.loading import Loaded
+    from bespeak.engines.loading import Loaded
 
 
 @click.command()
@@ -31,8 +31,8 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     A document replaces the one of the same id. A load that was cut off goes on where it stood when the same command is
     given again; standard input is read anew.
     """
+    from bespeak.engines.loading import Checkpoints, load
     from bespeak.errors import InputError
-    from bespeak.loading import Checkpoints, load
 
     target: str = options["to"]
     engine = open_engine(ctx, options)
@@ -48,7 +48,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
 
 
 def open_encoder(name: str | None, cache: Path) -> Any:
-    from bespeak.encode import load_encoder
+    from bespeak.models.encoder import load_encoder
 
     return load_encoder(name, cache)
 

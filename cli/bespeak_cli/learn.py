@@ -11,7 +11,7 @@ from bespeak_cli.engine import engine_options
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bespeak.events import EventStore
+    from bespeak.profiles.events import EventStore
 
 
 profiles_option = click.option(
@@ -31,11 +31,11 @@ def learn(ctx: click.Context, /, **options: Any) -> None:
     """
     from contextlib import closing
 
-    from bespeak.behaviour import gather
     from bespeak.errors import InputError
-    from bespeak.learning import learn as solve
-    from bespeak.learning import learnt_path, write_learnt
-    from bespeak.profile import PREFERRING
+    from bespeak.profiles.deriving import PREFERRING
+    from bespeak.ranking.behaviour import gather
+    from bespeak.ranking.learning import learn as solve
+    from bespeak.ranking.learning import learnt_path, write_learnt
 
     def progress(step: str) -> None:
         click.echo(step, err=True)
@@ -67,12 +67,12 @@ def open_store(data: Path, options: dict[str, Any]) -> EventStore:
     from bespeak.errors import UsageError
 
     if options["profiles"] == "sqlite":
-        from bespeak.stores.sqlite import SqliteStore
+        from bespeak.profiles.stores.sqlite import SqliteStore
 
         return SqliteStore(data / "bespeak.db")
     if not options.get("elasticsearch"):
         raise UsageError("--profiles elasticsearch needs --elasticsearch URL")
-    from bespeak.stores.elastic import ElasticsearchStore
+    from bespeak.profiles.stores.elastic import ElasticsearchStore
     from bespeak_cli.engine import credentials
 
     return ElasticsearchStore(

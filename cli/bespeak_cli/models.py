@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bespeak.assets import ModelRecord
-    from bespeak.export import Precision
+    from bespeak.models.export import Precision
+    from bespeak.models.files import ModelRecord
     from bespeak.training.fit import Progress
     from bespeak.training.gain import Stage
 
@@ -29,7 +29,7 @@ def models() -> None:
 @click.pass_context
 def list_(ctx: click.Context, format_: str) -> None:
     """Show the shipped models and those made on this machine; * marks those taken where none is named."""
-    from bespeak.assets import known_models
+    from bespeak.models.files import known_models
 
     found = list(known_models(ctx.obj.cache))
     if format_ == "json":
@@ -46,7 +46,7 @@ def list_(ctx: click.Context, format_: str) -> None:
 
 def adapter_in_use(record: ModelRecord, cache: Path) -> str:
     """Which adapter a built rewriter is made with."""
-    from bespeak.rewrite import made_from
+    from bespeak.rewriting.rewriter import made_from
 
     if record.made == made_from(None):
         return "shipped adapter"
@@ -66,9 +66,9 @@ def as_json(found: list[tuple[ModelRecord, Path]]) -> str:
 @click.pass_context
 def verify(ctx: click.Context, name: str | None) -> None:
     """Compare the size and sha256 of every file of a model, or of all, with what they have to be."""
-    from bespeak.assets import known_models, model_folder
-    from bespeak.assets import verify as verify_model
     from bespeak.errors import ModelError
+    from bespeak.models.files import known_models, model_folder
+    from bespeak.models.files import verify as verify_model
 
     cache = ctx.obj.cache
     folders = [model_folder(name, cache)] if name else [folder for _, folder in known_models(cache)]
@@ -96,7 +96,7 @@ def export(ctx: click.Context, name_or_folder: str, to: Path | None, precision: 
 
     NAME_OR_FOLDER is the model's folder, or its name on the hub. Needs the extra 'train'.
     """
-    from bespeak.export import default_name, export_model
+    from bespeak.models.export import default_name, export_model
 
     folder = to or ctx.obj.cache / "models" / default_name(name_or_folder)
     click.echo(f"Exporting {name_or_folder} to {folder} …", err=True)
@@ -117,7 +117,7 @@ def build(ctx: click.Context, adapter: Path | None) -> None:
 
     It is what all commands take then, until it is built again with another adapter.
     """
-    from bespeak.build import use_adapter
+    from bespeak.rewriting.build import use_adapter
     from bespeak_cli.parts import build_with_progress
 
     use_adapter(ctx.obj.cache, adapter)

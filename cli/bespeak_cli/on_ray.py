@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bespeak.stores.sqlite import SqliteStore
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak_cli.rewrite import build_missing, describe, forms, make_tools, report
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bespeak.encode import Encoder
+    from bespeak.models.encoder import Encoder
     from bespeak.pipeline import Parts
-    from bespeak.rewrite import RewriteCache, Rewriter
+    from bespeak.rewriting.rewriter import RewriteCache, Rewriter
     from bespeak.settings import Settings
 
 RewriterName = Literal["model", "last-turn", "none"]
@@ -20,8 +20,8 @@ RewriterName = Literal["model", "last-turn", "none"]
 
 def open_encoder(name: str | None, cache_dir: Path, threads: int | None = None) -> Encoder | None:
     """One that cannot be loaded costs the embeddings, not the search."""
-    from bespeak.encode import load_encoder
     from bespeak.errors import ModelError
+    from bespeak.models.encoder import load_encoder
 
     try:
         return load_encoder(name, cache_dir, threads)
@@ -39,11 +39,11 @@ def build_parts(
     threads: int | None = None,
 ) -> Parts:
     """Where there is an encoder, the session is read and words are picked of it. What was learnt lies in `data_dir`."""
-    from bespeak.contextual import load_context
     from bespeak.errors import ModelError
-    from bespeak.learning import LearntFolder
     from bespeak.pipeline import Parts
-    from bespeak.terms import load_terms
+    from bespeak.ranking.learning import LearntFolder
+    from bespeak.session.context import load_context
+    from bespeak.session.terms import load_terms
 
     learnt = LearntFolder(data_dir) if data_dir else None
     terms = context = None
@@ -67,7 +67,7 @@ def open_rewriter(
     `encoder` chooses among more statements than it can read.
     """
     from bespeak.errors import ModelError
-    from bespeak.rewrite import CachedRewriter, LastTurn, choose_rewriter
+    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
 
     try:
         rewriter = choose_rewriter(name, cache_dir, encoder=encoder)
@@ -83,7 +83,7 @@ def open_rewriter(
 
 def build_with_progress(cache_dir: Path) -> Path:
     """Builds the rewriter's model with a bar on stderr."""
-    from bespeak.build import build_rewriter
+    from bespeak.rewriting.build import build_rewriter
 
     with click.progressbar(length=100, label="Building the rewriter, once", file=sys.stderr, show_eta=False) as bar:
         shown = 0

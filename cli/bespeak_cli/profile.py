@@ -14,8 +14,8 @@ import click
 from bespeak_cli.identity import session_option, tenant_option
 
 if TYPE_CHECKING:
+    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.records import Profile
-    from bespeak.stores.sqlite import SqliteStore
 
 PREFERENCES_SHOWN = 20
 
@@ -38,7 +38,7 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
     """
     from datetime import UTC, datetime
 
-    from bespeak.events import user_key
+    from bespeak.profiles.events import user_key
 
     with opened_store(ctx) as store:
         known = store.profile(user_key(tenant, user), session, datetime.now(UTC))
@@ -51,7 +51,7 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
     """Write all events of a user as UBI lines, which `bespeak events load` takes back."""
-    from bespeak.events import ubi_line, user_key
+    from bespeak.profiles.events import ubi_line, user_key
 
     with opened_store(ctx) as store:
         for event in store.export(user_key(tenant, user)):
@@ -65,7 +65,7 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
     """Delete everything known of a user, down to the bytes in the file."""
-    from bespeak.events import user_key
+    from bespeak.profiles.events import user_key
 
     with opened_store(ctx) as store:
         gone = store.forget(user_key(tenant, user))
@@ -82,7 +82,7 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
 @click.pass_context
 def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
     """Pause personalisation for a user (off), or go on with it (on); nothing is deleted."""
-    from bespeak.events import user_key
+    from bespeak.profiles.events import user_key
 
     with opened_store(ctx) as store:
         store.set_consent(user_key(tenant, user), state == "on")
@@ -93,7 +93,7 @@ def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
 
 def tell_learnt(ctx: click.Context, tenant: str) -> None:
     """A sum over everyone cannot lose one user; it can be made anew."""
-    from bespeak.learning import LearntFolder
+    from bespeak.ranking.learning import LearntFolder
 
     if LearntFolder(ctx.obj.data).holds(tenant):
         click.echo("What was learnt of everyone may count this user until `bespeak learn` runs again.", err=True)
@@ -101,7 +101,7 @@ def tell_learnt(ctx: click.Context, tenant: str) -> None:
 
 @contextmanager
 def opened_store(ctx: click.Context) -> Iterator[SqliteStore]:
-    from bespeak.stores.sqlite import SqliteStore
+    from bespeak.profiles.stores.sqlite import SqliteStore
 
     with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
         yield store

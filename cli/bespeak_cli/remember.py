@@ -19,8 +19,8 @@ def remember(ctx: click.Context, text: str, user: str, tenant: str) -> None:
     from datetime import UTC, datetime
 
     from bespeak.errors import UsageError
-    from bespeak.events import new_event, user_key
-    from bespeak.stores.sqlite import SqliteStore
+    from bespeak.profiles.events import new_event, user_key
+    from bespeak.profiles.stores.sqlite import SqliteStore
 
     if not text.strip():
         raise UsageError("nothing to remember: the statement is empty")

@@ -129,7 +129,7 @@ def forms(options: dict[str, Any]) -> tuple[Form, Packing]:
 
 def describe(ctx: click.Context, open_tools: OpenTools, form: Form, options: dict[str, Any]) -> dict[str, str]:
     """All that the output depends on beside the input. Opens the tools once, so that what is missing is told first."""
-    from bespeak.rewrite import model_of
+    from bespeak.rewriting.rewriter import model_of
 
     tools = open_tools()
     try:
@@ -148,7 +148,7 @@ def describe(ctx: click.Context, open_tools: OpenTools, form: Form, options: dic
 def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
     """A file is never rewritten with less than was asked for: what cannot be built is an error here."""
     from bespeak.errors import ModelError
-    from bespeak.rewrite import find_model
+    from bespeak.rewriting.rewriter import find_model
     from bespeak_cli.parts import build_with_progress
 
     if options["rewriter"] == "model":
@@ -161,9 +161,9 @@ def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
 def make_tools(data: Path, cache: Path, options: dict[str, Any], form: Any, packing: Any) -> Tools:
     from bespeak.batch.duds import Duds
     from bespeak.batch.work import Tools
-    from bespeak.encode import load_encoder
-    from bespeak.joint import ROWS
-    from bespeak.rewrite import choose_rewriter
+    from bespeak.models.encoder import load_encoder
+    from bespeak.rewriting.batched import ROWS
+    from bespeak.rewriting.rewriter import choose_rewriter
 
     model = options["rewriter"] == "model"
     encoder = load_encoder(options["encoder"], cache) if model else None
@@ -187,7 +187,7 @@ def threads_each(options: dict[str, Any]) -> int:
 
 
 def describe_profiles(ctx: click.Context, options: dict[str, Any]) -> str:
-    from bespeak.cluster import read_url
+    from bespeak.engines.cluster import read_url
 
     if options["profiles"] == "elasticsearch":
         return read_url(options["elasticsearch"])[0]

@@ -43,10 +43,10 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
 
     Queries of one --session are the turns that the next one is rewritten from.
     """
-    from bespeak.events import user_key
     from bespeak.pipeline import search as run
+    from bespeak.profiles.events import user_key
+    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.records import Request
-    from bespeak.stores.sqlite import SqliteStore
     from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
 
     user = user_key(options["tenant"], options["user"]) if options["user"] else None
@@ -89,7 +89,7 @@ def show(result: Any, options: dict[str, Any]) -> str:
     import shutil
     import sys
 
-    from bespeak.render import render
+    from bespeak.show.render import render
 
     name = "explain" if options["explain"] and options["format_"] == "text" else options["format_"]
     width = shutil.get_terminal_size((100, 24)).columns
@@ -99,7 +99,7 @@ def show(result: Any, options: dict[str, Any]) -> str:
 def record(store: Any, request: Any) -> None:
     """Keeps the query as a turn of the session; a store that cannot take it costs a sentence, not the answer."""
     from bespeak.errors import BespeakError
-    from bespeak.events import query_event
+    from bespeak.profiles.events import query_event
 
     try:
         store.add([query_event(request)])

@@ -18,11 +18,11 @@ import click
 from bespeak_cli.mixing import mixing_options
 
 if TYPE_CHECKING:
-    from bespeak.encode import Encoder
-    from bespeak.events import EventStore
+    from bespeak.models.encoder import Encoder
     from bespeak.pipeline import Parts
+    from bespeak.profiles.events import EventStore
     from bespeak.proxy import Proxy
-    from bespeak.rewrite import Rewriter
+    from bespeak.rewriting.rewriter import Rewriter
 
 STORE_S = 2.0
 PROBE_S = 3.0
@@ -68,9 +68,9 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
     All else passes untouched. Stop it with Ctrl-C or SIGTERM: what is in flight is finished. Twice breaks it off.
     """
     from bespeak.proxy.assembly import assemble
+    from bespeak.proxy.http.upstream import Upstream
     from bespeak.proxy.identity import JwtKey, Share
     from bespeak.proxy.routes import check_binding, read_token
-    from bespeak.proxy.upstream import Upstream
     from bespeak_cli.compare import read_comparison
 
     token = read_token(options["token_file"]) if options["token_file"] else None
@@ -104,7 +104,7 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     from bespeak.errors import StoreError, UsageError
 
     if options["profiles"] == "elasticsearch":
-        from bespeak.stores.elastic import ElasticsearchStore
+        from bespeak.profiles.stores.elastic import ElasticsearchStore
         from bespeak_cli.engine import credentials
 
         store = ElasticsearchStore(
@@ -117,7 +117,7 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
         with contextlib.suppress(StoreError):  # a cluster that is not there yet: the first event makes them
             store.prepare()
         return store
-    from bespeak.stores.sqlite import SqliteStore
+    from bespeak.profiles.stores.sqlite import SqliteStore
 
     for name in ("api_key", "basic"):
         if options[name]:
@@ -127,7 +127,7 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
 
 def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
     """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there."""
-    from bespeak.encode import load_encoder
+    from bespeak.models.encoder import load_encoder
     from bespeak_cli.parts import build_parts, open_encoder
     from bespeak_cli.search import read_settings
 
@@ -140,7 +140,7 @@ def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -
 def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore, encoder: Encoder | None) -> Rewriter:
     """Nothing is built here: a proxy that starts again at night has no minute for it, and mostly no memory."""
     from bespeak.errors import ModelError
-    from bespeak.rewrite import CachedRewriter, LastTurn, choose_rewriter
+    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
 
     try:
         return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache, encoder=encoder), store)
@@ -184,7 +184,7 @@ async def describe_nodes(urls: Sequence[str], ca_file: Path | None) -> list[tupl
 async def describe_node(url: str, ca_file: Path | None) -> str:
     """What answers there. It is asked without credentials: those are the clients'."""
     from bespeak.errors import EngineError
-    from bespeak.proxy.upstream import Upstream
+    from bespeak.proxy.http.upstream import Upstream
 
     upstream = Upstream([url], ca_file=ca_file, connections=1)
     try:
@@ -322,7 +322,7 @@ def listen(proxy: Proxy, listener: socket.socket) -> None:
     """Serves until it is told to stop."""
     import uvicorn
 
-    from bespeak.proxy.serving import server_config
+    from bespeak.proxy.http.serving import server_config
 
     class Server(uvicorn.Server):
         """The first signal lets what is in flight finish, the next breaks it off; events are written in both cases."""

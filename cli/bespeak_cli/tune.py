@@ -84,8 +84,8 @@ def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: S
     from bespeak.evaluation.signals import gather
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
-    from bespeak.rewrite import choose_rewriter
-    from bespeak.terms import load_terms
+    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.session.terms import load_terms
     from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
 
     collection, name = read_collection(folder), serving["rewriter"]

@@ -12,27 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from bespeak import analysis, gate
-from bespeak.engines import Engine, IndexInfo, document_text
+from bespeak.document import document_text
+from bespeak.engines import Engine, IndexInfo
 from bespeak.errors import ModelError, StoreError, UsageError
-from bespeak.grounding import fold
-from bespeak.records import (
-    Clause,
-    Document,
-    EngineQuery,
-    Hit,
-    Hits,
-    Profile,
-    Ranked,
-    Request,
-    RerankStatus,
-    Result,
-    Rewrite,
-    Term,
-    Turn,
-    Vector,
-)
-from bespeak.rerank import (
+from bespeak.ranking.rerank import (
     Judge,
     Mixed,
     Part,
@@ -49,15 +32,34 @@ from bespeak.rerank import (
     unranked,
     user_parts,
 )
-from bespeak.rewrite import Rewriter, rewrite_query
+from bespeak.records import (
+    Clause,
+    Document,
+    EngineQuery,
+    Hit,
+    Hits,
+    Profile,
+    Ranked,
+    Request,
+    RerankStatus,
+    Result,
+    Rewrite,
+    Term,
+    Turn,
+    Vector,
+)
+from bespeak.rewriting.grounding import fold
+from bespeak.rewriting.rewriter import Rewriter, rewrite_query
+from bespeak.session import gate
 from bespeak.settings import Settings
+from bespeak.text import analysis
 
 if TYPE_CHECKING:
-    from bespeak.contextual import ContextEncoder
-    from bespeak.encode import Encoder
-    from bespeak.learning import Learnt
+    from bespeak.models.encoder import Encoder
+    from bespeak.ranking.learning import Learnt
     from bespeak.records import UserKey
-    from bespeak.terms import TermPicker
+    from bespeak.session.context import ContextEncoder
+    from bespeak.session.terms import TermPicker
 
 MAX_QUERY_CHARS = 10_000
 MAX_PREFERENCES = 50

@@ -12,9 +12,9 @@ from bespeak.batch.queries import Asked
 from bespeak.batch.work import Tools, find_profile, find_rewrites
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
-from bespeak.events import new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import Document, Rewrite, Term, UserKey
-from bespeak.stores.sqlite import SqliteStore
 from elasticsearch_node import new_index_name
 from fakes import ScriptedRewriter
 

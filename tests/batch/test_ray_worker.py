@@ -15,7 +15,7 @@ from bespeak.batch.blocks import plan_blocks, read_part
 from bespeak.batch.journal import Standing, journal_of
 from bespeak.batch.on_ray import Work, Worker
 from bespeak.errors import InputError, ModelError
-from bespeak.rewrite import LastTurn, Unchanged
+from bespeak.rewriting.rewriter import LastTurn, Unchanged
 
 BEGUN = {"model": "last-turn 1", "input": "x"}
 

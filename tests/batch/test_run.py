@@ -14,7 +14,7 @@ from batch_runs import INPUT, Runs
 from bespeak.batch.output import StreamOutput
 from bespeak.batch.run import rewrite_file
 from bespeak.errors import InputError, UsageError
-from bespeak.rewrite import Unchanged
+from bespeak.rewriting.rewriter import Unchanged
 
 OUTPUTS = ("out.jsonl", "out.jsonl.rejected")
 

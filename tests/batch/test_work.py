@@ -11,9 +11,9 @@ from bespeak.batch.queries import Asked
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.work import Tools, find_profile, find_rewrites
 from bespeak.errors import ModelError
-from bespeak.events import new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import Profile, Rewrite, Turn, UserKey
-from bespeak.stores.sqlite import SqliteStore
 from fakes import ADA
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)

@@ -12,7 +12,7 @@ from bespeak.batch.lines import Chunk, Place
 from bespeak.batch.workers import AHEAD, rewrite_chunks
 from bespeak.errors import ModelError, StoreError
 from bespeak.records import Rewrite
-from bespeak.rewrite import LastTurn
+from bespeak.rewriting.rewriter import LastTurn
 
 
 class Slow(LastTurn):

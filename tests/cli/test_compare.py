@@ -2,13 +2,13 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from test_interleaving import BAD, GOOD, searches
 
 from bespeak.errors import InputError, UsageError
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.settings import Settings, Weights
-from bespeak.stores.sqlite import SqliteStore
 from bespeak_cli import cli
 from bespeak_cli.compare import read_comparison
-from test_interleave import BAD, GOOD, searches
 
 
 def test_a_side_is_the_engine_the_current_settings_or_a_file(tmp_path):

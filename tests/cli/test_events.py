@@ -122,7 +122,7 @@ def test_a_load_killed_at_any_moment_goes_on(tmp_path):
     assert unbroken.exit_code == 0
     # A pause at each batch leaves the killer time; it changes nothing of what is written.
     program = (
-        "import sys, time, bespeak.stores.sqlite as s\n"
+        "import sys, time, bespeak.profiles.stores.sqlite as s\n"
         "class Slow(s.SqliteStore):\n"
         "    def record(self, *given):\n"
         "        time.sleep(0.02)\n"

@@ -3,10 +3,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
-from bespeak.events import new_event
-from bespeak.learning import LearntFolder
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.ranking.learning import LearntFolder
 from bespeak.records import UserKey
-from bespeak.stores.sqlite import SqliteStore
 from bespeak_cli import cli
 
 START = datetime(2025, 5, 1, tzinfo=UTC)

@@ -4,7 +4,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from bespeak.assets import ModelRecord, default_model, describe_files, manifest, write_record
+from bespeak.models.files import ModelRecord, default_model, describe_files, manifest, write_record
 from bespeak_cli import cli
 
 HAS_TRAIN = importlib.util.find_spec("sentence_transformers") is not None
@@ -62,7 +62,7 @@ def test_verify_tells_what_is_damaged_and_fails(run, made):
 
 
 def test_list_says_with_which_adapter_the_rewriter_is_built(run, tmp_path):
-    from bespeak.rewrite import MODEL, made_from
+    from bespeak.rewriting.rewriter import MODEL, made_from
 
     folder = tmp_path / "cache" / "models" / MODEL
     folder.mkdir(parents=True)

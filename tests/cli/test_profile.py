@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 import pytest
 from click.testing import CliRunner
 
-from bespeak.events import new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import UserKey
-from bespeak.stores.sqlite import SqliteStore
 from bespeak_cli import cli
 
 

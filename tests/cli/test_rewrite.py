@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from bespeak.batch.lines import Chunk, Place
 from bespeak.batch.work import rewrite_chunk
 from bespeak.errors import StoreError
-from bespeak.events import new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import UserKey
-from bespeak.rewrite import CachedRewriter, LastTurn
-from bespeak.stores.sqlite import SqliteStore
+from bespeak.rewriting.rewriter import CachedRewriter, LastTurn
 from bespeak_cli import Folders, cli
 from bespeak_cli.on_ray import make_tools_there
 

@@ -450,10 +450,9 @@ BY_API = {"async_search", "msearch_template"}
 
 
 def reasons_in_code():
-    found = set()
-    for name in ("gate", "pipeline", *(f"proxy/{module}" for module in ("identity", "personal", "query", "search"))):
-        found |= reasons_in(Path(bespeak.__file__).parent / f"{name}.py")
-    return found | reasons_in(Path(bespeak.__file__).parent / "proxy" / "searches.py")
+    names = ("session/gate", "pipeline", "proxy/identity", "proxy/personal", "proxy/searches", "proxy/body/query",
+             "proxy/body/search")  # fmt: skip
+    return set().union(*(reasons_in(Path(bespeak.__file__).parent / f"{name}.py") for name in names))
 
 
 def reasons_in(path):

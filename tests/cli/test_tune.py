@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from test_tuning import by_words, log
 
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.settings import Settings, Weights
-from bespeak.stores.sqlite import SqliteStore
 from bespeak_cli import cli
 from bespeak_cli.compare import read_comparison
 from bespeak_cli.evaluate import evaluate
 from bespeak_cli.search import read_settings, search
 from bespeak_cli.serve import serve
 from bespeak_cli.tune import as_toml
-from test_tuning import by_words, log
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from bespeak.analysis import tokens
+from bespeak.text.analysis import tokens
 
 pytestmark = pytest.mark.elasticsearch
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from bespeak.errors import ModelError, StoreError
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.settings import Settings
-from bespeak.stores.sqlite import SqliteStore
 from elasticsearch_node import new_index_name
 from fakes import BagEncoder
 from personal_proxy import call, load_things, personal_proxy

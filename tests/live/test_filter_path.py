@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bespeak.proxy.filter_path import apply
+from bespeak.proxy.body.filter_path import apply
 
 pytestmark = pytest.mark.elasticsearch
 

@@ -5,16 +5,16 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from bespeak.behaviour import gather
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
-from bespeak.events import new_event
-from bespeak.learning import LearntFolder, learn, learnt_path, write_learnt
 from bespeak.pipeline import Parts, search
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.ranking.behaviour import gather
+from bespeak.ranking.learning import LearntFolder, learn, learnt_path, write_learnt
 from bespeak.records import Document, Request, UserKey
-from bespeak.rewrite import Unchanged
+from bespeak.rewriting.rewriter import Unchanged
 from bespeak.settings import Settings, Weights
-from bespeak.stores.sqlite import SqliteStore
 from fakes import ADA, BagEncoder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,12 +7,12 @@ import pytest
 
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
-from bespeak.events import new_event
 from bespeak.pipeline import Parts, search
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import Document, Request
-from bespeak.rewrite import LastTurn
+from bespeak.rewriting.rewriter import LastTurn
 from bespeak.settings import Settings
-from bespeak.stores.sqlite import SqliteStore
 from fakes import ADA, BagEncoder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

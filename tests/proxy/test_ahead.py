@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bespeak.assets import asset_folder
-from bespeak.contextual import MODEL, ContextEncoder
 from bespeak.deadline import Deadline, Late
-from bespeak.encode import open_tokenizer
+from bespeak.models.encoder import open_tokenizer
+from bespeak.models.files import asset_folder
 from bespeak.proxy.ahead import Ahead, followed
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
+from bespeak.session.context import MODEL, ContextEncoder
+from bespeak.session.terms import load_terms
 from bespeak.settings import Settings
-from bespeak.terms import load_terms
 from fakes import ADA, BagEncoder, ScriptedRewriter
 from personal_proxy import call, coats, personal_proxy
 from proxy_server import PATIENCE_S, serving

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bespeak.learning import Learnt, LearntFolder, learnt_path, write_learnt
+from bespeak.ranking.learning import Learnt, LearntFolder, learnt_path, write_learnt
 from bespeak.settings import Settings, Weights
 from personal_proxy import call, coats, personal_proxy
 from proxy_server import serving

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bespeak.errors import InputError, StoreError
-from bespeak.events import new_event, read_event, ubi_line
+from bespeak.profiles.events import new_event, read_event, ubi_line
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, Shown, impressions, query_recorded
 from bespeak.records import UserKey
-from bespeak.stores.sqlite import SqliteStore
 
 ADA, BOB = UserKey("", "ada"), UserKey("shop", "bob")
 NOW = datetime(2025, 6, 1, tzinfo=UTC)

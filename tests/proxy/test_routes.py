@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bespeak.errors import EngineUnreachable, InputError, ModelError, StoreError, UsageError
-from bespeak.events import MAX_LINE_BYTES, Forgotten, new_event, read_event, ubi_line
+from bespeak.profiles.events import MAX_LINE_BYTES, Forgotten, new_event, read_event, ubi_line
+from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy.app import Proxy
+from bespeak.proxy.http.passing import ClientGone
 from bespeak.proxy.identity import Share
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.passing import ClientGone
 from bespeak.proxy.recording import Recorder
 from bespeak.proxy.routes import MAX_EVENTS_BYTES, REJECTED_LISTED, Routes, check_binding, is_loopback, read_token
 from bespeak.records import Rewrite, Term, UserKey
-from bespeak.stores.sqlite import SqliteStore
 
 ADA, NOW = UserKey("", "ada"), datetime(2025, 6, 1, tzinfo=UTC)
 TOKEN = "a-token-of-some-length"

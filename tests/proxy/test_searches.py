@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import pytest
 
-from bespeak.events import new_event
-from bespeak.interleave import Comparison, Side
+from bespeak.profiles.events import new_event
 from bespeak.proxy.searches import MAX_ANSWER_BYTES, MAX_PERSONAL_PARTS
+from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.records import UserKey
 from bespeak.settings import Settings, Weights
 from fakes import BagEncoder

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from bespeak.assets import asset_folder
-from bespeak.build import HEAD, N_HEADS, N_LAYERS
-from bespeak.rewrite import MODEL
+from bespeak.models.files import asset_folder
+from bespeak.rewriting.build import HEAD, N_HEADS, N_LAYERS
+from bespeak.rewriting.rewriter import MODEL
 
 WIDTH, WIDE = 16, 24
 SHAPES = {

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from bespeak.decode import END
 from bespeak.errors import ModelError
+from bespeak.rewriting.decoding import END
 from bespeak.training.candidates import Asked, Kept, Sampled, answered, choose, sample, sample_all
 from bespeak.training.pairs import Conversation, Exchange, Target
 

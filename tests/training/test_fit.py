@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from bespeak.assets import asset_folder
-from bespeak.build import ADAPTED
 from bespeak.errors import ModelError
-from bespeak.rewrite import MODEL
+from bespeak.models.files import asset_folder
+from bespeak.rewriting.build import ADAPTED
+from bespeak.rewriting.rewriter import MODEL
 from bespeak.training.packing import Layout, pack
 from bespeak.training.pairs import Conversation, Exchange, Target
 

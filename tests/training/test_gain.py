@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from bespeak.assets import asset_folder
-from bespeak.decode import END
 from bespeak.errors import InputError, ModelError
-from bespeak.rewrite import MODEL
+from bespeak.models.files import asset_folder
+from bespeak.rewriting.decoding import END
+from bespeak.rewriting.rewriter import MODEL
 from bespeak.training.answers import Gains
 from bespeak.training.candidates import Asked, Sampled
 from bespeak.training.card import gain_card

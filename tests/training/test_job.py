@@ -4,9 +4,9 @@ import sys
 import numpy as np
 import pytest
 
-from bespeak.assets import asset_folder
 from bespeak.errors import InputError, ModelError
-from bespeak.rewrite import MODEL
+from bespeak.models.files import asset_folder
+from bespeak.rewriting.rewriter import MODEL
 from bespeak.training.card import LICENCES, card
 from bespeak.training.job import CHECKPOINT, Options, Scores, prepare, run_name, thinned, train
 from bespeak.training.mixture import TIMES

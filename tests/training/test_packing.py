@@ -3,9 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from bespeak.decode import ANSWER_TOKENS, END, HISTORY_TOKENS, LAST_ANSWER_TOKENS, prompt
-from bespeak.grounding import Lexicon
 from bespeak.records import Profile, Statement, Turn
+from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, LAST_ANSWER_TOKENS, prompt
+from bespeak.rewriting.grounding import Lexicon
 from bespeak.training.packing import UNLABELLED, Layout, alternatives, pack, unsaid_share
 from bespeak.training.pairs import Conversation, Exchange, Target
 

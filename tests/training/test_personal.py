@@ -1,6 +1,6 @@
 import random
 
-from bespeak.grounding import Lexicon
+from bespeak.rewriting.grounding import Lexicon
 from bespeak.training.packing import standing
 from bespeak.training.personal import FIELDS, personal_conversations
 

@@ -8,8 +8,8 @@ from bespeak.training.packing import alternatives
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
 pytestmark = pytest.mark.train
 
-from bespeak.decode import prompt  # noqa: E402
 from bespeak.records import Profile, Turn  # noqa: E402
+from bespeak.rewriting.decoding import prompt  # noqa: E402
 from bespeak.training.fit import Fit  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
 from bespeak.training.risk import PERSON, Choice, Ordinary, minimum_risk, plan, risk  # noqa: E402

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bespeak.errors import InputError
 from bespeak.records import Profile, Turn
-from bespeak.terms import load_terms
+from bespeak.session.terms import load_terms
 from bespeak.training.terms import train
 from bespeak_cli import cli
 

@@ -38,7 +38,7 @@ from bespeak.batch.storage import Storage, is_uri
 from bespeak.batch.tally import Tally
 from bespeak.batch.work import OpenTools, Tools, rewrite_chunk
 from bespeak.errors import BespeakError, InputError, ModelError, UsageError
-from bespeak.rewrite import model_of
+from bespeak.rewriting.rewriter import model_of
 
 RETRIES = 100
 """Times that a block is given to another worker. A node that is lost takes some of them before Ray calls it dead."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from bespeak.batch.journal import Standing
-from bespeak.render import fill, in_words
+from bespeak.show.render import fill, in_words
 
 STATUSES = {
     "full": "rewritten, or found to need nothing",

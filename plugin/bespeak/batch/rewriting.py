@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from bespeak.gate import decline
-from bespeak.joint import in_turn
 from bespeak.records import Profile, Rewrite, Statement, Turn, UserKey
-from bespeak.rewrite import Rewriter, rewrite_query
+from bespeak.rewriting.batched import in_turn
+from bespeak.rewriting.rewriter import Rewriter, rewrite_query
+from bespeak.session.gate import decline
 
 Read: TypeAlias = tuple[str, UserKey | None, str, tuple[Statement, ...], tuple[Turn, ...], bool]
 """All that a rewrite depends on beside the model: what a rewriter and the gate read of a profile."""

@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bespeak import dsl
-from bespeak.cluster import Cluster, reason_of
 from bespeak.engines import (
     IndexInfo,
     Rejected,
     check_index_name,
     different,
+    dsl,
     index_missing,
     refuse_id,
     shorten,
 )
+from bespeak.engines.cluster import Cluster, reason_of
 from bespeak.errors import EngineError, IndexMissing, UsageError
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits
 

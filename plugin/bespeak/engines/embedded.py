@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bespeak.analysis import terms
+from bespeak.document import text_of, value_at
 from bespeak.engines import (
     KEYWORD_CHARS,
     IndexInfo,
@@ -33,12 +33,11 @@ from bespeak.engines import (
     index_missing,
     refuse_id,
     shorten,
-    text_of,
-    value_at,
 )
 from bespeak.engines.nearest import Vectors, open_vectors
 from bespeak.errors import EngineRefused, UsageError
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Vector
+from bespeak.text.analysis import terms
 
 PADDING = "-"
 """A word that the analyzer never makes."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError
-from bespeak.evaluation.interleaving import CLICKED, SHOWN
+from bespeak.evaluation.comparisons import CLICKED, SHOWN
 from bespeak.evaluation.tuning import FEWEST, Evidence, Values, numbered
 from bespeak.records import Event, UserKey
 from bespeak.settings import Weights

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from bespeak.errors import UsageError
+from bespeak.evaluation.measures import Run, judge
 from bespeak.evaluation.systems import BASELINE, UNHURRIED_MS, Runs
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.grounding import FUNCTION_WORDS, fold, words
-from bespeak.measures import Run, judge
 from bespeak.records import Profile, Rewrite, Term
-from bespeak.rewrite import Rewriter, rewrite_query
+from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, words
+from bespeak.rewriting.rewriter import Rewriter, rewrite_query
 
 Origin: TypeAlias = Literal["last query", "last answer", "earlier turns", "statements", "function words", "nowhere"]
 ORIGINS: tuple[Origin, ...] = (

@@ -18,8 +18,8 @@ from bespeak.errors import StoreError
 from bespeak.records import Matrix, Profile, Rewrite, Term, UserKey, Vector
 
 if TYPE_CHECKING:
-    from bespeak.encode import Encoder
-    from bespeak.rewrite import Rewriter
+    from bespeak.models.encoder import Encoder
+    from bespeak.rewriting.rewriter import Rewriter
 
 PROBE = "Which hotel near the station has quiet rooms?"
 BATCH = 64

@@ -18,25 +18,26 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.behaviour import gather
-from bespeak.engines import Engine, document_text
+from bespeak.document import document_text
+from bespeak.engines import Engine
 from bespeak.errors import InputError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.signals import best
 from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
-from bespeak.events import new_event
-from bespeak.learning import Learnt, learn
 from bespeak.pipeline import MAX_PREFERENCES, Context, Parts, rank_window, search
-from bespeak.profile import derive
+from bespeak.profiles.deriving import derive
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores import PREFERENCES_READ
+from bespeak.ranking.behaviour import gather
+from bespeak.ranking.learning import Learnt, learn
+from bespeak.ranking.rerank import Part, holds_all, mix
 from bespeak.records import Clause, Document, EngineQuery, Event, Hit, Matrix, Profile, Request, UserKey, Vector
-from bespeak.rerank import Part, holds_all, mix
-from bespeak.rewrite import Unchanged
+from bespeak.rewriting.rewriter import Unchanged
 from bespeak.settings import Settings, Weights
-from bespeak.stores import PREFERENCES_READ
 
 if TYPE_CHECKING:
-    from bespeak.encode import Encoder
+    from bespeak.models.encoder import Encoder
 
 SYSTEMS = ("engine", "user", "learnt", "search", "popularity", "item-knn")
 LEARNING = ("learnt", "search")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bespeak.errors import InputError, UsageError
+from bespeak.evaluation.measures import MEASURES
 from bespeak.evaluation.systems import Cell
-from bespeak.measures import MEASURES
 
 EXACT = 0.0005
 """Scores that are equal as they are written, to three digits."""

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bespeak import analysis, gate
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.pipeline import BESIDE_CONTEXT, BESIDE_TERMS, PICKED_WEIGHT, TYPED_SHARE, leave_alone, turn_text
+from bespeak.ranking.rerank import agree, min_max
 from bespeak.records import Document, Matrix
-from bespeak.rerank import agree, min_max
+from bespeak.session import gate
 from bespeak.settings import Settings
+from bespeak.text import analysis
 
 if TYPE_CHECKING:
-    from bespeak.contextual import ContextEncoder
-    from bespeak.encode import Encoder
-    from bespeak.rewrite import Rewriter
-    from bespeak.terms import TermPicker
+    from bespeak.models.encoder import Encoder
+    from bespeak.rewriting.rewriter import Rewriter
+    from bespeak.session.context import ContextEncoder
+    from bespeak.session.terms import TermPicker
 
 K1, B = 1.2, 0.75
 TEXTS = ("query", "rewrite", "turn")

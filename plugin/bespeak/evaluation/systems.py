@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from bespeak.engines import Engine, IndexInfo, document_text
+from bespeak.document import document_text
+from bespeak.engines import Engine, IndexInfo
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
+from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
 from bespeak.evaluation.signals import best
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
 from bespeak.pipeline import Parts, Plan, contextualise, finish, plan
 from bespeak.records import Document, Matrix, Request, Vector
-from bespeak.rewrite import LastTurn, Unchanged
+from bespeak.rewriting.rewriter import LastTurn, Unchanged
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
-    from bespeak.encode import Encoder
+    from bespeak.models.encoder import Encoder
 
 SYSTEMS = ("raw", "last-turn", "session", "rewrite", "rewrite-alone", "human")
 STAGES = ("lexical", "dense", "hybrid")

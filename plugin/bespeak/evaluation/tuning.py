@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.evaluation.kept import Report, silent
+from bespeak.evaluation.measures import NOTICEABLE, SEED, Estimate, around, resample
 from bespeak.evaluation.signals import Signals, score_settings
-from bespeak.measures import NOTICEABLE, SEED, Estimate, around, resample
 from bespeak.settings import Settings, Weights
 
 Values: TypeAlias = npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from bespeak.pipeline import Profiles
 from bespeak.proxy.bounds import CLOSING_S, Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn, UserKey
-from bespeak.rewrite import Rewriter
+from bespeak.rewriting.rewriter import Rewriter
 
 logger = logging.getLogger("bespeak.proxy")
 

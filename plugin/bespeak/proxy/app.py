@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bespeak.errors import EngineUnreachable
-from bespeak.proxy.passing import (
+from bespeak.proxy.http.passing import (
     ClientGone,
     Message,
     Receive,
@@ -18,7 +18,7 @@ from bespeak.proxy.passing import (
     pass_on,
     report,
 )
-from bespeak.proxy.upstream import Headers, Upstream
+from bespeak.proxy.http.upstream import Headers, Upstream
 
 OWN_PATH = "/_bespeak"
 REPLAY_BYTES = 16 * 1024 * 1024

@@ -8,26 +8,26 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bespeak.encode import RememberingEncoder
 from bespeak.errors import EngineError
-from bespeak.events import EventStore
-from bespeak.interleave import Comparison
+from bespeak.models.encoder import RememberingEncoder
+from bespeak.models.vectors import VectorCache
 from bespeak.pipeline import Parts
+from bespeak.profiles.events import EventStore
 from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.proxy.documents import Documents
+from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.identity import Identify, JwtKey, Share
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.personal import Personaliser
 from bespeak.proxy.recording import Recorder
 from bespeak.proxy.routes import READY_S, AskRewrite, Routes
 from bespeak.proxy.searches import Searches
-from bespeak.proxy.upstream import Upstream
+from bespeak.ranking.interleaving import Comparison
 from bespeak.records import Rewrite, UserKey
-from bespeak.rewrite import rewrite_query
-from bespeak.vectors import VectorCache
+from bespeak.rewriting.rewriter import rewrite_query
 
 PROFILE_READS = 8
 """Profiles read at once; a store that hangs takes no more threads than this."""

@@ -19,16 +19,17 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from bespeak.deadline import Deadline
-from bespeak.dsl import read_mapping
-from bespeak.encode import Encoder, encode_until
-from bespeak.engines import VECTOR_FIELD, IndexInfo, document_text, text_of
+from bespeak.document import document_text, text_of
+from bespeak.engines import VECTOR_FIELD, IndexInfo
+from bespeak.engines.dsl import read_mapping
 from bespeak.errors import EngineError, EngineRefused
+from bespeak.models.encoder import Encoder, encode_until
+from bespeak.models.vectors import VectorCache
 from bespeak.pipeline import EMBEDDED_CHARS
+from bespeak.proxy.body.search import Found, Params, Search, these, version_of
 from bespeak.proxy.bounds import Bounds, Busy
-from bespeak.proxy.search import Found, Params, Search, these, version_of
-from bespeak.proxy.upstream import Headers, Upstream
+from bespeak.proxy.http.upstream import Headers, Upstream
 from bespeak.records import Vector
-from bespeak.vectors import VectorCache
 
 logger = logging.getLogger("bespeak.proxy")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bespeak.errors import InputError, UsageError
-from bespeak.events import MAX_ID_CHARS, user_key
+from bespeak.profiles.events import MAX_ID_CHARS, user_key
 from bespeak.records import UserKey
 
 if TYPE_CHECKING:
-    from bespeak.proxy.upstream import Headers
+    from bespeak.proxy.http.upstream import Headers
 
 USER, SESSION, TENANT = b"x-bespeak-user", b"x-bespeak-session", b"x-bespeak-tenant"
 

@@ -18,11 +18,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from bespeak import gate
 from bespeak.deadline import Deadline, Late
-from bespeak.encode import RememberingEncoder
 from bespeak.errors import EngineRefused
-from bespeak.interleave import Comparison, Side
+from bespeak.models.encoder import RememberingEncoder
 from bespeak.pipeline import (
     EMBEDDED_CHARS,
     MAX_PREFERENCES,
@@ -39,12 +37,8 @@ from bespeak.pipeline import (
     steady,
     with_picked,
 )
-from bespeak.proxy.bounds import Bounds, Breaker, Busy
-from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Asker, Documents, Embedded, all_text
-from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.query import Typed
-from bespeak.proxy.search import (
+from bespeak.proxy.body.query import Typed
+from bespeak.proxy.body.search import (
     Asked,
     Found,
     Reply,
@@ -56,10 +50,16 @@ from bespeak.proxy.search import (
     words_body,
     write_page,
 )
-from bespeak.proxy.upstream import Headers, TooLarge, Upstream
+from bespeak.proxy.bounds import Bounds, Breaker, Busy
+from bespeak.proxy.chains import Chain, Chains
+from bespeak.proxy.documents import Asker, Documents, Embedded, all_text
+from bespeak.proxy.http.upstream import Headers, TooLarge, Upstream
+from bespeak.proxy.metrics import Metrics
+from bespeak.ranking.interleaving import Comparison, Side
+from bespeak.ranking.rerank import Judge, holds_all
 from bespeak.records import Clause, Hit, Profile, Ranked, RerankStatus, Rewrite, RewriteStatus, Term, UserKey
-from bespeak.rerank import Judge, holds_all
-from bespeak.rewrite import failed, rewrite_query
+from bespeak.rewriting.rewriter import failed, rewrite_query
+from bespeak.session import gate
 from bespeak.settings import Settings
 
 logger = logging.getLogger("bespeak.proxy")

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
-from bespeak.events import (
+from bespeak.pipeline import MAX_QUERY_CHARS
+from bespeak.profiles.deriving import STRENGTHS
+from bespeak.profiles.events import (
     MAX_ID_CHARS,
     MAX_LINE_BYTES,
     STRICT,
@@ -35,11 +37,7 @@ from bespeak.events import (
     ubi_line,
     user_key,
 )
-from bespeak.pipeline import MAX_QUERY_CHARS
-from bespeak.profile import STRENGTHS
-from bespeak.proxy.identity import Share, tenant_of
-from bespeak.proxy.metrics import CONTENT_TYPE, Metrics
-from bespeak.proxy.passing import (
+from bespeak.proxy.http.passing import (
     Message,
     Receive,
     Scope,
@@ -50,8 +48,10 @@ from bespeak.proxy.passing import (
     read_body,
     target,
 )
+from bespeak.proxy.http.upstream import Headers
+from bespeak.proxy.identity import Share, tenant_of
+from bespeak.proxy.metrics import CONTENT_TYPE, Metrics
 from bespeak.proxy.recording import Recorder
-from bespeak.proxy.upstream import Headers
 from bespeak.records import Event, Rewrite, UserKey
 
 FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")

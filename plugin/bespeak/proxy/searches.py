@@ -17,20 +17,20 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from bespeak.encode import well_formed
 from bespeak.errors import BespeakError, InputError
+from bespeak.models.encoder import well_formed
 from bespeak.pipeline import Context
-from bespeak.proxy import splice
 from bespeak.proxy.ahead import Ahead, followed
 from bespeak.proxy.app import path_of
-from bespeak.proxy.filter_path import apply
+from bespeak.proxy.body import splice
+from bespeak.proxy.body.filter_path import apply
+from bespeak.proxy.body.search import Found, Params, Search, read_reply, read_search
+from bespeak.proxy.http.passing import Message, Receive, Scope, Send, WhileThere, pass_on, read_body, target
+from bespeak.proxy.http.upstream import Headers, Upstream, end_to_end
 from bespeak.proxy.identity import Identify, Identity, Share
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.passing import Message, Receive, Scope, Send, WhileThere, pass_on, read_body, target
 from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, both, stage
 from bespeak.proxy.recording import Recorder, Shown, impressions, query_recorded
-from bespeak.proxy.search import Found, Params, Search, read_reply, read_search
-from bespeak.proxy.upstream import Headers, Upstream, end_to_end
 
 MAX_BODY_BYTES = 16_000_000
 MAX_ANSWER_BYTES = 64_000_000

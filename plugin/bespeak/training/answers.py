@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.encode import digest_of
 from bespeak.evaluation.signals import Bm25
+from bespeak.models.encoder import digest_of
+from bespeak.models.vectors import VectorCache
 from bespeak.pipeline import turn_text
 from bespeak.records import Document
 from bespeak.training.candidates import SHORTEST_ANSWER, Asked
-from bespeak.vectors import VectorCache
 
 if TYPE_CHECKING:
-    from bespeak.encode import Encoder
+    from bespeak.models.encoder import Encoder
     from bespeak.records import Matrix
     from bespeak.training.pairs import Conversation
 

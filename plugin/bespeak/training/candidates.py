@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bespeak.decode import LanguageModel
 from bespeak.errors import ModelError
-from bespeak.joint import ROWS, in_turn
 from bespeak.records import Profile, Statement, Turn, UserKey
+from bespeak.rewriting.batched import ROWS, in_turn
+from bespeak.rewriting.decoding import LanguageModel
 from bespeak.training.mixture import TIMES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from bespeak.decode import Feed, Scorer
-    from bespeak.scorer import Floats, Whose
+    from bespeak.rewriting.decoding import Feed, Scorer
+    from bespeak.rewriting.scorer import Floats, Whose
     from bespeak.training.pairs import Conversation, Exchange
 
 SHORTEST_ANSWER = 25

@@ -130,7 +130,7 @@ NOT_KNOWN = "What the model is under follows from the licences of these data, an
 
 
 def context_card(options: Options, counts: Mapping[str, int], scores: contextual.Scores) -> str:
-    from bespeak.contextual import MAX_TOKENS
+    from bespeak.session.context import MAX_TOKENS
     from bespeak.training.contextual import OTHERS, TEMPERATURE
 
     files = [f"--data {path.name}" for path in options.data]

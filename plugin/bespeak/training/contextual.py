@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.assets import ModelRecord, asset_folder, default_model, describe_files, write_json, write_record
-from bespeak.contextual import MAX_CHARS, MAX_TOKENS, session_text
-from bespeak.encode import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
 from bespeak.errors import InputError, ModelError
+from bespeak.models.encoder import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
+from bespeak.models.files import ModelRecord, asset_folder, default_model, describe_files, write_json, write_record
 from bespeak.records import Profile, Statement, Turn
+from bespeak.session.context import MAX_CHARS, MAX_TOKENS, session_text
 from bespeak.training.answers import encode_all
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import context_card
@@ -34,7 +34,7 @@ from bespeak.training.personal import personal_conversations
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from bespeak.encode import Encoder
+    from bespeak.models.encoder import Encoder
     from bespeak.records import Matrix
     from bespeak.training.encoder import BertEncoder
     from bespeak.training.fit import Objective, Progress, Schedule

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bespeak.assets import asset_folder, write_json
-from bespeak.build import build_rewriter, part, read_adapter, use_adapter
-from bespeak.decode import DECODING, prompt
-from bespeak.encode import load_encoder
 from bespeak.errors import InputError, ModelError
-from bespeak.joint import JointScorer
-from bespeak.rewrite import MODEL, PARTS
+from bespeak.models.encoder import load_encoder
+from bespeak.models.files import asset_folder, write_json
+from bespeak.rewriting.batched import JointScorer
+from bespeak.rewriting.build import build_rewriter, part, read_adapter, use_adapter
+from bespeak.rewriting.decoding import DECODING, prompt
+from bespeak.rewriting.rewriter import MODEL, PARTS
 from bespeak.training import mixture
 from bespeak.training.answers import Answers, Gains, encode_all, texts_of
 from bespeak.training.candidates import SAMPLES, Asked, Kept, Sampled, answered, choose, sample_all
@@ -31,8 +31,8 @@ from bespeak.training.packing import Packed, alternatives
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from bespeak.decode import Scorer
-    from bespeak.encode import Encoder
+    from bespeak.models.encoder import Encoder
+    from bespeak.rewriting.decoding import Scorer
     from bespeak.training.fit import Progress
     from bespeak.training.network import Adapter, Network
     from bespeak.training.pairs import Conversation

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bespeak.assets import asset_folder, write_json
 from bespeak.errors import InputError, ModelError
-from bespeak.rewrite import MODEL
+from bespeak.models.files import asset_folder, write_json
+from bespeak.rewriting.rewriter import MODEL
 from bespeak.training import mixture
 from bespeak.training.card import card
 from bespeak.training.pairs import Conversation, Pair, conversations, read_pairs, split
@@ -104,7 +104,7 @@ def require_extra() -> None:
 
 def open_network() -> Network:
     """The base from the packages of the extra. Raises ModelError."""
-    from bespeak.build import Base, _assemble
+    from bespeak.rewriting.build import Base, _assemble
     from bespeak.training.network import Network
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """The base with a LoRA adapter beside it (Hu et al., 2021), in torch, as it is trained. Needs the extra `train`.
 
-The graph is that of `bespeak.build`, without rounding. The tokens of many sequences lie one after another, so that
-nothing is padded; attention alone looks at each sequence by itself.
+The graph is that of `bespeak.rewriting.build`, without rounding. The tokens of many sequences lie one after another,
+so that nothing is padded; attention alone looks at each sequence by itself.
 """
 
 from __future__ import annotations
@@ -14,10 +14,20 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bespeak.build import ADAPTED, ADAPTER_SCALE, EPSILON, GLOBAL_EVERY, HEAD, N_HEADS, N_LAYERS, ROTARY_BASES, WIDTH
+from bespeak.rewriting.build import (
+    ADAPTED,
+    ADAPTER_SCALE,
+    EPSILON,
+    GLOBAL_EVERY,
+    HEAD,
+    N_HEADS,
+    N_LAYERS,
+    ROTARY_BASES,
+    WIDTH,
+)
 
 if TYPE_CHECKING:
-    from bespeak.build import Base
+    from bespeak.rewriting.build import Base
     from bespeak.training.packing import Packed
 
 Tensor: TypeAlias = torch.Tensor

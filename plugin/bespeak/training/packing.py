@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.decode import ANSWER_TOKENS, END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
-from bespeak.grounding import Lexicon, fold, words
 from bespeak.records import Profile, Statement, Turn
+from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
+from bespeak.rewriting.grounding import Lexicon, fold, words
 from bespeak.training.pairs import Conversation, Exchange, Target
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bespeak import analysis
 from bespeak.errors import InputError, ModelError
 from bespeak.records import Profile, Statement, Turn
-from bespeak.terms import N_FEATURES, RARE, Candidate, TermPicker, candidates
+from bespeak.session.terms import N_FEATURES, RARE, Candidate, TermPicker, candidates
+from bespeak.text import analysis
 from bespeak.training.mixture import TIMES
 from bespeak.training.pairs import Pair, read_pairs
 

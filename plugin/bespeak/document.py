@@ -1,0 +1,35 @@
+"""A document's fields as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def value_at(source: Mapping[str, Any], path: str) -> Any:
+    """What a document holds under a name, `a.b` being b inside a; None if nothing."""
+    if path in source:
+        return source[path]
+    head, dot, rest = path.partition(".")
+    inner = source.get(head)
+    return value_at(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+def text_of(value: Any) -> str | None:
+    """The text of a field's value; "" where there is none, None where it is not text (an object)."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        texts = [text_of(item) for item in value]
+        return None if None in texts else "\n".join(text for text in texts if text)
+    return None
+
+
+def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """The searchable fields of a document as one text, in the index's order."""
+    return " ".join(text for field in fields if (text := text_of(value_at(source, field))))

@@ -1,0 +1,261 @@
+"""Where templates and models lie, what the models are, and whether their files are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache as remember
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bespeak.errors import ModelError
+
+ModelKind: TypeAlias = Literal["encoder", "context-encoder", "rewriter", "terms"]
+
+MANIFEST = "manifest.json"
+RECORD = "model.json"
+VERIFIED = "verified.json"
+COMPUTED = (".onnx", ".data", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a file of a model has to be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What a model is. One that was made on this machine carries its record in its folder, as `model.json`."""
+
+    name: str
+    kind: ModelKind
+    files: Mapping[str, ModelFile]
+    licence: str
+    source: str
+    made: str  # how, in a sentence
+    default: bool = False  # taken where none is named
+
+    @property
+    def version(self) -> str:
+        """Eight hex digits that change with any file that is computed with; a card or a licence is not."""
+        content = sorted((name, file.sha256) for name, file in self.files.items() if Path(name).suffix in COMPUTED)
+        return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()[:8]
+
+
+def asset_folder(name: Literal["templates", "onnx_models"]) -> Path:
+    """The folder inside the installed package, else at the top of the checkout of an editable install."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / name, package.parents[1] / name):
+        if folder.is_dir():
+            return folder
+    raise ModelError(f"the folder {name} is not part of this installation ({package}): install bespeak again")
+
+
+@remember
+def manifest() -> dict[str, ModelRecord]:
+    """The shipped models by name."""
+    path = asset_folder("onnx_models") / MANIFEST
+    try:
+        rows = json.loads(path.read_text("utf-8"))["models"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the list of models {path} cannot be read ({error}): install bespeak again") from error
+    return {record.name: record for record in (parse_record(row, path) for row in rows)}
+
+
+def default_model(kind: ModelKind) -> str:
+    """Name of the shipped model that is taken where none is named."""
+    for record in manifest().values():
+        if record.kind == kind and record.default:
+            return record.name
+    raise ModelError(f"no {kind} is shipped with this installation: name a model or a folder")
+
+
+def known_models(cache: Path | None) -> Iterator[tuple[ModelRecord, Path]]:
+    """Every shipped model with its folder, then what was made in the cache; a shipped name hides a made one."""
+    for name, record in manifest().items():
+        yield record, asset_folder("onnx_models") / name
+    made = sorted((cache / "models").glob(f"*/{RECORD}")) if cache else []
+    for path in made:
+        record_there = read_record(path.parent)
+        if record_there and record_there.name not in manifest():
+            yield record_there, path.parent
+
+
+def model_folder(name: str, cache: Path | None = None) -> Path:
+    """Folder of a shipped model, of one made in the cache (`<cache>/models/<name>`), or of a path given as such."""
+    if name in manifest():
+        return asset_folder("onnx_models") / name
+    if cache and name and Path(name).name == name and (cache / "models" / name / RECORD).is_file():
+        return cache / "models" / name
+    if (Path(name) / "model.onnx").is_file() or (Path(name) / RECORD).is_file():
+        return Path(name)
+    known = ", ".join(record.name for record, _ in known_models(cache))
+    raise ModelError(
+        f"there is no model {name!r}: take one of {known}, a folder with model.onnx, tokenizer.json and config.json, "
+        "or make it with 'bespeak models export' or 'bespeak models build'"
+    )
+
+
+def read_record(folder: Path) -> ModelRecord | None:
+    """What the model in this folder is, by its own record or the shipped list; None where neither knows it."""
+    path = folder / RECORD
+    if path.is_file():
+        try:
+            return parse_record(json.loads(path.read_text("utf-8")), path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the record {path} cannot be read ({error}): delete the folder, make it again") from error
+    if folder.resolve().parent == asset_folder("onnx_models").resolve():
+        return manifest().get(folder.name)
+    return None
+
+
+def write_record(folder: Path, record: ModelRecord) -> None:
+    """Puts the record beside the files it describes; write it last, so that a model with a record is complete."""
+    write_json(folder / RECORD, asdict(record))
+
+
+def parse_record(row: Any, path: Path) -> ModelRecord:
+    try:
+        files = {name: ModelFile(str(f["sha256"]), int(f["bytes"])) for name, f in row["files"].items()}
+        return ModelRecord(**{**row, "files": files})
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ModelError(f"{path} does not describe a model ({error!r}): make the model again") from error
+
+
+def describe_files(folder: Path) -> dict[str, ModelFile]:
+    """Size and sha256 of every file in the folder but the record itself."""
+    return {
+        path.name: ModelFile(digest(path), path.stat().st_size)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != RECORD
+    }
+
+
+def verify(folder: Path, cache: Path | None = None) -> ModelRecord:
+    """The record of the model in this folder, once its files are what the record says.
+
+    Sizes are compared each time. The sha256 of a file is computed at first sight and then remembered in the cache
+    folder, until its size, time or inode changes; without a cache folder, or where it cannot be written, each time.
+    A folder without a record gets one with the files as they are. Raises ModelError.
+    """
+    record = read_record(folder)
+    if record is None:
+        return foreign_record(folder, cache)
+    for name, expected in record.files.items():
+        check_size(folder / name, expected, record)
+    seen = Digests(cache)
+    for name, expected in record.files.items():
+        found = seen.sha256(folder / name)
+        if found != expected.sha256:
+            raise ModelError(
+                f"{folder / name} of the model {record.name} has the sha256 {found[:12]}… in place of "
+                f"{expected.sha256[:12]}…, so it was damaged or changed: {remedy(record)}"
+            )
+    seen.save()
+    return record
+
+
+def check_size(path: Path, expected: ModelFile, record: ModelRecord) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelError(
+            f"{path} of the model {record.name} cannot be read ({error.strerror}): {remedy(record)}"
+        ) from error
+    if size != expected.bytes:
+        state = "cut short" if size < expected.bytes else "changed"
+        raise ModelError(
+            f"{path} of the model {record.name} has {size} bytes in place of {expected.bytes}, so it was {state}: "
+            f"{remedy(record)}"
+        )
+
+
+def remedy(record: ModelRecord) -> str:
+    """What brings a damaged model back."""
+    if record.name in manifest():
+        return "install bespeak again"
+    if record.kind == "rewriter":
+        return "run 'bespeak models build'"
+    command = "train-context" if record.kind == "context-encoder" else "export"
+    return f"delete its folder and run 'bespeak models {command}' again"
+
+
+def foreign_record(folder: Path, cache: Path | None) -> ModelRecord:
+    """A record for an encoder's folder that somebody else made."""
+    seen = Digests(cache)
+    files = {}
+    for name in ("model.onnx", "tokenizer.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(
+                f"the model folder {folder} has no {name}: give a folder that 'bespeak models export' made"
+            )
+        files[name] = ModelFile(seen.sha256(path), path.stat().st_size)
+    seen.save()
+    return ModelRecord(folder.resolve().name, "encoder", files, "unknown", str(folder), "not made by bespeak")
+
+
+class Digests:
+    """The sha256 of files, remembered in the cache folder for as long as size, time and inode stay the same."""
+
+    def __init__(self, cache: Path | None) -> None:
+        self._path = cache / VERIFIED if cache else None
+        self._known = self._read()
+        self._changed = False
+
+    def sha256(self, path: Path) -> str:
+        stat = path.stat()
+        key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        known = self._known.get(key)
+        if isinstance(known, list) and len(known) == 4 and known[:3] == state and isinstance(known[3], str):
+            return known[3]
+        found = digest(path)
+        self._known[key] = [*state, found]
+        self._changed = True
+        return found
+
+    def save(self) -> None:
+        """Where the folder cannot be written, the next load computes again."""
+        if self._path and self._changed:
+            try:
+                write_json(self._path, self._known)
+            except OSError:
+                return
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._path.read_text("utf-8")) if self._path else {}
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file in hex. Raises ModelError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read ({error.strerror}): make it readable, or make the model again"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all: a reader beside us never sees half a file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+        Path(name).chmod(0o644)  # as the model's other files; a temporary file starts private
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""What users did, and the profile derived from it."""

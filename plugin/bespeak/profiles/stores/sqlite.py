@@ -1,0 +1,442 @@
+"""Events, consent and cached rewrites in one SQLite file that any number of threads and processes share."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bespeak.errors import StoreError
+from bespeak.profiles.deriving import PREFERRING, derive
+from bespeak.profiles.events import EPOCH, Batch, Forgotten, Load, microseconds
+from bespeak.profiles.stores import (
+    ADD_BATCH,
+    EXPORT_BATCH,
+    PREFERENCES_READ,
+    REWRITES_KEPT,
+    SESSION_EVENTS_READ,
+    STATEMENTS_READ,
+)
+from bespeak.records import Event, Profile, Rewrite, Term, UserKey
+
+if TYPE_CHECKING:
+    from bespeak.rewriting.rewriter import RewriteKey
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # `session` is where a turn belongs: the event's own session_id or, for a UBI query, which has none, that
+        # of the events on it. `session_id` stays as it was sent, so that an export gives the same event.
+        """CREATE TABLE events (
+            tenant TEXT NOT NULL, user_id TEXT NOT NULL, at_us INTEGER NOT NULL, event_id TEXT NOT NULL,
+            action TEXT NOT NULL, session_id TEXT NOT NULL, query_id TEXT NOT NULL, text TEXT NOT NULL,
+            doc_id TEXT NOT NULL, title TEXT NOT NULL, value REAL, attributes TEXT NOT NULL, session TEXT NOT NULL)""",
+        "CREATE UNIQUE INDEX events_by_user ON events (tenant, user_id, at_us, event_id)",
+        """CREATE INDEX events_by_action ON events (tenant, user_id, action, at_us, event_id)
+            WHERE action <> 'impression'""",
+        """CREATE INDEX events_by_session ON events (tenant, user_id, session, at_us, event_id)
+            WHERE action <> 'impression' AND session <> ''""",
+        """CREATE INDEX events_without_session ON events (tenant, user_id, query_id)
+            WHERE action <> 'impression' AND session = '' AND query_id <> ''""",
+        """CREATE TABLE query_sessions (
+            tenant TEXT NOT NULL, user_id TEXT NOT NULL, query_id TEXT NOT NULL, session TEXT NOT NULL,
+            PRIMARY KEY (tenant, user_id, query_id)) WITHOUT ROWID""",
+        """CREATE TABLE paused (
+            tenant TEXT NOT NULL, user_id TEXT NOT NULL, PRIMARY KEY (tenant, user_id)) WITHOUT ROWID""",
+        """CREATE TABLE rewrites (
+            rewrite_no INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user_id TEXT NOT NULL, profile_version TEXT NOT NULL,
+            model_version TEXT NOT NULL, query TEXT NOT NULL, rewrite TEXT NOT NULL,
+            UNIQUE (tenant, user_id, profile_version, model_version, query) ON CONFLICT REPLACE)""",
+        """CREATE TABLE loads (
+            tenant TEXT NOT NULL, file_digest TEXT NOT NULL, offset INTEGER NOT NULL, line_no INTEGER NOT NULL,
+            events INTEGER NOT NULL, added INTEGER NOT NULL, rejected INTEGER NOT NULL,
+            PRIMARY KEY (tenant, file_digest)) WITHOUT ROWID""",
+        """CREATE TABLE rejections (
+            tenant TEXT NOT NULL, file_digest TEXT NOT NULL, line_no INTEGER NOT NULL, reason TEXT NOT NULL,
+            PRIMARY KEY (tenant, file_digest, line_no)) WITHOUT ROWID""",
+    ),
+)
+"""One step for each version of the file, oldest first; a step that was released is never changed."""
+
+EVENT = "event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value"
+BY_ACTION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND action = ? AND action <> 'impression'
+    ORDER BY at_us DESC, event_id DESC LIMIT ?"""
+BY_SESSION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND session = ? AND session <> ''
+    AND action <> 'impression' ORDER BY at_us DESC, event_id DESC LIMIT ?"""
+BY_TIME = f"""SELECT {EVENT}, attributes FROM events WHERE tenant = ? AND user_id = ? AND (at_us, event_id) > (?, ?)
+    ORDER BY at_us, event_id LIMIT ?"""
+OF_EVERYONE = f"""SELECT {EVENT}, attributes FROM events
+    WHERE action IN ({{}}) AND (tenant, user_id, at_us, event_id) > (?, ?, ?, ?)
+    AND NOT EXISTS (SELECT 1 FROM paused WHERE paused.tenant = events.tenant AND paused.user_id = events.user_id)
+    ORDER BY tenant, user_id, at_us, event_id LIMIT ?"""
+ADD = """INSERT INTO events (event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value,
+    attributes, session) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+FIND_SESSION = """UPDATE events SET session = found.session FROM query_sessions AS found
+    WHERE events.tenant = ? AND events.user_id = ? AND events.query_id = ? AND events.query_id <> ''
+    AND events.session = '' AND events.action <> 'impression' AND found.tenant = events.tenant
+    AND found.user_id = events.user_id AND found.query_id = events.query_id"""
+
+
+class SqliteStore:
+    """An `EventStore` in the file at `path`, which is made by the first write.
+
+    A writer waits `timeout_s` for others. Each thread has its own connection; `close` ends them all.
+    """
+
+    def __init__(self, path: Path, timeout_s: float = 5.0, rewrites_kept: int = REWRITES_KEPT) -> None:
+        self.path = path
+        self._timeout_s = timeout_s
+        self._rewrites_kept = rewrites_kept
+        self._connections: dict[threading.Thread, sqlite3.Connection] = {}
+        self._lock = threading.Lock()
+
+    def add(self, events: Iterable[Event]) -> int:
+        n_new, rest = 0, iter(events)
+        while some := list(itertools.islice(rest, ADD_BATCH)):
+            with self._writing() as connection:
+                n_new += _add(connection, some)
+        return n_new
+
+    def profile(self, user: UserKey | None, session_id: str, now: datetime, query_id: str = "") -> Profile:
+        if user is None:
+            return Profile(session_id=session_id)
+        with self._reading() as connection:
+            if connection is None:
+                return derive(user, session_id, (), (), (), True, now)
+            said = _events(connection, BY_ACTION, (*user, "statement", STATEMENTS_READ))
+            turns = _events(connection, BY_SESSION, (*user, session_id, SESSION_EVENTS_READ))
+            done = [_events(connection, BY_ACTION, (*user, action, PREFERENCES_READ)) for action in PREFERRING]
+            paused = connection.execute("SELECT 1 FROM paused WHERE tenant = ? AND user_id = ?", user).fetchone()
+        return derive(user, session_id, said, turns, itertools.chain(*done), not paused, now, query_id)
+
+    def export(self, user: UserKey) -> Iterator[Event]:
+        """In batches, so that a slow reader holds up no writer."""
+        after: tuple[int, str] = (-(1 << 62), "")
+        while True:
+            with self._reading() as connection:
+                some = [] if connection is None else _events(connection, BY_TIME, (*user, *after, EXPORT_BATCH))
+            if not some:
+                return
+            yield from some
+            after = (microseconds(some[-1].timestamp), some[-1].event_id)
+
+    def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
+        """In batches, as `export`."""
+        named = ", ".join("?" * len(actions))
+        after: tuple[str, str, int, str] = ("", "", -(1 << 62), "")
+        while True:
+            with self._reading() as connection:
+                some = [] if connection is None else _events(
+                    connection, OF_EVERYONE.format(named), (*actions, *after, EXPORT_BATCH)
+                )  # fmt: skip
+            if not some:
+                return
+            yield from some
+            after = (*some[-1].user, microseconds(some[-1].timestamp), some[-1].event_id)
+
+    def forget(self, user: UserKey) -> Forgotten:
+        """Raises `StoreError` also where all is deleted but another process keeps the old bytes open."""
+        if not self._is_there():
+            return Forgotten(0, 0, 0)
+        with self._writing() as connection:
+            counts = [
+                connection.execute(f"DELETE FROM {table} WHERE tenant = ? AND user_id = ?", user).rowcount
+                for table in ("events", "rewrites", "paused", "query_sessions")
+            ]
+        self._scrub()
+        return Forgotten(*counts[:3])
+
+    def set_consent(self, user: UserKey, given: bool) -> None:
+        change = (
+            "DELETE FROM paused WHERE tenant = ? AND user_id = ?"
+            if given
+            else "INSERT OR IGNORE INTO paused VALUES (?, ?)"
+        )
+        if given and not self._is_there():
+            return
+        with self._writing() as connection:
+            connection.execute(change, user)
+
+    def get_rewrite(self, key: RewriteKey) -> Rewrite | None:
+        with self._reading() as connection:
+            if connection is None:
+                return None
+            row = connection.execute(
+                "SELECT rewrite FROM rewrites WHERE tenant = ? AND user_id = ? AND profile_version = ? "
+                "AND model_version = ? AND query = ?",
+                (*key.user, key.profile_version, key.model_version, key.query),
+            ).fetchone()
+        return None if row is None else _rewrite(row[0])
+
+    def put_rewrite(self, key: RewriteKey, rewrite: Rewrite) -> None:
+        if not self._is_there():
+            return
+        values = (*key.user, key.profile_version, key.model_version, key.query, _json(asdict(rewrite)))
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO rewrites (tenant, user_id, profile_version, model_version, query, rewrite) "
+                "SELECT ?, ?, ?, ?, ?, ? WHERE EXISTS (SELECT 1 FROM events WHERE tenant = ? AND user_id = ?)",
+                (*values, *key.user),
+            )
+            connection.execute(
+                "DELETE FROM rewrites WHERE rewrite_no <= (SELECT max(rewrite_no) FROM rewrites) - ?",
+                (self._rewrites_kept,),
+            )
+
+    def drop_rewrite(self, key: RewriteKey) -> None:
+        if not self._is_there():
+            return
+        with self._writing() as connection:
+            connection.execute(
+                "DELETE FROM rewrites WHERE tenant = ? AND user_id = ? AND profile_version = ? AND model_version = ? "
+                "AND query = ?",
+                (*key.user, key.profile_version, key.model_version, key.query),
+            )
+
+    def resume(self, tenant: str, file_digest: str) -> Load:
+        with self._reading() as connection:
+            return Load(tenant, file_digest) if connection is None else _load(connection, tenant, file_digest)
+
+    def record(self, load: Load, batch: Batch) -> Load:
+        with self._writing() as connection:
+            if _load(connection, load.tenant, load.file_digest) != load:
+                raise StoreError("another process is loading the same file: let it end, then load the file again")
+            moved = Load(
+                load.tenant, load.file_digest, batch.offset, batch.line_no, load.events + len(batch.events),
+                load.added + _add(connection, batch.events), load.rejected + len(batch.rejected),
+            )  # fmt: skip
+            connection.executemany(
+                "INSERT INTO rejections VALUES (?, ?, ?, ?)",
+                [(load.tenant, load.file_digest, line_no, reason) for line_no, reason in batch.rejected],
+            )
+            connection.execute(
+                "INSERT OR REPLACE INTO loads VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    moved.tenant,
+                    moved.file_digest,
+                    moved.offset,
+                    moved.line_no,
+                    moved.events,
+                    moved.added,
+                    moved.rejected,
+                ),
+            )
+        return moved
+
+    def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
+        line_no = -1
+        while True:
+            with self._reading() as connection:
+                some = [] if connection is None else connection.execute(
+                    "SELECT line_no, reason FROM rejections WHERE tenant = ? AND file_digest = ? AND line_no > ? "
+                    "ORDER BY line_no LIMIT ?", (load.tenant, load.file_digest, line_no, EXPORT_BATCH),
+                ).fetchall()  # fmt: skip
+            if not some:
+                return
+            yield from some
+            line_no = some[-1][0]
+
+    def finish(self, load: Load) -> None:
+        if not self._is_there():
+            return
+        with self._writing() as connection:
+            for table in ("loads", "rejections"):
+                connection.execute(
+                    f"DELETE FROM {table} WHERE tenant = ? AND file_digest = ?", (load.tenant, load.file_digest)
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._connections.values():
+                connection.close()
+            self._connections.clear()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """One state of the store throughout; None where there is none yet."""
+        with self._sentences():
+            if not self._is_there():
+                yield None
+                return
+            with _transaction(self._connection(), "BEGIN") as connection:
+                yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._sentences(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    def _is_there(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {self.path} ({error.strerror}): give another folder with --data-dir"
+            ) from error
+
+    def _scrub(self) -> None:
+        """Deleted rows are overwritten where they lay (`secure_delete`); their copies in the log go with it."""
+        with self._sentences():
+            busy, _, _ = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreError(
+                f"all is deleted from {self.path}, but another process still reads its older state: "
+                "run `forget` again when it has ended, so that the bytes go too"
+            )
+
+    def _connection(self) -> sqlite3.Connection:
+        thread = threading.current_thread()
+        with self._lock:
+            if connection := self._connections.get(thread):
+                return connection
+            for gone in [other for other in self._connections if not other.is_alive()]:
+                self._connections.pop(gone).close()
+        connection = self._open()
+        with self._lock:
+            self._connections[thread] = connection
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)
+        try:
+            self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+            for pragma in ("synchronous = NORMAL", "secure_delete = ON", "temp_store = MEMORY"):
+                connection.execute(f"PRAGMA {pragma}")
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _patiently(self, act: Callable[[], object]) -> None:
+        """Two processes that make the file at once: SQLite does not wait for the other's change to WAL by itself."""
+        end = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                act()
+                return
+            except sqlite3.OperationalError as error:
+                if _kind(error) not in ("SQLITE_BUSY", "SQLITE_LOCKED") or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        if _version(connection) == len(MIGRATIONS):
+            return
+        for number, step in enumerate(MIGRATIONS, start=1):
+            with _transaction(connection, "BEGIN IMMEDIATE"):
+                if _version(connection) < number:
+                    for statement in step:
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {number}")
+        if (version := _version(connection)) > len(MIGRATIONS):
+            raise StoreError(
+                f"{self.path} has version {version}, but this Bespeak knows at most {len(MIGRATIONS)}: "
+                "upgrade Bespeak, or give another folder with --data-dir"
+            )
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(_sentence(self.path, _kind(error), self._timeout_s)) from error
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3.Connection]:
+    connection.execute(begin)
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _kind(error: sqlite3.Error) -> str:
+    """SQLite's primary code, such as SQLITE_BUSY of SQLITE_BUSY_SNAPSHOT."""
+    return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
+
+
+def _sentence(path: Path, kind: str, timeout_s: float) -> str:
+    match kind:
+        case "SQLITE_BUSY" | "SQLITE_LOCKED":
+            return f"{path} is locked by another process for more than {timeout_s:g} s: let it end, then try again"
+        case "SQLITE_READONLY" | "SQLITE_CANTOPEN" | "SQLITE_PERM" | "SQLITE_AUTH":
+            return f"cannot write {path}: give a folder that can be written with --data-dir"
+        case "SQLITE_FULL":
+            return f"the disk of {path} is full: make room, then try again; nothing was half written"
+        case "SQLITE_NOTADB" | "SQLITE_CORRUPT" | "SQLITE_FORMAT":
+            return f"{path} is damaged or not a database: put a backup in its place, or move it away to start anew"
+        case "SQLITE_IOERR":
+            return f"the disk of {path} reports a fault: check the disk, then try again"
+        case _:
+            return f"{path} cannot be used ({kind}): move it away to start anew, and please report this"
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _add(connection: sqlite3.Connection, events: Sequence[Event]) -> int:
+    """How many were new. Queries without a session get that of the events on them, whichever came first."""
+    before = connection.total_changes
+    connection.executemany(ADD, map(_row, events))
+    n_new = connection.total_changes - before
+    on_query = [event for event in events if event.query_id]
+    sessions = {(*event.user, event.query_id): event.session_id for event in reversed(on_query) if event.session_id}
+    connection.executemany(
+        "INSERT OR IGNORE INTO query_sessions VALUES (?, ?, ?, ?)",
+        [(*key, session) for key, session in sessions.items()],
+    )
+    connection.executemany(FIND_SESSION, list(dict.fromkeys((*event.user, event.query_id) for event in on_query)))
+    return n_new
+
+
+def _row(event: Event) -> tuple[Any, ...]:
+    return (event.event_id, *event.user, event.action, microseconds(event.timestamp), event.session_id, event.query_id,
+            event.text, event.doc_id, event.title, event.value, _json(event.attributes), event.session_id)  # fmt: skip
+
+
+def _events(connection: sqlite3.Connection, query: str, values: tuple[object, ...]) -> list[Event]:
+    return [_event(*row) for row in connection.execute(query, values)]
+
+
+def _event(
+    event_id: str, tenant: str, user_id: str, action: str, at_us: int, session_id: str, query_id: str, text: str,
+    doc_id: str, title: str, value: float | None, attributes: str = "{}",
+) -> Event:  # fmt: skip
+    timestamp = EPOCH + timedelta(microseconds=at_us)
+    rest = json.loads(attributes) if attributes != "{}" else {}
+    return Event(
+        event_id, UserKey(tenant, user_id), action, timestamp, session_id, query_id, text, doc_id, title, value, rest
+    )
+
+
+def _load(connection: sqlite3.Connection, tenant: str, file_digest: str) -> Load:
+    row = connection.execute(
+        "SELECT * FROM loads WHERE tenant = ? AND file_digest = ?", (tenant, file_digest)
+    ).fetchone()
+    return Load(*row) if row else Load(tenant, file_digest)
+
+
+def _rewrite(text: str) -> Rewrite:
+    read = json.loads(text)
+    return Rewrite(**{**read, "terms": tuple(Term(**term) for term in read["terms"])})
+
+
+def _json(value: object) -> str:
+    return COMPACT.encode(value)
+
+
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,1 @@
+"""A client's search bodies and the engine's answers."""

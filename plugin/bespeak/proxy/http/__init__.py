@@ -1,0 +1,1 @@
+"""Bytes in and out: clients on one side, Elasticsearch on the other."""

@@ -1,0 +1,1 @@
+"""The order of hits for one user, and the evidence for it."""

@@ -1,0 +1,104 @@
+"""What everyone did, as columns of numbers by tenant: what is learnt from."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.profiles.deriving import interest, strength
+from bespeak.profiles.events import microseconds
+from bespeak.ranking.learning import Floats, Rows
+from bespeak.records import Event
+
+Places: TypeAlias = npt.NDArray[np.int64]
+
+ID_BYTES = 32
+"""Of an event's id, a digest in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Of one tenant: `(user, document) → interest` as three columns, and the documents' ids."""
+
+    doc_ids: list[str]
+    n_users: int
+    n_events: int
+    users: Rows
+    docs: Rows
+    values: Floats
+
+
+def gather(events: Iterable[Event]) -> dict[str, Behaviour]:
+    """By tenant. The events of one user may come in any order; of several on a document the strengths are summed,
+    of several ratings the newest counts."""
+    tenants: dict[str, _Gathered] = {}
+    for event in events:
+        if event.doc_id:
+            tenants.setdefault(event.user.tenant, _Gathered()).add(event)
+    return {tenant: found.behaviour() for tenant, found in tenants.items()}
+
+
+class _Gathered:
+    """One tenant's events as columns: a million of them take tens of megabytes."""
+
+    def __init__(self) -> None:
+        self._users: dict[str, int] = {}
+        self._docs: dict[str, int] = {}
+        self._done, self._rated = _Columns(), _Columns()
+        self._times, self._ids = array("q"), bytearray()  # of the ratings
+
+    def add(self, event: Event) -> None:
+        user = self._users.setdefault(event.user.user_id, len(self._users))
+        doc = self._docs.setdefault(event.doc_id, len(self._docs))
+        if event.action != "rating":
+            self._done.add(user, doc, strength(event))
+            return
+        self._rated.add(user, doc, interest("rating", strength(event)))
+        self._times.append(microseconds(event.timestamp))
+        self._ids += event.event_id.encode().ljust(ID_BYTES)[:ID_BYTES]
+
+    def behaviour(self) -> Behaviour:
+        doc_ids = sorted(self._docs)
+        place = np.empty(len(doc_ids), np.int64)
+        place[[self._docs[doc_id] for doc_id in doc_ids]] = np.arange(len(doc_ids))
+        done, rated = self._done.arrays(place), self._rated.arrays(place)
+        pairs = np.concatenate([done.pairs, rated.pairs[newest := self._newest(rated.pairs)]])
+        values = np.concatenate([done.values, rated.values[newest]])
+        found, at = np.unique(pairs, return_inverse=True)
+        values = np.clip(np.bincount(at, values, len(found)), -1, 2).astype(np.float32)
+        users, docs = (half.astype(np.int32) for half in np.divmod(found, len(doc_ids)))
+        return Behaviour(doc_ids, len(self._users), len(done.pairs) + len(rated.pairs), users, docs, values)
+
+    def _newest(self, pairs: Places) -> Places:
+        """Which ratings are the last of their user and document, by time, then id."""
+        ids = np.frombuffer(bytes(self._ids), f"S{ID_BYTES}")
+        order = np.lexsort((ids, np.array(self._times), pairs))
+        ordered = pairs[order]
+        last = np.ones(len(order), bool)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        return order[last]
+
+
+class _Arrays(NamedTuple):
+    pairs: Places  # user x documents + document
+    values: npt.NDArray[np.float64]
+
+
+class _Columns:
+    def __init__(self) -> None:
+        self._users, self._docs, self._values = array("i"), array("i"), array("d")
+
+    def add(self, user: int, doc: int, value: float) -> None:
+        self._users.append(user)
+        self._docs.append(doc)
+        self._values.append(value)
+
+    def arrays(self, place: Places) -> _Arrays:
+        """With each document at its place."""
+        users, docs = np.array(self._users, np.int64), np.array(self._docs, np.int64)
+        return _Arrays(users * len(place) + place[docs], np.array(self._values))

@@ -1,0 +1,344 @@
+"""The hybrid reranker: a matrix of scores, lexical, embedding and user, mixed into one order, with the evidence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.records import Evidence, Hit, Preference, Profile, Ranked, Rewrite, Turn, Vector
+from bespeak.settings import Weights
+from bespeak.text import analysis
+
+if TYPE_CHECKING:
+    from bespeak.ranking.learning import Learnt
+
+COLUMNS = ("lexical", "embedding", "user")
+AGREEMENT, AGREEMENT_DEPTH = 0.6, 10
+TEXT_SHARE, TEXT_FULL = 0.4, 5.0
+"""Of the cosine beside what was learnt, in standard deviations of both: share x n / (n + 5) for n preferences."""
+BROAD_FROM, BROAD_AT = 0.05, 0.2
+"""Shares of the window that hold all words of the query: up to the first it names something, from the second on it is
+broad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One addend of a vector: what it stands for, and the vector already multiplied by its weight."""
+
+    vector: npt.NDArray[np.float32]  # (dim,)
+    event_id: str = ""
+    text: str = ""
+    action: str = ""  # as in Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A sum of parts, scaled to unit length; `norm` is the length of the sum before."""
+
+    vector: Vector
+    parts: tuple[Part, ...]
+    norm: float
+
+
+def mix(parts: Sequence[Part]) -> Mixed | None:
+    """The parts' sum as a unit vector; None where there is no part or they cancel out."""
+    if not parts:
+        return None
+    total = np.sum([part.vector for part in parts], axis=0)
+    norm = float(np.linalg.norm(total))
+    if norm < 1e-6:
+        return None
+    return Mixed((total / norm).astype(np.float32), tuple(parts), norm)
+
+
+def user_parts(
+    preferences: Sequence[Preference],
+    vectors: Mapping[str, Vector],
+    last_turn: tuple[Turn, Vector] | None,
+    last_turn_share: float,
+) -> list[Part]:
+    """What the user liked minus what they disliked, as a mean by weight, plus a share of the session's last turn."""
+    known = [p for p in preferences if p.doc_id in vectors and p.weight]
+    total = sum(abs(p.weight) for p in known)
+    parts = [
+        Part((vectors[p.doc_id] * (p.weight / total)).astype(np.float32), p.event_id, p.title or p.doc_id, done(p))
+        for p in known
+        if total > 0
+    ]
+    if last_turn and parts:
+        turn, vector = last_turn
+        parts.append(Part((vector * last_turn_share).astype(np.float32), turn.event_id, turn.query, "turn"))
+    return parts
+
+
+def done(preference: Preference) -> str:
+    """What the user did; `dislike` where it speaks against the document."""
+    return preference.action if preference.weight >= 0 else "dislike"
+
+
+def min_max(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """To [0, 1] over the window; all 0 where all are equal, so that a column without opinion moves nothing."""
+    if not len(values):
+        return values
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-9:
+        return np.zeros_like(values)
+    return ((values - low) / (high - low)).astype(np.float32)
+
+
+def cosines(hits: Sequence[Hit], vector: Vector | None) -> npt.NDArray[np.float32]:
+    """`(n_hits,)`; a hit without a vector gets the lowest cosine of the others, so that it gains nothing by it."""
+    return _cosines(*_stacked(hits), len(hits), vector)
+
+
+def _stacked(hits: Sequence[Hit]) -> tuple[list[int], npt.NDArray[np.float32] | None]:
+    """The places of the hits that have a vector, and their vectors `(n_rows, dim)`."""
+    rows = [i for i, hit in enumerate(hits) if hit.vector is not None]
+    return rows, np.array([hits[i].vector for i in rows], np.float32) if rows else None
+
+
+def _cosines(
+    rows: list[int], matrix: npt.NDArray[np.float32] | None, n_hits: int, vector: Vector | None
+) -> npt.NDArray[np.float32]:
+    found = np.zeros(n_hits, np.float32)
+    if vector is None or matrix is None:
+        return found
+    values = matrix @ vector  # (n_rows,)
+    if len(rows) < n_hits:
+        found[:] = values.min()
+    found[rows] = values
+    return found
+
+
+def agree(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
+    """Whether two scores of the same hits have at least six of their first ten in common; of fewer than forty hits,
+    of the first quarter as great a part."""
+    depth = min(AGREEMENT_DEPTH, len(first) // 4)
+    tops = [set(np.argsort(-scores, kind="stable")[:depth].tolist()) for scores in (first, second)]
+    return depth > 0 and len(tops[0] & tops[1]) >= AGREEMENT * depth
+
+
+@dataclass(frozen=True, slots=True)
+class Taste:
+    """What was learnt of others, for this window: `shares` `(n_hits, n_preferences)` is what each preference gives to
+    each hit, `prior` `(n_hits,)` what the hit has of itself; `whole` `(n_hits,)` says which hits hold all words of the
+    query, and `broad` in [0, 1] how little the query tells them apart."""
+
+    preferences: Sequence[Preference]
+    shares: npt.NDArray[np.float32]
+    prior: npt.NDArray[np.float32]
+    rows: Mapping[str, int]  # doc_id -> its hit's place
+    whole: npt.NDArray[np.bool_]
+    broad: float
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of what was learnt, over the hits."""
+        return float((self.shares.sum(axis=1) + self.prior).std())
+
+    @classmethod
+    def over(
+        cls,
+        hits: Sequence[Hit],
+        preferences: Sequence[Preference],
+        learnt: Learnt | None,
+        holds: Callable[[Hit], bool] | None = None,
+    ) -> Taste | None:
+        """None without something learnt or preferences. `holds`: whether a hit has all words of the query."""
+        if learnt is None or not preferences:
+            return None
+        doc_ids = [hit.doc_id for hit in hits]
+        rows = {doc_id: n for n, doc_id in enumerate(doc_ids)}
+        whole = np.array([holds is not None and holds(hit) for hit in hits], bool)
+        known = np.array([doc_id in learnt.row for doc_id in doc_ids], bool)
+        share = float((whole & known).mean()) if hits else 0.0
+        broad = min(max((share - BROAD_FROM) / (BROAD_AT - BROAD_FROM), 0.0), 1.0)
+        prior = learnt.priors(doc_ids, len(preferences))
+        return cls(preferences, learnt.shares(doc_ids, preferences), prior, rows, whole, broad)
+
+    def level(self, column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A normalised column of the query, with the hits that hold all its words the more alike the broader it is."""
+        found: npt.NDArray[np.float32] = (1 - self.broad) * column + self.broad * self.whole.astype(np.float32)
+        return found
+
+    def text_scale(self, cosines: npt.NDArray[np.float32]) -> float:
+        """What a cosine to the user's vector is multiplied by before it is added."""
+        spread, n = float(cosines.std()) if len(cosines) else 0.0, len(self.preferences)
+        return TEXT_SHARE * self.spread * n / (n + TEXT_FULL) / spread if spread > 1e-6 else 0.0
+
+    def column(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`(n_hits,)`, before min-max."""
+        found: npt.NDArray[np.float32] = self.shares.sum(axis=1) + self.prior + self.text_scale(cosines) * cosines
+        return found
+
+
+def score(
+    hits: Sequence[Hit], query: Vector | None, user: Vector | None, taste: Taste | None = None
+) -> npt.NDArray[np.float32]:
+    """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised;
+    the user's with what was learnt of others, and the query's levelled where there is something learnt to go by."""
+    lexical, stacked = np.array([hit.score for hit in hits], np.float32), _stacked(hits)
+    columns = [lexical, *(_cosines(*stacked, len(hits), vector) for vector in (query, user))]
+    if taste:
+        columns[2] = taste.column(columns[2])
+    columns = [min_max(column) for column in columns]
+    if taste:
+        columns[:2] = [taste.level(column) for column in columns[:2]]
+    return np.stack(columns, axis=1)
+
+
+def holds_all(text: str, read: Callable[[Hit], str]) -> Callable[[Hit], bool]:
+    """Whether a hit, whose text `read` gives, has all words of this one, as stems; False where it has none.
+
+    Only words that begin as one that is asked for are stemmed: a hundred texts of a thousand letters take 1 to 2 ms.
+    """
+    asked = set(analysis.terms(text))
+    begins = "|".join(re.escape(term[: max(len(term) - 2, 1)]) for term in asked)
+    word = re.compile(rf"\b(?:{begins})\w*")
+    return lambda hit: bool(asked) and asked <= set(analysis.terms(" ".join(word.findall(read(hit).lower()))))
+
+
+def choose_window(
+    hits: Sequence[Hit], vector: Vector | None, window: int, brought: Collection[str] = ()
+) -> tuple[list[Hit], list[Hit]]:
+    """The hits to rerank, and those that follow them in the engine's order.
+
+    The window holds the first `window` lexical hits, the `window` nearest by vector, and those whose ids were brought
+    in, whatever was fetched, so that a later page of the same query has the same window and scores: one of the nearest
+    beyond the first lexical hits has no lexical score, unless it was brought in. Hits that only a larger fetch found by
+    vector are left out. `vector` is that of the engine's search, None where it searched by words alone.
+    """
+    lexical = [hit for hit in hits if hit.score > 0]
+    inside = {hit.doc_id: hit for n, hit in enumerate(lexical) if n < window or hit.doc_id in brought}
+    if vector is not None:
+        near = sorted(zip(-cosines(hits, vector), (h.doc_id for h in hits), hits, strict=True), key=lambda n: n[:2])
+        inside = {doc_id: replace(hit, score=0.0) for _, doc_id, hit in near[:window]} | inside
+    chosen = [inside[hit.doc_id] for hit in hits if hit.doc_id in inside]
+    return chosen, [hit for hit in lexical if hit.doc_id not in inside]
+
+
+def rank(hits: Sequence[Hit], scores: npt.NDArray[np.float32], weights: Weights) -> list[Ranked]:
+    """By weighted score, then doc_id, so that ties never depend on luck. Scores are divided by the weights' sum."""
+    w = np.array(weights.as_tuple(), np.float32)
+    totals: list[float] = (scores @ w / w.sum()).tolist()
+    rows: list[tuple[float, float, float]] = list(map(tuple, scores.tolist()))
+    order = sorted(range(len(hits)), key=lambda i: (-round(totals[i], 6), hits[i].doc_id))
+    return [Ranked(hits[i], place, totals[i], rows[i]) for place, i in enumerate(order, start=1)]
+
+
+def follow(ranking: list[Ranked], rest: Sequence[Hit]) -> list[Ranked]:
+    """The hits beyond the window after the ranking, in the engine's order, with no score of ours."""
+    start = len(ranking) + 1
+    return ranking + [Ranked(hit, place, 0.0, (0.0, 0.0, 0.0)) for place, hit in enumerate(rest, start)]
+
+
+def unranked(hits: Sequence[Hit]) -> list[Ranked]:
+    """The engine's own order."""
+    return follow([], hits)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Tells what raised a hit above the window's mean; its numbers are the addends of the score itself.
+
+    A cosine to a sum of parts is a sum of products, and min-max is linear, so the share of a part in a hit's score is
+    weight x part . (hit - mean of the window) / (norm of the sum x range of the column). Taking the event away takes
+    this share away. The words of a rewrite share the hit's lexical score equally with its other matched words.
+    """
+
+    weights: Weights
+    query: Mixed | None
+    user: Mixed | None
+    mean: npt.NDArray[np.float32] | None  # (dim,)
+    ranges: tuple[float, float]  # of the cosines to query and user in the window
+    rewrite: Rewrite
+    taste: Taste | None = None
+    span: float = 0.0  # of the user's column before min-max, where something was learnt
+
+    @classmethod
+    def over(
+        cls,
+        hits: Sequence[Hit],
+        weights: Weights,
+        query: Mixed | None,
+        user: Mixed | None,
+        rewrite: Rewrite,
+        taste: Taste | None = None,
+    ) -> Judge:
+        vectors = [hit.vector for hit in hits if hit.vector is not None]
+        mean = np.mean(vectors, axis=0).astype(np.float32) if vectors else None
+        spans = [float(np.ptp(cosines(hits, m.vector))) if m and vectors else 0.0 for m in (query, user)]
+        span = 0.0
+        if taste:
+            found = cosines(hits, user.vector if user else None)
+            span, scale = float(np.ptp(taste.column(found))), taste.text_scale(found)
+            spans[1] = span / scale if scale else 0.0
+        return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite, taste, span)
+
+    def evidence(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
+        """Strongest first. `words` are the hit's stems, `stems` the stem of each term of the rewrite."""
+        found = self._terms(ranked, words, stems, n_matched)
+        if ranked.hit.vector is not None and self.mean is not None:
+            away = ranked.hit.vector - self.mean
+            told = self.weights.embedding * (1 - self.taste.broad if self.taste else 1)
+            found += self._parts("embedding", self.query, self.ranges[0], told, away)
+            found += self._parts("user", self.user, self.ranges[1], self.weights.user, away)
+        found = _joined([*found, *self._learnt(ranked)])
+        return sorted((e for e in found if e.share > 0.005), key=lambda e: -e.share)
+
+    def _learnt(self, ranked: Ranked) -> list[Evidence]:
+        """What each preference gave by what others did, above its mean in the window."""
+        taste = self.taste
+        if taste is None or self.span < 1e-9:
+            return []
+        above = taste.shares[taste.rows[ranked.hit.doc_id]] - taste.shares.mean(axis=0)  # (n_preferences,)
+        above *= self.weights.user / (sum(self.weights.as_tuple()) * self.span)
+        return [
+            Evidence("user", p.title or p.doc_id, p.event_id, float(share), done(p))
+            for p, share in zip(taste.preferences, above, strict=True)
+        ]
+
+    def _terms(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
+        each = self.weights.lexical * ranked.scores[0] / max(n_matched, 1)
+        return [
+            Evidence("lexical", term.text, term.event_id, each / sum(self.weights.as_tuple()), term.source)
+            for term in self.rewrite.terms
+            if term.event_id and stems.get(term.text) in words
+        ]
+
+    def _parts(
+        self,
+        column: Literal["embedding", "user"],
+        mixed: Mixed | None,
+        span: float,
+        weight: float,
+        away: npt.NDArray[np.float32],
+    ) -> list[Evidence]:
+        if mixed is None or span < 1e-9:
+            return []
+        scale = weight / (sum(self.weights.as_tuple()) * mixed.norm * span)
+        return [
+            Evidence(column, p.text, p.event_id, scale * float(p.vector @ away), p.action)
+            for p in mixed.parts
+            if p.event_id
+        ]
+
+
+def _joined(found: Sequence[Evidence]) -> list[Evidence]:
+    """What one event gave to the user's column by its text and by what others did is one share."""
+    joined: dict[str, Evidence] = {}
+    for one in found:
+        if one.column == "user":
+            before = joined.get(one.event_id)
+            joined[one.event_id] = replace(one, share=one.share + before.share) if before else one
+    return [one for one in found if one.column != "user"] + list(joined.values())
+
+
+def personal(profile: Profile) -> bool:
+    """Whether anything is known that may change an order."""
+    return profile.consent and not profile.is_empty

@@ -1,0 +1,1 @@
+"""What of a session and of a user's statements a query leans on."""

@@ -1,0 +1,1 @@
+"""Text as words: analysis, stems, and classes of words."""

@@ -1,0 +1,340 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from bespeak.engines.embedded import EmbeddedEngine
+from bespeak.errors import InputError, StoreError
+from bespeak.pipeline import Context, Parts, rank_window, search
+from bespeak.profiles.deriving import derive
+from bespeak.profiles.events import new_event
+from bespeak.ranking.behaviour import gather
+from bespeak.ranking.learning import (
+    MIN_EVENTS,
+    MIN_USERS,
+    RIDGE,
+    LearntFolder,
+    learn,
+    learnt_path,
+    read_learnt,
+    write_learnt,
+)
+from bespeak.ranking.rerank import Judge, Part, holds_all, mix, score
+from bespeak.records import Document, Hit, Profile, Request, Rewrite, UserKey
+from bespeak.settings import Settings, Weights
+from fakes import BagEncoder, ScriptedRewriter
+
+START = datetime(2025, 5, 1, tzinfo=UTC)
+SCI_FI = ["alien", "runner", "matrix", "dune"]
+ROMANCE = ["amelie", "notting", "before"]
+
+
+def bought(user, *doc_ids, tenant=""):
+    return [
+        new_event(UserKey(tenant, user), "purchase", START + timedelta(hours=n), doc_id=doc_id, title=doc_id.title())
+        for n, doc_id in enumerate(doc_ids)
+    ]
+
+
+def crowd(tenant=""):
+    """Two circles of tastes: 20 users of each, all but one of a circle's documents each."""
+    events = []
+    for n in range(40):
+        circle = SCI_FI if n % 2 else ROMANCE
+        skipped = n // 2 % len(circle)
+        events += bought(f"u{n}", *(d for i, d in enumerate(circle) if i != skipped), tenant=tenant)
+    return events
+
+
+def learnt_of(events, tenant=""):
+    return learn(gather(events)[tenant])
+
+
+def profile(*events):
+    return derive(UserKey("", "me"), "", (), (), events, True, START + timedelta(days=2))
+
+
+def window(*doc_ids):
+    return [Hit(doc_id, 1.0, n, {}) for n, doc_id in enumerate(doc_ids, 1)]
+
+
+def test_weights_are_those_of_the_closed_form():
+    found = learnt_of(crowd())
+    behaviour = gather(crowd())[""]
+    x = np.zeros((behaviour.n_users, len(behaviour.doc_ids)))
+    x[behaviour.users, behaviour.docs] = behaviour.values
+    p = np.linalg.inv(x.T @ x + RIDGE * np.mean(behaviour.values**2) * np.eye(x.shape[1]))
+    b = -p / np.diag(p)
+    i, j = behaviour.doc_ids.index("alien"), behaviour.doc_ids.index("runner")
+    row = found.row["runner"]
+    at = found.neighbours[row].tolist().index(found.row["alien"])
+    assert found.weights[row, at] == pytest.approx(b[i, j], rel=1e-3)
+
+
+def test_fewer_users_than_documents_give_the_same_weights():
+    doc_ids = [f"d{n}" for n in range(30)]
+    events = [e for n in range(12) for e in bought(f"u{n}", *doc_ids[n : n + 15])]
+    few = learnt_of(events)
+    more = learnt_of([*events, *(e for n in range(40) for e in bought(f"idle{n}", "elsewhere"))])
+    here, there = few.shares(["d13"], profile(*bought("me", "d12")).preferences), None
+    there = more.shares(["d13"], profile(*bought("me", "d12")).preferences)
+    assert few.neighbours.shape[0] < 31
+    assert here[0, 0] == pytest.approx(there[0, 0], rel=0.02)
+
+
+def test_what_others_did_together_goes_first():
+    found = learnt_of(crowd())
+    ranking, _, _ = rank_window(
+        window("amelie", "notting", "runner"), profile(*bought("me", "alien")), Context(), {}, Settings(), found
+    )
+    assert ranking[0].hit.doc_id == "runner"
+
+
+def test_a_user_without_preferences_is_ranked_as_without():
+    hits = window("amelie", "runner")
+    with_it, _, taste = rank_window(hits, Profile(), Context(), {}, Settings(), learnt_of(crowd()))
+    without, _, _ = rank_window(hits, Profile(), Context(), {}, Settings())
+    assert taste is None
+    assert with_it == without
+
+
+def test_who_prefers_only_what_is_not_learnt_gets_what_is_liked_by_many():
+    found = learnt_of([*crowd(), *(e for n in range(5) for e in bought(f"more{n}", "notting"))])
+    known = profile(*bought("me", "new document"))
+    ranking, _, _ = rank_window(window("amelie", "notting", "other"), known, Context(), {}, Settings(), found)
+    assert [r.hit.doc_id for r in ranking] == ["notting", "amelie", "other"]
+
+
+def test_popularity_counts_less_the_more_is_known():
+    found = learnt_of(crowd())
+    few, many = (found.priors(["alien"], n) for n in (0, 10))
+    assert few[0] > 0
+    assert many[0] == pytest.approx(few[0] / 2)
+
+
+def test_three_stars_say_what_somebody_chose():
+    rated = new_event(UserKey("", "me"), "rating", START, doc_id="alien", title="Alien", value=3)
+    hits = window("amelie", "notting", "runner")
+    ranking, user, taste = rank_window(hits, profile(rated), Context(), {}, Settings(), learnt_of(crowd()))
+    assert ranking[0].hit.doc_id == "runner"
+    judge = Judge.over(hits, Weights(), None, user, Rewrite("q", "q"), taste)
+    (told,) = judge.evidence(ranking[0], set(), {}, 0)
+    assert (told.event_id, told.action) == (rated.event_id, "rating")
+
+
+def films(n_others):
+    """Hits of a search for "film": the crowd's, each worse by words and by vector than the one before."""
+    doc_ids = [*ROMANCE, *SCI_FI, *(f"other{n}" for n in range(n_others))]
+    angles = np.linspace(0, 1, len(doc_ids))
+    return [
+        Hit(doc_id, 2.0 - angle, n, {"text": f"film {doc_id}"}, np.array([np.cos(angle), np.sin(angle)], np.float32))
+        for n, (doc_id, angle) in enumerate(zip(doc_ids, angles, strict=True), 1)
+    ]
+
+
+def asked_for(text):
+    context = Context(mix([Part(np.array([1, 0], np.float32))]))
+    return context, holds_all(text, lambda hit: hit.source["text"])
+
+
+def test_where_the_query_tells_nothing_apart_others_decide():
+    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
+    context, holds = asked_for("films")
+    ranking, _, taste = rank_window(hits, known, context, {}, Settings(), found, holds)
+    assert taste.broad == 1
+    assert {r.hit.doc_id for r in ranking[:4]} == set(SCI_FI)
+    without, _, _ = rank_window(hits, known, context, {}, Settings(), None, holds)
+    assert [r.hit.doc_id for r in without] == [hit.doc_id for hit in hits]
+
+
+@pytest.mark.parametrize("text", ["film amelie", "amelie and notting", "unheard", "the"])
+def test_a_query_that_few_hits_answer_whole_is_not_levelled(text):
+    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
+    context, holds = asked_for(text)
+    ranking, _, taste = rank_window(hits, known, context, {}, Settings(), found, holds)
+    assert taste.broad == 0
+    plain = score(hits, context.query.vector, None)
+    assert np.allclose([r.scores[:2] for r in ranking], [plain[r.hit.rank - 1][:2] for r in ranking])
+
+
+class Fan:
+    """Profiles that know one person alone."""
+
+    def profile(self, _user, _session_id, _now):
+        return replace(profile(*bought("me", "alien", "dune")), user=UserKey("", "me"))
+
+
+def test_a_search_for_a_title_finds_it_first_and_a_broad_one_what_its_user_likes(tmp_path):
+    write_learnt(learnt_path(tmp_path, ""), learnt_of(crowd()))
+    engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
+    names = [*ROMANCE, *SCI_FI, *(f"other{n}" for n in range(20))]
+    texts = [f"film {name}" for name in names]
+    engine.create("films", ("text",), encoder.dim, encoder.name)
+    documents = [Document(n, {"text": t}, v) for n, t, v in zip(names, texts, encoder.encode(texts), strict=True)]
+    engine.load("films", documents)
+    engine.refresh("films")
+    parts = Parts(Settings(), ScriptedRewriter({}), encoder, learnt=LearntFolder(tmp_path))
+
+    def first(query, n):
+        result = search(engine, Fan(), Request(query, "films", UserKey("", "me")), parts)
+        return {ranked.hit.doc_id for ranked in result.page[:n]}
+
+    assert first("film", 4) == set(SCI_FI)
+    for title in (*ROMANCE, "other7"):
+        assert first(title, 1) == {title}
+        assert first(f"film {title}", 1) == {title}
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """An index whose first twenty films hold nothing that the user likes, and the parts to search it."""
+    write_learnt(learnt_path(tmp_path, ""), learnt_of(crowd()))
+    engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
+    names = [*(f"a{n:03}" for n in range(60)), *ROMANCE, *SCI_FI]
+    texts = ["film"] * 60 + [f"a film named {name}" for name in (*ROMANCE, *SCI_FI[:-1])] + ["a book"]
+    engine.create("films", ("text",), encoder.dim, encoder.name)
+    documents = [Document(n, {"text": t}, v) for n, t, v in zip(names, texts, encoder.encode(texts), strict=True)]
+    engine.load("films", documents)
+    engine.refresh("films")
+    return engine, Parts(Settings(window=20), ScriptedRewriter({}), encoder, learnt=LearntFolder(tmp_path))
+
+
+def shown(crowded, mode="recall", **request):
+    engine, parts = crowded
+    parts = replace(parts, settings=replace(parts.settings, mode=mode))
+    return search(engine, Fan(), Request("film", "films", UserKey("", "me"), **request), parts).page
+
+
+def test_what_its_user_likes_is_brought_into_a_broad_search(crowded):
+    found = {ranked.hit.doc_id for ranked in shown(crowded, size=3)}
+    assert found == set(SCI_FI[:-1])  # the last one is no film
+    assert all(ranked.hit.rank == 0 for ranked in shown(crowded, size=3))
+    assert any(one.column == "user" and one.event_id for ranked in shown(crowded, size=3) for one in ranked.evidence)
+    assert not found & {ranked.hit.doc_id for ranked in shown(crowded, mode="boost", size=20)}
+
+
+def test_pages_of_a_search_into_which_hits_were_brought_follow_one_another(crowded):
+    whole = [ranked.hit.doc_id for ranked in shown(crowded, size=60)]
+    pages = [ranked.hit.doc_id for offset in range(0, 60, 10) for ranked in shown(crowded, size=10, offset=offset)]
+    assert pages == whole
+    assert len(set(whole)) == len(whole)
+
+
+def test_the_best_are_those_with_the_highest_shares_and_priors():
+    found, known = learnt_of(crowd()), profile(*bought("me", "alien", "dune", "amelie")).preferences
+    scores = found.shares(found.doc_ids, known).sum(axis=1) + found.priors(found.doc_ids, len(known))
+    order = [found.doc_ids[row] for row in np.argsort(-scores, kind="stable")]
+    assert found.best(known, 4) == order[:4]
+
+
+def test_hits_that_lack_a_word_of_a_broad_query_stay_behind():
+    found, known = learnt_of(crowd()), profile(*bought("me", "alien", "dune"))
+    hits = [replace(hit, source={"text": "show"}) if hit.doc_id in SCI_FI else hit for hit in films(0)]
+    context, holds = asked_for("film")
+    ranking, _, _ = rank_window(hits, known, context, {}, Settings(), found, holds)
+    assert {r.hit.doc_id for r in ranking[:3]} == set(ROMANCE)
+
+
+@pytest.mark.parametrize("n_others", [0, 20, 53])
+def test_evidence_of_the_querys_vector_is_levelled_as_its_column_is(n_others):
+    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien")), films(n_others)
+    _, holds = asked_for("film")
+    query = mix([Part(np.array([1, 0], np.float32), "turn", "a turn", "turn")])
+    weights = Weights(0, 1, 0)
+    ranking, user, taste = rank_window(hits, known, Context(query), {}, Settings(weights=weights), found, holds)
+    assert (taste.broad == 1) == (n_others < 53)
+    judge = Judge.over(hits, weights, query, user, Rewrite("q", "q"), taste)
+    best = next(r for r in ranking if r.hit.doc_id == "amelie")
+    shares = sum(e.share for e in judge.evidence(best, set(), {}, 0))
+    assert shares == pytest.approx(best.score - np.mean([r.score for r in ranking]), abs=1e-5)
+
+
+def test_a_pair_of_fewer_than_three_people_has_no_weight():
+    secret = [e for n in range(MIN_USERS - 1) for e in bought(f"s{n}", "rare", "alien")]
+    alone = [e for n in range(MIN_USERS) for e in bought(f"r{n}", "rare")]
+    found = learnt_of([*crowd(), *secret, *alone])
+    assert "rare" in found.row
+    assert found.shares(["alien"], profile(*bought("me", "rare")).preferences)[0, 0] == 0
+
+
+def test_a_document_of_fewer_than_three_people_is_not_told():
+    assert "rare" not in learnt_of([*crowd(), *bought("s", "rare", "alien")]).doc_ids
+
+
+def test_tenants_are_never_mixed():
+    tenants = gather([*crowd("a"), *bought("u", "only b", tenant="b")])
+    assert "only b" not in tenants["a"].doc_ids
+    assert tenants["b"].n_users == 1
+
+
+def test_too_few_events_are_refused():
+    with pytest.raises(InputError, match=f"at least {MIN_EVENTS}"):
+        learnt_of(bought("u", "alien", "runner"))
+
+
+def test_taking_the_named_event_away_lowers_the_score():
+    found, hits, settings = learnt_of(crowd()), window("runner", "notting", "before"), Settings()
+    events = bought("me", "amelie", "alien")
+    known = profile(*events)
+    ranking, user, taste = rank_window(hits, known, Context(), {}, settings, found)
+    runner = next(r for r in ranking if r.hit.doc_id == "runner")
+    judge = Judge.over(hits, settings.weights, None, user, Rewrite("q", "q"), taste)
+    evidence = judge.evidence(runner, set(), {}, 0)
+    assert [(e.column, e.text) for e in evidence] == [("user", "Alien")]
+    left = profile(*(e for e in events if e.event_id != evidence[0].event_id))
+    without, _, _ = rank_window(hits, left, Context(), {}, settings, found)
+    assert next(r for r in without if r.hit.doc_id == "runner").score < runner.score
+
+
+def test_shares_and_prior_are_all_of_the_user_column():
+    found, hits = learnt_of(crowd()), window("runner", "amelie", "matrix")
+    weights = Weights(0, 0, 1)
+    known = profile(*bought("me", "alien", "dune"))
+    ranking, user, taste = rank_window(hits, known, Context(), {}, Settings(weights=weights), found)
+    judge = Judge.over(hits, weights, None, user, Rewrite("q", "q"), taste)
+    raw = taste.column(np.zeros(3, np.float32))
+    for one in ranking:
+        prior = (taste.prior[one.hit.rank - 1] - taste.prior.mean()) / np.ptp(raw)
+        shares = sum(e.share for e in judge._learnt(one))
+        mean = np.mean([r.score for r in ranking])
+        assert shares + prior == pytest.approx(one.score - mean, abs=1e-5)
+
+
+def test_a_file_gives_what_was_written(tmp_path):
+    found = learnt_of(crowd())
+    path = learnt_path(tmp_path, "")
+    digest = write_learnt(path, found)
+    read = read_learnt(path)
+    assert (list(read.doc_ids), read.digest, read.unknown) == (list(found.doc_ids), digest, found.unknown)
+    for name in ("neighbours", "weights", "prior"):
+        assert np.array_equal(getattr(read, name), getattr(found, name))
+    assert [p.name for p in tmp_path.glob("learnt*")] == [path.name]
+
+
+DAMAGES = {
+    "cut short": lambda b: b[:-5],
+    "cut in its head": lambda b: b[:40],
+    "empty": lambda b: b"",
+    "another kind of file": lambda b: b"SQLite format 3\0" + b[16:],
+    "another digest": lambda b: b[:20] + bytes([b[20] ^ 1]) + b[21:],
+    "another byte": lambda b: b[:90] + b"x" + b[91:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_told_and_read_again_once_it_is_whole(tmp_path, damage):
+    path, found = learnt_path(tmp_path, ""), learnt_of(crowd())
+    write_learnt(path, found)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreError, match="bespeak learn"):
+        read_learnt(path)
+    folder = LearntFolder(tmp_path)
+    assert folder.of("")[0] is None
+    assert "damaged" in folder.of("")[1]
+    write_learnt(path, replace(found))
+    assert folder.of("")[0].doc_ids == list(found.doc_ids)
+
+
+def test_nothing_learnt_is_no_fault(tmp_path):
+    assert LearntFolder(tmp_path).of("") == (None, "")

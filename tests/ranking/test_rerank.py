@@ -1,0 +1,177 @@
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bespeak.ranking.rerank import (
+    Judge,
+    Part,
+    agree,
+    choose_window,
+    follow,
+    holds_all,
+    min_max,
+    mix,
+    rank,
+    score,
+    user_parts,
+)
+from bespeak.records import Hit, Preference, Rewrite, Term, Turn
+from bespeak.settings import Weights
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EAST = np.array([1, 0, 0, 0], np.float32)
+NORTH = np.array([0, 1, 0, 0], np.float32)
+UP = np.array([0, 0, 1, 0], np.float32)
+
+
+def hit(doc_id, lexical, rank_, vector=None):
+    return Hit(doc_id, lexical, rank_, {"text": doc_id}, vector)
+
+
+def liked(doc_id, weight):
+    return Preference(doc_id, f"title of {doc_id}", weight, "click", f"event {doc_id}", NOW)
+
+
+def test_min_max_spans_0_to_1():
+    np.testing.assert_allclose(min_max(np.array([2, 4, 3], np.float32)), [0, 1, 0.5])
+
+
+def test_min_max_of_equal_values_has_no_opinion():
+    np.testing.assert_array_equal(min_max(np.array([7, 7], np.float32)), [0, 0])
+
+
+def test_scores_are_lexical_embedding_user():
+    hits = [hit("a", 3.0, 1, EAST), hit("b", 1.0, 2, NORTH)]
+    np.testing.assert_allclose(score(hits, NORTH, EAST), [[1, 0, 1], [0, 1, 0]])
+
+
+def test_a_hit_without_vector_gains_nothing_by_it():
+    opposite = -EAST
+    hits = [hit("a", 1, 1, EAST), hit("b", 1, 2, opposite), hit("c", 1, 3)]
+    assert score(hits, EAST, None)[:, 1].tolist() == [1, 0, 0]
+
+
+def test_rank_weighs_and_divides_by_the_sum():
+    hits = [hit("a", 3.0, 1, EAST), hit("b", 1.0, 2, NORTH)]
+    ranking = rank(hits, score(hits, NORTH, None), Weights(1, 3, 0))
+    assert [(r.hit.doc_id, r.rank) for r in ranking] == [("b", 1), ("a", 2)]
+    assert ranking[0].score == pytest.approx(3 / (1 + 3))
+    assert ranking[1].score == pytest.approx(1 / (1 + 3))
+
+
+@given(st.permutations(["a", "b", "c", "d"]))
+def test_ties_are_broken_by_doc_id_whatever_the_engine_order(order):
+    hits = [hit(doc_id, 1.0, i, EAST) for i, doc_id in enumerate(order, 1)]
+    ranking = rank(hits, score(hits, EAST, None), Weights())
+    assert [r.hit.doc_id for r in ranking] == ["a", "b", "c", "d"]
+
+
+def test_the_user_vector_is_liked_minus_disliked_by_weight():
+    mixed = mix(user_parts([liked("a", 0.6), liked("b", -0.2)], {"a": EAST, "b": NORTH}, None, 0.5))
+    expected = np.array([0.6 / 0.8, -0.2 / 0.8, 0, 0])
+    np.testing.assert_allclose(mixed.vector, expected / np.linalg.norm(expected), rtol=1e-5)
+
+
+def test_the_last_turn_adds_its_share_to_the_user_vector():
+    turn = (Turn("up?", "", "turn"), UP)
+    mixed = mix(user_parts([liked("a", 1.0)], {"a": EAST}, turn, 0.5))
+    np.testing.assert_allclose(mixed.vector, np.array([1, 0, 0.5, 0]) / np.sqrt(1.25), rtol=1e-5)
+
+
+def test_preferences_whose_documents_are_gone_give_no_vector():
+    assert mix(user_parts([liked("a", 1.0)], {}, None, 0.5)) is None
+
+
+def test_parts_that_cancel_out_give_no_vector():
+    assert mix([Part(EAST), Part(-EAST)]) is None
+
+
+def test_the_window_is_the_same_whatever_was_fetched():
+    near = [hit(f"n{i}", 0.0, 0, (EAST + i * 0.1 * NORTH) / np.linalg.norm(EAST + i * 0.1 * NORTH)) for i in range(6)]
+    words = [hit(f"w{i}", 10.0 - i, i + 1, UP) for i in range(6)]
+    small, rest_small = choose_window([*words[:2], *near[:2]], EAST, 2)
+    large, rest_large = choose_window([*words, *near], EAST, 2)
+    assert [h.doc_id for h in small] == [h.doc_id for h in large] == ["w0", "w1", "n0", "n1"]
+    assert rest_small == []
+    assert [h.doc_id for h in rest_large] == ["w2", "w3", "w4", "w5"]
+
+
+def test_a_near_hit_scores_alike_whether_its_words_were_fetched_or_not():
+    words = [hit(f"w{i}", 10.0 - i, i + 1, UP) for i in range(4)]
+    found_by_vector = choose_window([*words[:2], hit("near", 0.0, 3, EAST)], EAST, 2)
+    found_by_words = choose_window([*words, hit("near", 1.0, 5, EAST)], EAST, 2)
+    assert [(h.doc_id, h.score) for h in found_by_words[0]] == [("w0", 10.0), ("w1", 9.0), ("near", 0.0)]
+    assert [(h.doc_id, h.score) for h in found_by_vector[0]] == [("w0", 10.0), ("w1", 9.0), ("near", 0.0)]
+    assert [h.doc_id for h in found_by_words[1]] == ["w2", "w3"]
+
+
+def test_beyond_the_window_the_engine_order_goes_on():
+    ranking = follow(rank([hit("a", 2, 1)], score([hit("a", 2, 1)], None, None), Weights()), [hit("b", 1, 2)])
+    assert [(r.hit.doc_id, r.rank) for r in ranking] == [("a", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "held"),
+    [
+        ("run", "He was running", True),
+        ("happy relations", "Relational happiness", True),
+        ("the story", "Stories of blue", True),
+        ("sci-fi", "Sci-Fi and Horror", True),
+        ("o'neil", "by O'Neil", True),
+        ("vegan cake", "vegan bread", False),
+        ("cake", "pancake", False),
+        ("the", "the and of", False),
+        ("(a+b", "(a+b", True),
+        ("", "anything", False),
+    ],
+)
+def test_a_hit_holds_all_words_as_stems(query, text, held):
+    assert holds_all(query, lambda hit: hit.source["text"])(hit(text, 1.0, 1)) is held
+
+
+def judged(preferences, words=(), terms=()):
+    hits = [hit("a", 2.0, 1, EAST), hit("b", 1.0, 2, NORTH), hit("c", 1.5, 3, UP)]
+    user = mix(user_parts(preferences, {"x": EAST, "y": NORTH}, None, 0.5))
+    rewrite = Rewrite("q", "q", tuple(terms))
+    weights = Weights(1, 1, 1)
+    judge = Judge.over(hits, weights, None, user, rewrite)
+    ranking = rank(hits, score(hits, None, user.vector if user else None), weights)
+    stems = {term.text: term.text for term in terms}
+    return {r.hit.doc_id: (r, judge.evidence(r, set(words), stems, len(words))) for r in ranking}
+
+
+def test_evidence_names_the_event_that_raised_a_hit():
+    _, evidence = judged([liked("x", 1.0), liked("y", 0.2)])["a"]
+    assert [(e.column, e.event_id, e.text) for e in evidence] == [("user", "event x", "title of x")]
+
+
+def test_taking_the_named_event_away_lowers_the_score():
+    with_x, _ = judged([liked("x", 1.0), liked("y", 0.2)])["a"]
+    without_x, _ = judged([liked("y", 0.2)])["a"]
+    assert without_x.score < with_x.score
+
+
+def test_shares_add_up_to_the_distance_from_the_mean_of_the_window():
+    both = judged([liked("x", 0.7), liked("y", -0.3)])
+    ranked, evidence = both["a"]
+    mean = np.mean([r.scores[2] for r, _ in both.values()])
+    raised = sum(e.share for e in evidence)
+    assert raised == pytest.approx((ranked.scores[2] - mean) / 3, rel=1e-3)
+
+
+def test_a_word_of_the_rewrite_is_evidence_only_where_it_stands():
+    term = Term("vegan", "statement", "event s", "I am vegan")
+    _, evidence = judged([], words=("vegan", "q"), terms=(term,))["a"]
+    assert [(e.column, e.text, e.event_id) for e in evidence] == [("lexical", "vegan", "event s")]
+    assert evidence[0].share == pytest.approx(1 / 2 / 3)
+    assert judged([], words=("q",), terms=(term,))["a"][1] == []
+
+
+def test_scores_agree_where_most_of_the_first_ten_are_the_same():
+    falling = np.arange(40, 0, -1).astype(np.float32)
+    assert agree(falling, np.roll(falling, 4))
+    assert not agree(falling, np.roll(falling, 5))
+    assert not agree(falling[:3], falling[:3])

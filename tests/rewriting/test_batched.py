@@ -1,0 +1,123 @@
+"""Texts that are read together come out as if each were read alone."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from bespeak.errors import ModelError
+from bespeak.records import Profile, Statement, Turn
+from bespeak.rewriting.batched import ROWS, JointScorer, LatestPrompts, Meeting, Row
+from bespeak.rewriting.decoding import LanguageModel
+from bespeak.rewriting.rewriter import choose_rewriter, find_model
+from bespeak.rewriting.scorer import CACHES, NOTHING, SETTLED, Counts
+
+WIDTH = 5
+
+
+class Session:
+    """Gives each scored token the score of its own id, and as memory the number of tokens; notes each run's rows."""
+
+    def __init__(self, fails=()):
+        self.rows, self._fails = [], set(fails)
+
+    def run(self, wanted, feeds):
+        self.rows.append(feeds["row_tokens"].tolist())
+        if len(self.rows) in self._fails:
+            raise RuntimeError("out of memory")
+        scores = np.repeat(feeds["input_ids"][:, feeds["scored"], None], WIDTH, axis=2).astype(np.float32)
+        return [scores, *(np.full((1, 1, 1, 1), int(name.split(".")[1])) for name in wanted[1:])]
+
+
+def together(meeting, asked):
+    """Each row's text asks for its lists of tokens, one after another; all begin at once."""
+    begun = threading.Barrier(len(asked))
+
+    def write(row):
+        found = []
+        with meeting.joined():
+            begun.wait()
+            for token_ids in asked[row]:
+                try:
+                    scores, memory = Row(row, meeting).run(token_ids, NOTHING, 2)
+                    found.append((scores[:, 0].tolist(), int(memory[CACHES[0]].item())))
+                except ModelError as error:
+                    found.append(str(error))
+        return found
+
+    with ThreadPoolExecutor(len(asked)) as threads:
+        return dict(zip(asked, threads.map(write, asked), strict=True))
+
+
+def test_each_text_gets_its_own_and_all_are_read_in_one_run():
+    session = Session()
+    asked = {0: [[1, 2, 3], [4, 5]], 3: [[6, 7]], ROWS - 1: [[8, 9], [10, 11], [12, 13, 14, 15]]}
+    found = together(Meeting(session, Counts()), asked)
+    assert found == {
+        row: [([float(n) for n in token_ids[-2:]], row) for token_ids in lists] for row, lists in asked.items()
+    }
+    assert session.rows == [
+        [3, 2, 2, 2, 2, 2, 2, 2],
+        [2, 2, 2, 2, 2, 2, 2, 2],
+        [2, 2, 2, 2, 2, 2, 2, 4],
+    ]
+
+
+def test_a_run_that_fails_fails_its_texts_and_not_the_next_run():
+    found = together(Meeting(Session(fails=[1]), Counts()), {0: [[1, 2], [3, 4]], 1: [[5, 6], [7, 8]]})
+    assert [texts[0] for texts in found.values()] == [
+        "the language model failed (out of memory): run 'bespeak models verify'"
+    ] * 2
+    assert [texts[1] for texts in found.values()] == [([3.0, 4.0], 0), ([7.0, 8.0], 1)]
+
+
+def memory(n_tokens):
+    return {"0.key": np.zeros((1, 1, n_tokens, 256), np.float32)}
+
+
+def test_the_prompt_that_begins_most_alike_is_given_away_and_the_oldest_go():
+    prompts, long = LatestPrompts(limit_bytes=300 * 1024), list(range(200))
+    prompts.put(long[:100], memory(100))
+    prompts.put([*long[:70], *[0] * 30], memory(100))
+    assert len(prompts.take(long)[0]) == 100
+    assert prompts.take(long)[0][70:] == [0] * 30
+    assert prompts.take(long) == ([], {})
+    prompts.put(long[: SETTLED - 1], memory(10))
+    assert prompts.take(long) == ([], {})  # too short to be of use
+    for n in range(4):
+        prompts.put([n] * 100, memory(100))
+    assert prompts.take([0] * 100) == ([], {})
+    assert [len(prompts.take([n] * 100)[0]) for n in (1, 2, 3)] == [100] * 3
+    prompts.put(long, memory(200))
+    prompts.clear()
+    assert prompts.take(long) == ([], {})
+
+
+@pytest.mark.model
+def test_the_real_model_writes_together_what_it_writes_alone(rewriter_cache):
+    said = "I have played the guitar since I was twelve, mostly blues, and I collect records of the sixties " * 3
+    bands = (
+        "Zappa",
+        "The Doors",
+        "Love",
+        "The Byrds",
+        "Buffalo Springfield",
+        "The Turtles",
+        "Canned Heat",
+        "Spirit",
+        "Captain Beefheart",
+    )
+    asked = []
+    for n, band in enumerate(bands):
+        turns = (Turn(f"Who founded {band}?", f"The band {band} was founded in Los Angeles in 196{n}.", "t"),)
+        profile = Profile(None, "s", (Statement(said[: 90 * n], "s"),) if n else (), turns)
+        asked += [("When did they disband?", profile), ("and their best record", profile)]
+    alone = choose_rewriter("model", rewriter_cache)
+    scorer = JointScorer(find_model(rewriter_cache)[0])
+    model = LanguageModel(scorer, "1")
+    with ThreadPoolExecutor(ROWS + 1) as threads:  # one more than there are rows: it waits
+        made = list(threads.map(lambda pair: model.rewrite(*pair), asked))
+    assert [rewrite.text for rewrite in made] == [alone.rewrite(*pair).text for pair in asked]
+    assert len({rewrite.text for rewrite in made}) > len(bands)
+    assert scorer.counts.runs < alone._scorer.counts.runs / 2

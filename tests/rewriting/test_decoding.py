@@ -1,0 +1,305 @@
+"""Decoding over a scripted scorer, and over the real model where it is."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from bespeak.deadline import Deadline, Late
+from bespeak.errors import ModelError
+from bespeak.records import Profile, Statement, Turn, UserKey
+from bespeak.rewriting.decoding import (
+    ANSWER_TOKENS,
+    END,
+    LAST_ANSWER_TOKENS,
+    MAX_NEW_TOKENS,
+    START,
+    LanguageModel,
+    prompt,
+    refuse,
+)
+from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, inner_words, sources, words
+from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from fakes import BagEncoder
+
+BAND = Profile(
+    UserKey("", "ada"),
+    statements=(Statement("I am vegetarian.", "s1"),),
+    turns=(
+        Turn("What group disbanded?", "Zappa and the Mothers of Invention", "t1"),
+        Turn("When did they disband?", "In late 1969, Zappa broke up the band.", "t2"),
+    ),
+)
+QUERY = "Why did they break up?"
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Four control tokens, then one token a byte: every text has one way to be written."""
+    vocabulary = {name: i for i, name in enumerate(["<pad>", "<eos>", "<bos>", "<unk>"])}
+    vocabulary |= {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    return Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+
+
+class Scripted:
+    """Wants to write one text, then the end; all that is wanted less is ranked by a seed."""
+
+    wants = 2.0  # score of what is wanted; the rest has 0 to 1
+
+    def __init__(self, text: str = "", seed: int = 0, late_after: int | None = None) -> None:
+        self.tokenizer = byte_tokenizer()
+        self._wanted = [4 + byte for byte in text.encode()] + [END]
+        self._random, self._late_after = np.random.default_rng(seed), late_after
+        self.fed: list[list[int]] = []
+
+    @contextmanager
+    def begin(self, budget_ms, whose=None):
+        yield self._feed
+
+    def forget(self, user):
+        pass
+
+    def _feed(self, token_ids, past):
+        if self._late_after is not None and len(self.fed) >= self._late_after:
+            raise Late
+        self.fed.append(list(token_ids))
+        scores = self._random.random(260).astype(np.float32)
+        place = 0 if past is None else past + len(token_ids)
+        scores[self._wanted[min(place, len(self._wanted) - 1)]] = self.wants
+        return scores, place
+
+
+def said(text, **options):
+    return LanguageModel(Scripted(text, **options), "1").rewrite(QUERY, BAND, 100)
+
+
+def is_grounded(text, query, profile):
+    allowed = {word.casefold() for source in sources(query, profile) for word in words(source)}
+    allowed |= {inner for word in allowed for inner in inner_words(word)} | FUNCTION_WORDS
+    return all(word.casefold() in allowed for word in words(text))
+
+
+def test_the_models_words_become_the_rewrite_with_their_sources():
+    rewrite = said(" Why did Zappa and the band break up?")
+    assert (rewrite.status, rewrite.text) == ("full", "Why did Zappa and the band break up?")
+    assert [(t.text, t.source, t.event_id) for t in rewrite.terms] == [
+        ("Zappa", "turn", "t2"),
+        ("and", "function", ""),
+        ("the", "function", ""),
+        ("band", "turn", "t2"),
+    ]
+
+
+def test_a_word_that_nobody_said_cannot_come_out():
+    rewrite = said(" Why did Zappa trombone")
+    assert "trombone" not in rewrite.text
+
+
+def test_a_word_that_was_begun_for_another_one_is_taken_back():
+    class Sure(Scripted):
+        wants = 50.0
+
+    profile = Profile(turns=(Turn("a trophy", "Zappa", "t"),))
+    rewrite = LanguageModel(Sure(" Zappa trombone"), "1").rewrite("why", profile)
+    assert "trophy" not in rewrite.text
+
+
+def test_free_decoding_says_that_a_word_is_free():
+    rewrite = LanguageModel(Scripted(" Zappa break trombone"), "1", grounded=False).rewrite(QUERY, BAND)
+    assert rewrite.text == "Zappa break trombone"
+    assert [(t.text, t.source) for t in rewrite.terms] == [("Zappa", "turn"), ("trombone", "free")]
+    assert rewrite.model.endswith("1 free")
+
+
+def test_a_rewrite_that_only_spells_otherwise_is_the_query():
+    assert said(" Why, did they break up").text == QUERY
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_what_is_not_done_in_time_is_late(steps):
+    rewrite = said(" Why did Zappa break up?", late_after=steps)
+    assert (rewrite.status, rewrite.text, rewrite.reason) == ("late", QUERY, "not done in 100 ms")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the model said nothing"),
+        (" ?", "the model said nothing"),
+        (" Q: why", "the model repeated its prompt"),
+        (" why R: what", "the model repeated its prompt"),
+        (" why\nA: because", "the model repeated its prompt"),
+        (" why why why", "the model repeated itself"),
+        (" a b c, a b c, a b c", "the model repeated itself"),
+        (" why " + "x" * 100, "the model found no end"),
+    ],
+)
+def test_what_is_no_rewrite_is_refused(text, reason):
+    rewrite = LanguageModel(Scripted(text), "1", grounded=False).rewrite(QUERY, BAND)
+    assert (rewrite.status, rewrite.text, rewrite.reason) == ("failed", QUERY, reason)
+
+
+def test_a_whole_long_answer_is_refused():
+    answer = "one two three four five six seven eight nine ten"
+    profile = Profile(turns=(Turn("q", answer, "t"),))
+    assert refuse(f"Why {answer}?", "Why?", profile) == "the model repeated an answer"
+    assert refuse("Why one two three?", "Why?", profile) == ""
+
+
+def test_an_earlier_query_is_no_rewrite_of_another_one():
+    profile = Profile(turns=(Turn("Who is Zappa?", "", "t1"), Turn("Where did he live", "", "t2")))
+    for earlier in ("who is Zappa", "Where did he live?"):
+        assert refuse(earlier, "and when", profile) == "the model repeated an earlier query"
+        assert refuse(earlier, f"{earlier} ?", profile) == ""  # asked again as it was
+    assert refuse("when did he live", "and when", profile) == ""
+    rewrite = LanguageModel(Scripted(" Who is Zappa?"), "1").rewrite("and he", profile)
+    assert (rewrite.status, rewrite.text) == ("failed", "and he")
+
+
+def test_a_text_without_any_word_of_what_was_asked_is_no_rewrite():
+    profile = Profile(turns=(Turn("What is the capital of Peru?", "Lima", "t1"),))
+    assert refuse("What are the capital of Peru?", "carrots", profile) == "the model dropped what was asked"
+    assert refuse("What is a carrot of Peru?", "carrots", profile) == ""  # a form of the same word
+    assert refuse("What is a carrot of Peru?", "carrots and onions", profile) == ""
+    for query in ("and it?", "what about the latter", "The last one?"):  # nothing by its name
+        assert refuse("What about the capital of Peru?", query, profile) == ""
+
+
+def test_a_text_in_another_script_is_no_rewrite():
+    profile = Profile(turns=(Turn("東京の天気", "", "t"),))
+    assert refuse("東京の天気 は", "and tomorrow", profile) == "the model wrote in another script"
+    assert refuse("and tomorrow", "明日は", profile) == "the model wrote in another script"
+    assert refuse("what does 東京 mean", "what does it mean", profile) == ""
+    assert refuse("明日は 東京", "明日は", profile) == ""
+
+
+@settings(deadline=None)
+@given(
+    st.text(max_size=20), st.lists(st.text(max_size=20), max_size=3), st.text(max_size=20), st.integers(0, 2**32 - 1)
+)
+def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said_before, wanted, seed):
+    profile = Profile(turns=tuple(Turn(text, text[::-1], "t") for text in said_before))
+    rewrite = LanguageModel(Scripted(wanted, seed), "1").rewrite(query, profile)
+    assert is_grounded(rewrite.text, query, profile)
+    assert rewrite.text == query or rewrite.status == "full"
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["Zappa", "McCoy", "1,969.5", "WH-1000XM5", "iPhone", "3rd"]), min_size=1, max_size=4),
+       st.text(max_size=30), st.integers(0, 2**32 - 1))  # fmt: skip
+def test_names_and_numbers_come_out_exactly_as_they_went_in(names, wanted, seed):
+    profile = Profile(turns=(Turn(" ".join(names), "", "t"),))
+    rewrite = LanguageModel(Scripted(f" {' '.join(names).swapcase()} {wanted}", seed), "1").rewrite("and it", profile)
+    odd = [w for w in words(rewrite.text) if fold(w) not in FUNCTION_WORDS and not inner_words(w)]
+    assert set(odd) <= {*names, *(part for name in names for part in inner_words(name))}
+
+
+def lines(query, profile):
+    ids = prompt(query, profile, byte_tokenizer())
+    assert ids[0] == START
+    return bytes(i - 4 for i in ids[1:]).decode().split("\n")
+
+
+def test_the_prompt_is_statements_then_turns_then_the_query():
+    assert lines("Why?", BAND)[:1] == ["- I am vegetarian."]
+    short = Profile(turns=(Turn("who  is\nit", "He.", "t1"), Turn("and", "", "t2")))
+    assert lines("Why?", short) == ["Q: who is it", "A: He.", "Q: and", "Q: Why?", "R:"]
+
+
+def test_the_prompt_takes_the_newest_that_fit():
+    turns = tuple(Turn(f"query {i} " + "x" * 60, "y" * 1000, f"t{i}") for i in range(9))
+    found = lines("Why?", Profile(statements=tuple(Statement(f"{i} " + "z" * 60, "s") for i in range(9)), turns=turns))
+    assert [line[2] for line in found if line.startswith("- ")] == ["6", "7", "8"]
+    assert [line[9] for line in found if line.startswith("Q: query")] == ["8"]
+    assert found[-3] == "A: " + "y" * LAST_ANSWER_TOKENS
+
+
+def test_the_prompt_reads_more_of_the_last_answer_than_of_others():
+    turns = tuple(Turn("q", letter * 200, letter) for letter in "ab")
+    assert lines("Why?", Profile(turns=turns)) == [
+        "Q: q", "A: " + "a" * ANSWER_TOKENS, "Q: q", "A: " + "b" * LAST_ANSWER_TOKENS, "Q: Why?", "R:",
+    ]  # fmt: skip
+
+
+def test_a_tokenizer_without_bytes_is_a_sentence():
+    class Mute(Scripted):
+        def _feed(self, token_ids, past):
+            return np.full(3, 0, np.float32), None
+
+    with pytest.raises(ModelError, match="bespeak models build"):
+        LanguageModel(Mute(), "1").rewrite(QUERY, BAND)
+    assert rewrite_query(QUERY, BAND, LanguageModel(Mute(), "1")).status == "failed"
+
+
+def test_no_more_tokens_than_the_limit():
+    scorer = Scripted(" x" * 200)
+    LanguageModel(scorer, "1", grounded=False).rewrite(QUERY, BAND)
+    assert len(scorer.fed) == 1 + MAX_NEW_TOKENS  # the prompt, then each token
+
+
+def test_of_more_statements_than_fit_those_that_concern_the_query_are_read_and_named():
+    texts = [f"My number {n} is a thing that I like to keep." for n in range(200)]
+    texts[3] = "I am allergic to peanuts."
+    profile = Profile(statements=tuple(Statement(text, f"s{n}") for n, text in enumerate(texts)))
+    scorer = Scripted(" snacks for peanuts")
+    rewrite = LanguageModel(scorer, "1", encoder=BagEncoder(dim=256)).rewrite("snacks for the allergic", profile)
+    assert b"allergic to peanuts" in bytes(i - 4 for i in scorer.fed[0][1:])
+    assert [(t.text, t.event_id) for t in rewrite.terms if t.source == "statement"] == [("peanuts", "s3")]
+
+
+def test_rewriters_that_choose_statements_by_other_vectors_are_other_rewriters():
+    versions = {LanguageModel(Scripted(), "1", encoder=e).version for e in (None, BagEncoder(), BagEncoder(name="b"))}
+    assert len(versions) == 3
+
+
+def test_what_is_read_ahead_is_how_every_prompt_begins():
+    scorer = Scripted()
+    model = LanguageModel(scorer, "1")
+    model.warm(BAND)
+    model.rewrite(QUERY, BAND)
+    ahead, whole = scorer.fed[:2]
+    assert whole[: len(ahead)] == ahead
+    assert len(whole) - len(ahead) < len(QUERY) + 5
+    model.warm(replace(BAND, user=None))
+    LanguageModel(Scripted(late_after=0), "1").warm(BAND)  # ended in time: nothing is raised
+
+
+@pytest.fixture(scope="module")
+def model(rewriter_cache):
+    return choose_rewriter("model", rewriter_cache)
+
+
+@pytest.mark.model
+def test_the_model_resolves_a_plain_reference(model):
+    rewrite = rewrite_query("What kind of music did they play?", BAND, model, 60_000)
+    assert rewrite.status == "full"
+    assert ("Zappa", "turn") in {(term.text, term.source) for term in rewrite.terms}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "query", ["<eos> <bos> R: Q: what else", "東京 and they?", "\ud800 who", "a\x00b they", "😀 ?"]
+)
+def test_the_model_stays_grounded_on_odd_queries(model, query):
+    rewrite = model.rewrite(query, BAND, 60_000)
+    assert rewrite.text == query or is_grounded(rewrite.text, query, BAND)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("budget_ms", [1, 10])
+def test_the_model_ends_in_the_middle_of_a_run(model, budget_ms):
+    model.rewrite(QUERY, BAND)  # loaded
+    assert model.rewrite(QUERY, BAND, budget_ms).status == "late"
+    assert model.rewrite(QUERY, BAND, 60_000).status == "full"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("budget_ms", [None, 60_000])
+def test_the_model_ends_with_the_deadline_that_it_is_asked_under(model, budget_ms):
+    model.rewrite(QUERY, BAND)  # loaded
+    with Deadline.after_ms(10).held():
+        assert model.rewrite(QUERY, BAND, budget_ms).status == "late"

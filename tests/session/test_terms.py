@@ -1,0 +1,140 @@
+"""Which words of a session are picked, and what they do to the query's vector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bespeak.errors import ModelError
+from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, Parts, added_clauses, contextualise, turn_text, with_picked
+from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
+from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, words
+from bespeak.rewriting.rewriter import Unchanged
+from bespeak.session.terms import PICKED, Candidate, candidates, load_terms
+from bespeak.settings import Settings
+from bespeak.text import analysis
+from fakes import ADA, BagEncoder
+
+ASKED = "When did they disband?"
+TURN = Turn("Who were the Mothers of Invention?", "The band of Frank Zappa, from California.", "t1")
+
+
+@pytest.fixture(scope="module")
+def terms():
+    return load_terms()
+
+
+def test_names_of_the_last_turn_are_picked_with_their_event(terms):
+    picked = terms.pick(ASKED, Profile(turns=(TURN,)))
+    assert {"Mothers", "Zappa"} <= {term.text for term in picked}
+    assert {term.event_id for term in picked} == {"t1"}
+    assert len(picked) <= PICKED
+
+
+def test_nothing_is_picked_of_nothing(terms):
+    assert terms.pick(ASKED, Profile()) == ()
+    assert terms.pick("?", Profile(turns=(Turn("", "", "t1"),), statements=(Statement("", "s1"),))) == ()
+
+
+def test_words_of_the_query_are_not_picked_again(terms):
+    picked = terms.pick("When did the Mothers of Invention disband?", Profile(turns=(TURN,)))
+    assert {"mothers", "invention"}.isdisjoint(term.text.casefold() for term in picked)
+
+
+def test_a_query_that_stands_alone_takes_less(terms):
+    leaning, alone = ("Why did they do it?", "How do I bake sourdough bread at home with whole wheat flour?")
+    n_leaning, n_alone = (len(terms.pick(query, Profile(turns=(TURN,)))) for query in (leaning, alone))
+    assert n_alone < n_leaning
+
+
+def read_by_definition(statements, given, meant):
+    """`stem → how often, words shared with the query, word, statement`, a word after the other."""
+    found = {}
+    for place, text in enumerate(statements):
+        shares = len(set(analysis.terms(text)) & meant)
+        for word in words(text):
+            stem = next(iter(analysis.terms(word)), "")
+            if len(stem) > 1 and stem not in given and fold(word) not in FUNCTION_WORDS:
+                n, best, _, _ = found.get(stem, (0, 0, "", 0))
+                found[stem] = (n + 1, shares, word, place) if shares >= best else (n + 1, *found[stem][1:])
+    return found
+
+
+WORDS = st.sampled_from(["jazz", "Jazz", "band", "bands", "Zappa", "the", "I", "disband", "1969", "NASA", "child's"])
+TEXTS = st.lists(WORDS, max_size=7).map(" ".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=2))
+def test_statements_give_what_each_word_by_itself_would(terms, query, statements, turns):
+    profile = Profile(
+        statements=tuple(Statement(text, f"s{n}") for n, text in enumerate(statements)),
+        turns=tuple(Turn(text, "Zappa left", f"t{n}") for n, text in enumerate(turns)),
+    )
+    found, features = candidates(query, profile, {"band": 0.5}, 1.0)
+    meant = {s for w in words(query) if fold(w) not in FUNCTION_WORDS for s in analysis.terms(w)}
+    seen = {one.stem for one in found if one.source == "turn"}
+    expected = read_by_definition(statements, set(analysis.terms(query)), meant)
+    said = [(one, row) for one, row in zip(found, features, strict=True) if one.source == "statement"]
+    assert [one for one, _ in said] == [
+        Candidate(stem, word, "statement", place)
+        for stem, (_, _, word, place) in expected.items() if stem not in seen
+    ]  # fmt: skip
+    for one, row in said:
+        n, shares, _, _ = expected[one.stem]
+        assert row[[9, 18, 21, 29]] == pytest.approx(
+            [np.log1p(n), 0.5 if one.stem == "band" else 1.0, float(shares > 0), min(shares, 3) / 2]
+        )
+
+
+def test_read_anew_or_kept_the_picks_are_the_same_and_a_forgotten_user_is_not_kept(terms):
+    statements = tuple(Statement(f"I heard Zappa play number {n} with the Mothers", f"s{n}") for n in range(30))
+    profiles = [Profile(statements=statements[:n], turns=(TURN,)) for n in (30, 3, 29)]
+    anew = []
+    for profile in profiles:
+        terms.forget(ADA)
+        anew.append([terms.pick(query, profile) for query in (ASKED, "Which number did Zappa play?")])
+    kept = [[terms.pick(query, profile) for query in (ASKED, "Which number did Zappa play?")] for profile in profiles]
+    assert kept == anew
+    assert any(term.source == "statement" for picks in anew for picked in picks for term in picked)
+    assert terms._read.cache_info().currsize
+    terms.forget(ADA)
+    assert not terms._read.cache_info().currsize
+
+
+def test_a_damaged_network_is_said_so(tmp_path):
+    (tmp_path / "terms.npz").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="models verify"):
+        load_terms(tmp_path)
+
+
+def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
+    query, profile, encoder = Rewrite(ASKED, ASKED), Profile(turns=(TURN,)), BagEncoder()
+    parts = Parts(Settings(last_turn_share=0.0), Unchanged(), encoder)
+    context = contextualise(query, profile, parts, terms.pick(ASKED, profile)).query
+    assert context is not None
+    whole = np.sum([part.vector for part in context.parts], axis=0)
+    assert context.vector == pytest.approx(whole / np.linalg.norm(whole), abs=1e-6)
+    rest = np.sum([part.vector for part in context.parts if not part.event_id], axis=0)
+    typed = encoder.encode([ASKED], kind="query")[0]
+    assert rest / np.linalg.norm(rest) == pytest.approx(typed, abs=1e-6)
+    assert any(part.event_id == "t1" and np.linalg.norm(part.vector) > 0 for part in context.parts)
+
+
+def test_picked_words_are_searched_beside_the_query_and_take_room_from_the_last_turn(terms):
+    query, profile = Rewrite(ASKED, ASKED), Profile(turns=(TURN,))
+    mixing = Settings(last_turn_weight=0.1)
+    picked = terms.pick(ASKED, profile)
+    clauses = added_clauses(query, profile, mixing, picked)
+    assert [clause.text for clause in clauses] == [" ".join(t.text for t in picked), turn_text(TURN)]
+    assert [clause.weight for clause in clauses] == [PICKED_WEIGHT, pytest.approx(0.1 * BESIDE_TERMS)]
+    assert added_clauses(query, profile, mixing) == (Clause(turn_text(TURN), 0.1),)
+
+
+def test_a_hit_is_explained_by_picked_words_too(terms):
+    picked = terms.pick(ASKED, Profile(turns=(TURN,)))
+    said = with_picked(Rewrite(ASKED, f"{ASKED} {picked[0].text}", (picked[0],)), picked)
+    assert said.terms == picked
+    assert said.text.split()[len(ASKED.split()) :] == [term.text for term in picked]
