@@ -20,8 +20,8 @@ import numpy as np
 
 from bespeak.evaluation.measures import judge
 from bespeak.evaluation.topics import Collection, read_collection
+from bespeak.models.catalogue import model_folder
 from bespeak.models.encoder import OnnxEncoder
-from bespeak.models.files import model_folder
 from bespeak.records import Matrix
 
 TIMED = 100

@@ -10,8 +10,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bespeak.models.catalogue import ModelRecord
     from bespeak.models.export import Precision
-    from bespeak.models.files import ModelRecord
     from bespeak.training.fit import Progress
     from bespeak.training.gain import Stage
 
@@ -29,7 +29,7 @@ def models() -> None:
 @click.pass_context
 def list_(ctx: click.Context, format_: str) -> None:
     """Show the shipped models and those made on this machine; * marks those taken where none is named."""
-    from bespeak.models.files import known_models
+    from bespeak.models.catalogue import known_models
 
     found = list(known_models(ctx.obj.cache))
     if format_ == "json":
@@ -67,8 +67,8 @@ def as_json(found: list[tuple[ModelRecord, Path]]) -> str:
 def verify(ctx: click.Context, name: str | None) -> None:
     """Compare the size and sha256 of every file of a model, or of all, with what they have to be."""
     from bespeak.errors import ModelError
-    from bespeak.models.files import known_models, model_folder
-    from bespeak.models.files import verify as verify_model
+    from bespeak.models.catalogue import known_models, model_folder
+    from bespeak.models.catalogue import verify as verify_model
 
     cache = ctx.obj.cache
     folders = [model_folder(name, cache)] if name else [folder for _, folder in known_models(cache)]

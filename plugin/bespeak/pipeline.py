@@ -48,11 +48,11 @@ from bespeak.records import (
     Turn,
     Vector,
 )
-from bespeak.rewriting.grounding import fold
 from bespeak.rewriting.rewriter import Rewriter, rewrite_query
 from bespeak.session import gate
 from bespeak.settings import Settings
 from bespeak.text import analysis
+from bespeak.text.words import fold
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder

@@ -4,7 +4,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from bespeak.models.files import ModelRecord, default_model, describe_files, manifest, write_record
+from bespeak.models.catalogue import ModelRecord, default_model, describe_files, manifest, write_record
 from bespeak_cli import cli
 
 HAS_TRAIN = importlib.util.find_spec("sentence_transformers") is not None

@@ -20,8 +20,8 @@ from bespeak.evaluation.regressions import check, judge, read_expected
 from bespeak.evaluation.signals import Bm25, best, gather, ndcg, rank_all, score_settings
 from bespeak.evaluation.systems import Cell, load_collection, measure, plan_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
+from bespeak.models.catalogue import asset_folder
 from bespeak.models.encoder import open_tokenizer
-from bespeak.models.files import asset_folder
 from bespeak.pipeline import Parts, finish, plan
 from bespeak.records import Clause, Document, EngineQuery, Profile, Request, Rewrite
 from bespeak.session.context import MODEL, ContextEncoder

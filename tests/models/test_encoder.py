@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from bespeak.deadline import Deadline
 from bespeak.errors import ModelError
+from bespeak.models.catalogue import asset_folder, default_model
 from bespeak.models.encoder import OnnxEncoder, RememberingEncoder, encode_until, load_encoder, well_formed
-from bespeak.models.files import asset_folder, default_model
 from bespeak.records import UserKey
 from fakes import BagEncoder
 
@@ -164,7 +164,7 @@ def test_a_folder_that_lacks_a_file_is_an_error(tmp_path, name):
 
 def test_a_shipped_model_cut_short_is_an_error(tmp_path):
     """A copy of it in a folder of the user's, with its record."""
-    from bespeak.models.files import manifest, write_record
+    from bespeak.models.catalogue import manifest, write_record
 
     folder = tmp_path / "copy"
     shutil.copytree(asset_folder("onnx_models") / default_model("encoder"), folder)

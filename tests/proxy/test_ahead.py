@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import pytest
 
 from bespeak.deadline import Deadline, Late
+from bespeak.models.catalogue import asset_folder
 from bespeak.models.encoder import open_tokenizer
-from bespeak.models.files import asset_folder
 from bespeak.proxy.ahead import Ahead, followed
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains

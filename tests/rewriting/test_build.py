@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from bespeak.errors import ModelError
-from bespeak.models.files import asset_folder, verify
+from bespeak.models.catalogue import asset_folder, verify
 from bespeak.rewriting.build import LEVELS, MAX_TOKENS, Base, Graph, build_rewriter, quantise_blocks, use_adapter
 from bespeak.rewriting.decoding import MAX_NEW_TOKENS
 from bespeak.rewriting.rewriter import MODEL, PARTS, find_model, made_from

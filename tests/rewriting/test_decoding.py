@@ -23,8 +23,9 @@ from bespeak.rewriting.decoding import (
     prompt,
     refuse,
 )
-from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, inner_words, sources, words
+from bespeak.rewriting.grounding import sources
 from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 from fakes import BagEncoder
 
 BAND = Profile(

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.records import Profile, Statement, Term, Turn
-from bespeak.rewriting.grounding import FUNCTION_WORDS, Grounded, Lexicon, attribute, inner_words, words
+from bespeak.rewriting.grounding import Grounded, Lexicon, attribute
+from bespeak.text.words import FUNCTION_WORDS, inner_words, words
 
 BAND = Profile(
     statements=(Statement("I am vegetarian.", "s1"),),

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bespeak.errors import ModelError, StoreError
-from bespeak.models.files import ModelRecord, describe_files, write_record
+from bespeak.models.catalogue import ModelRecord, describe_files, write_record
 from bespeak.records import Preference, Profile, Rewrite, Statement, Term, Turn, UserKey
 from bespeak.rewriting.decoding import DECODING
 from bespeak.rewriting.rewriter import (

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from bespeak.errors import ModelError
 from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, Parts, added_clauses, contextualise, turn_text, with_picked
 from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
-from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, words
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.session.terms import PICKED, Candidate, candidates, load_terms
 from bespeak.settings import Settings
 from bespeak.text import analysis
+from bespeak.text.words import FUNCTION_WORDS, fold, words
 from fakes import ADA, BagEncoder
 
 ASKED = "When did they disband?"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from bespeak.models.files import asset_folder
+from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.build import HEAD, N_HEADS, N_LAYERS
 from bespeak.rewriting.rewriter import MODEL
 

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed (extra `trai
 pytestmark = pytest.mark.train
 
 from bespeak.errors import InputError, ModelError  # noqa: E402
+from bespeak.models.catalogue import asset_folder, default_model, read_record  # noqa: E402
 from bespeak.models.encoder import OnnxEncoder, load_encoder, read_config  # noqa: E402
-from bespeak.models.files import asset_folder, default_model, read_record  # noqa: E402
 from bespeak.training import contextual  # noqa: E402
 from bespeak.training.contextual import Vectors, examples, nearness, plan, told_apart, train  # noqa: E402
 from bespeak.training.encoder import BertEncoder, merged, read_weights  # noqa: E402

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bespeak.errors import ModelError
-from bespeak.models.files import asset_folder
+from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.build import ADAPTED
 from bespeak.rewriting.rewriter import MODEL
 from bespeak.training.packing import Layout, pack

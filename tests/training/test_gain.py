@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.files import asset_folder
+from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.decoding import END
 from bespeak.rewriting.rewriter import MODEL
 from bespeak.training.answers import Gains

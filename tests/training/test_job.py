@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.files import asset_folder
+from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.rewriter import MODEL
 from bespeak.training.card import LICENCES, card
 from bespeak.training.job import CHECKPOINT, Options, Scores, prepare, run_name, thinned, train

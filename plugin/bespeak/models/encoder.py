@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
-from bespeak.models.files import default_model, model_folder, verify
+from bespeak.models.catalogue import default_model, model_folder, verify
 
 if TYPE_CHECKING:
     from bespeak.records import Matrix, UserKey, Vector

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bespeak.errors import ModelError
-from bespeak.models.files import RECORD, ModelRecord, describe_files, write_record
+from bespeak.models.catalogue import RECORD, ModelRecord, describe_files, write_record
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import ModelError
-from bespeak.models.files import ModelRecord, describe_files, verify, write_record
+from bespeak.models.catalogue import ModelRecord, describe_files, verify, write_record
 from bespeak.rewriting.rewriter import MODEL, OWN_ADAPTER, PARTS, made_from, parts_folder
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 from bespeak.models.encoder import RememberingEncoder
 from bespeak.records import Profile, Rewrite, Turn, UserKey
-from bespeak.rewriting.grounding import FUNCTION_WORDS, Grounded, Lexicon, attribute, fold, sources, words
+from bespeak.rewriting.grounding import Grounded, Lexicon, attribute, sources
 from bespeak.rewriting.rewriter import MODEL, failed, model_of
 from bespeak.rewriting.scorer import Floats, Whose, common
 from bespeak.session.gate import is_other_script
 from bespeak.session.statements import choose_statements, fit
 from bespeak.text import analysis
+from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

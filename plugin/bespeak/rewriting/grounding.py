@@ -9,55 +9,12 @@ from dataclasses import dataclass
 
 from bespeak.records import Profile, Source, Term
 from bespeak.text import analysis
-
-FUNCTION_WORDS = frozenset(
-    # Closed classes only. What turns a meaning round (not, no, never, without) or counts (one, more, most) is left
-    # out: it has to stand in the query, the history or a statement.
-    """a an the this that these those some any all both each every other another such same
-    i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
-    who whom whose what which when where why how
-    is are was were be been being am do does did doing done have has had having
-    can could will would shall should may might must
-    i'm i've i'd i'll you're they're we're what's who's where's how's that's it's
-    of in on at by for with from to into onto about as than between among during through over under after before
-    against around near within across along toward towards since until upon via
-    and or but if so because while though although whether there here then also too""".split()  # noqa: SIM905
-)
-"""English function words, folded: a grounded rewrite may use them wherever they come from."""
+from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 
 ENDINGS = tuple(
     possessive + mark for possessive in ("", "'s", "’s", "'", "’") for mark in ("", ",", "?", ".", "!", ":", ";")
 )
 """What may follow a word without being one."""
-
-_EDGES = ".,;:!?\"'()[]{}<>…“”‘’«»*`|"
-_PARTS = re.compile(r"[-–—/'’]")
-_POSSESSIVE = re.compile(r"['’](?:s|S)?$")
-
-
-def words(text: str) -> list[str]:
-    """The words as they stand: what white space parts, without the punctuation around it and the possessive.
-
-    >>> words('Zappa\\'s "break-up" (in 1,969.5), C++ & AC/DC?')
-    ['Zappa', 'break-up', 'in', '1,969.5', 'C++', '&', 'AC/DC']
-    """
-    stripped = (word.strip(_EDGES) for word in text.split())
-    return [word for word in (_POSSESSIVE.sub("", word) for word in stripped) if word]
-
-
-def fold(word: str) -> str:
-    """For comparing: case and the kind of apostrophe do not count."""
-    return word.casefold().replace("’", "'")
-
-
-def inner_words(word: str) -> list[str]:
-    """The parts of a compound of letters; a number or a code is one word and has none.
-
-    >>> inner_words("break-up"), inner_words("AC/DC"), inner_words("1969-71")
-    (['break', 'up'], ['AC', 'DC'], [])
-    """
-    parts = [part for part in _PARTS.split(word) if part]
-    return parts if len(parts) > 1 and all(part.isalpha() and len(part) > 1 for part in parts) else []
 
 
 def sources(query: str, profile: Profile) -> Iterable[str]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, assert_never
 
 from bespeak.errors import BespeakError, ModelError, StoreError
-from bespeak.models.files import Digests, asset_folder, verify
+from bespeak.models.catalogue import Digests, asset_folder, verify
 from bespeak.records import Profile, Rewrite, Turn, UserKey
-from bespeak.rewriting.grounding import FUNCTION_WORDS, attribute, fold, words
+from bespeak.rewriting.grounding import attribute
 from bespeak.session.gate import decline
+from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bespeak.models.catalogue import known_models, verify
 from bespeak.models.encoder import OnnxEncoder, RememberingEncoder, open_tokenizer, read_config, well_formed
-from bespeak.models.files import known_models, verify
 from bespeak.records import Profile
 from bespeak.session.statements import choose_statements
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bespeak.records import Profile, Statement
-from bespeak.rewriting.grounding import FUNCTION_WORDS
 from bespeak.text import analysis
+from bespeak.text.words import FUNCTION_WORDS
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from bespeak.errors import ModelError
 from bespeak.records import Profile, Term, UserKey
-from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, words
 from bespeak.text import analysis
+from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -321,7 +321,7 @@ def load_terms(folder: Path | None = None) -> TermPicker:
 
     import numpy as np
 
-    from bespeak.models.files import asset_folder
+    from bespeak.models.catalogue import asset_folder
 
     path = (folder or asset_folder("onnx_models") / MODEL) / "terms.npz"
     try:

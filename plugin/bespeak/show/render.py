@@ -26,7 +26,7 @@ from markupsafe import Markup, escape
 
 from bespeak.engines import VECTOR_FIELD
 from bespeak.errors import BespeakError, InputError, UsageError
-from bespeak.models.files import asset_folder
+from bespeak.models.catalogue import asset_folder
 from bespeak.records import Evidence, Hit, Ranked, Result, Rewrite, Term
 from bespeak.show.summary import Summary, summarise_all, title_of
 from bespeak.show.terminal import beside, cells, clean, emphasise, fit, wrap

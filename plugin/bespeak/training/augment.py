@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from bespeak.rewriting.grounding import FUNCTION_WORDS, fold, words
 from bespeak.text import analysis
+from bespeak.text.words import FUNCTION_WORDS, fold, words
 from bespeak.training.pairs import Conversation, Exchange, Target
 
 Stems: TypeAlias = frozenset[str]

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError, ModelError
+from bespeak.models.catalogue import ModelRecord, asset_folder, default_model, describe_files, write_json, write_record
 from bespeak.models.encoder import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
-from bespeak.models.files import ModelRecord, asset_folder, default_model, describe_files, write_json, write_record
 from bespeak.records import Profile, Statement, Turn
 from bespeak.session.context import MAX_CHARS, MAX_TOKENS, session_text
 from bespeak.training.answers import encode_all

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from bespeak.errors import InputError, ModelError
+from bespeak.models.catalogue import asset_folder, write_json
 from bespeak.models.encoder import load_encoder
-from bespeak.models.files import asset_folder, write_json
 from bespeak.rewriting.batched import JointScorer
 from bespeak.rewriting.build import build_rewriter, part, read_adapter, use_adapter
 from bespeak.rewriting.decoding import DECODING, prompt

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.files import asset_folder, write_json
+from bespeak.models.catalogue import asset_folder, write_json
 from bespeak.rewriting.rewriter import MODEL
 from bespeak.training import mixture
 from bespeak.training.card import card

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from bespeak.records import Profile, Statement, Turn
 from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
-from bespeak.rewriting.grounding import Lexicon, fold, words
+from bespeak.rewriting.grounding import Lexicon
+from bespeak.text.words import fold, words
 from bespeak.training.pairs import Conversation, Exchange, Target
 
 if TYPE_CHECKING:

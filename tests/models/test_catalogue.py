@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from bespeak.errors import ModelError
-from bespeak.models.files import (
+from bespeak.models.catalogue import (
     ModelRecord,
     asset_folder,
     default_model,
@@ -73,7 +73,7 @@ def test_the_wheel_carries_templates_and_models(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(site)
     code = (
-        "from bespeak.models.files import asset_folder; from bespeak.models.encoder import load_encoder\n"
+        "from bespeak.models.catalogue import asset_folder; from bespeak.models.encoder import load_encoder\n"
         "print(asset_folder('templates'), asset_folder('onnx_models'), load_encoder().dim, sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}

@@ -1,0 +1,52 @@
+"""Files that are written whole or not at all, and locks between processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: Any) -> Iterator[IO[Any]]:
+    """A file that takes the place of `path` when the block ends; if the block raises, `path` stays as it was.
+
+    `mode` and `options` are those of `open`. `durable` also waits until the content is on the disk. The new file can
+    be read and written by its owner alone. Raises OSError.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    draft = Path(name)
+    try:
+        with open(handle, mode, **options) as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(made: Path, folder: Path) -> None:
+    """Puts the folder `made` where `folder` is, which goes. Both must lie on one file system. Raises OSError."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as passing:
+        if folder.exists():
+            folder.rename(Path(passing) / "old")
+        made.rename(folder)
+
+
+@contextmanager
+def locked(path: Path, wait_s: float = -1) -> Iterator[None]:
+    """Holds the lock file `path`, on every system; one process has it at a time, and a killed one loses it.
+
+    Waits `wait_s` seconds, by default without end. Raises `filelock.Timeout` where it stays taken.
+    """
+    with FileLock(path, timeout=wait_s):
+        yield
