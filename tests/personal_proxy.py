@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bespeak.pipeline import Parts
+from bespeak.parts import Parts
 from bespeak.profiles.events import EventStore, new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy import Upstream

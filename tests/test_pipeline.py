@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import IndexMissing, ModelError, StoreError, UsageError
-from bespeak.pipeline import MAX_QUERY_CHARS, Context, Parts, plan, search, steady
+from bespeak.parts import Parts
+from bespeak.pipeline import MAX_QUERY_CHARS, Context, plan, search, steady
 from bespeak.ranking.rerank import Part, mix
 from bespeak.records import Clause, EngineQuery, Hit, Preference, Profile, Request, Statement, Term, Turn
 from bespeak.rewriting.rewriter import Unchanged

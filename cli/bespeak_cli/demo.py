@@ -17,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.models.encoder import Encoder
-    from bespeak.pipeline import Parts
+    from bespeak.parts import Parts
     from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.records import Result, UserKey
     from bespeak_cli.parts import RewriterName

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bespeak.evaluation.regressions import Check, Expected
     from bespeak.evaluation.systems import Cell
     from bespeak.models.encoder import Encoder
-    from bespeak.pipeline import Parts
+    from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Rewriter
     from bespeak.session.context import ContextEncoder
 
@@ -153,7 +153,7 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
     from bespeak.evaluation.systems import STAGES, SYSTEMS, cells_of, check_names, load_collection, run_all, unhurried
     from bespeak.evaluation.topics import read_collection
-    from bespeak.pipeline import Parts
+    from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Unchanged
     from bespeak.session.terms import load_terms
     from bespeak_cli.search import read_settings
@@ -193,7 +193,7 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
     from bespeak.evaluation.movielens import Means, known_systems, read_movielens
     from bespeak.evaluation.movielens import measure as run
     from bespeak.evaluation.systems import embed, load_collection
-    from bespeak.pipeline import Parts
+    from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Unchanged
     from bespeak_cli.search import read_settings
 

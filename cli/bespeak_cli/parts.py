@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bespeak.models.encoder import Encoder
-    from bespeak.pipeline import Parts
+    from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import RewriteCache, Rewriter
     from bespeak.settings import Settings
 
@@ -40,7 +40,7 @@ def build_parts(
 ) -> Parts:
     """Where there is an encoder, the session is read and words are picked of it. What was learnt lies in `data_dir`."""
     from bespeak.errors import ModelError
-    from bespeak.pipeline import Parts
+    from bespeak.parts import Parts
     from bespeak.ranking.learning import LearntFolder
     from bespeak.session.context import load_context
     from bespeak.session.terms import load_terms

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bespeak.document import document_text
 from bespeak.engines import Engine, IndexInfo
 from bespeak.errors import ModelError, StoreError, UsageError
+from bespeak.parts import Parts, Profiles
 from bespeak.ranking.rerank import (
     Judge,
     Mixed,
@@ -48,18 +49,14 @@ from bespeak.records import (
     Turn,
     Vector,
 )
-from bespeak.rewriting.rewriter import Rewriter, rewrite_query
+from bespeak.rewriting.rewriter import rewrite_query
 from bespeak.session import gate
 from bespeak.settings import Settings
 from bespeak.text import analysis
 from bespeak.text.words import fold
 
 if TYPE_CHECKING:
-    from bespeak.models.encoder import Encoder
     from bespeak.ranking.learning import Learnt
-    from bespeak.records import UserKey
-    from bespeak.session.context import ContextEncoder
-    from bespeak.session.terms import TermPicker
 
 MAX_QUERY_CHARS = 10_000
 MAX_PREFERENCES = 50
@@ -83,48 +80,6 @@ BESIDE_CONTEXT = 0.5
 
 UNWRITTEN = ("no_history", "too_long", "other_language")
 """Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
-
-
-class Lessons(Protocol):
-    """What was learnt of people's behaviour; the folder that `bespeak learn` writes to is one."""
-
-    def of(self, tenant: str) -> tuple[Learnt | None, str]:
-        """What was learnt of a tenant's users, and why it cannot be used."""
-        ...
-
-    def holds(self, tenant: str) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What is built once and used for every query. Without an encoder there is no embedding and no user score."""
-
-    settings: Settings
-    rewriter: Rewriter
-    encoder: Encoder | None
-    learnt: Lessons | None = None
-    terms: TermPicker | None = field(default=None, kw_only=True)
-    context: ContextEncoder | None = field(default=None, kw_only=True)
-
-    def pick(self, query: str, profile: Profile) -> tuple[Term, ...] | None:
-        """The words of the session that the query leans on; None where nothing picks them."""
-        return self.terms.pick(query, profile) if self.terms else None
-
-    def reader(self, query: str, profile: Profile) -> ContextEncoder | None:
-        """What reads the session beside this query; None where there is no session, or the query stands alone."""
-        return self.context if self.context and not gate.decline(query, profile) else None
-
-    def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
-        """What was learnt of the people of this tenant, and why it cannot be used."""
-        if self.learnt is None or profile.user is None or not profile.preferences:
-            return None, ""
-        return self.learnt.of(profile.user.tenant)
-
-
-class Profiles(Protocol):
-    """Where a profile comes from; the event store is one."""
-
-    def profile(self, user: UserKey | None, session_id: str, now: datetime) -> Profile: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from bespeak.evaluation.systems import Cell, load_collection, measure, plan_topi
 from bespeak.evaluation.topics import Collection, Topic, read_collection
 from bespeak.models.catalogue import asset_folder
 from bespeak.models.encoder import open_tokenizer
-from bespeak.pipeline import Parts, finish, plan
+from bespeak.parts import Parts
+from bespeak.pipeline import finish, plan
 from bespeak.records import Clause, Document, EngineQuery, Profile, Request, Rewrite
 from bespeak.session.context import MODEL, ContextEncoder
 from bespeak.session.terms import load_terms

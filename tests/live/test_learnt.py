@@ -7,7 +7,8 @@ import pytest
 
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
-from bespeak.pipeline import Parts, search
+from bespeak.parts import Parts
+from bespeak.pipeline import search
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.ranking.behaviour import gather

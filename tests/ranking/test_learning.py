@@ -6,7 +6,8 @@ import pytest
 
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, StoreError
-from bespeak.pipeline import Context, Parts, rank_window, search
+from bespeak.parts import Parts
+from bespeak.pipeline import Context, rank_window, search
 from bespeak.profiles.deriving import derive
 from bespeak.profiles.events import new_event
 from bespeak.ranking.behaviour import gather

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder, default_model, manifest, write_record
 from bespeak.models.encoder import load_encoder, open_tokenizer, read_config
-from bespeak.pipeline import Parts, contextualise
+from bespeak.parts import Parts
+from bespeak.pipeline import contextualise
 from bespeak.records import Profile, Rewrite, Statement, Term, Turn
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.session import context as contextual

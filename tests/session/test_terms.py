@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bespeak.errors import ModelError
-from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, Parts, added_clauses, contextualise, turn_text, with_picked
+from bespeak.parts import Parts
+from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, added_clauses, contextualise, turn_text, with_picked
 from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.session.terms import PICKED, Candidate, candidates, load_terms

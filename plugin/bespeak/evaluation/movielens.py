@@ -25,7 +25,8 @@ from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.signals import best
 from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
-from bespeak.pipeline import MAX_PREFERENCES, Context, Parts, rank_window, search
+from bespeak.parts import Parts
+from bespeak.pipeline import MAX_PREFERENCES, Context, rank_window, search
 from bespeak.profiles.deriving import derive
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores import PREFERENCES_READ

@@ -13,7 +13,8 @@ from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
 from bespeak.evaluation.signals import best
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.pipeline import Parts, Plan, contextualise, finish, plan
+from bespeak.parts import Parts
+from bespeak.pipeline import Plan, contextualise, finish, plan
 from bespeak.records import Document, Matrix, Request, Vector
 from bespeak.rewriting.rewriter import LastTurn, Unchanged
 from bespeak.settings import Settings

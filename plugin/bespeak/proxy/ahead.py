@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from bespeak.deadline import Deadline, Late
-from bespeak.pipeline import Profiles
+from bespeak.parts import Profiles
 from bespeak.proxy.bounds import CLOSING_S, Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn, UserKey

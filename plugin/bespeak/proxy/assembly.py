@@ -11,7 +11,7 @@ from pathlib import Path
 from bespeak.errors import EngineError
 from bespeak.models.encoder import RememberingEncoder
 from bespeak.models.vectors import VectorCache
-from bespeak.pipeline import Parts
+from bespeak.parts import Parts
 from bespeak.profiles.events import EventStore
 from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy

@@ -21,13 +21,12 @@ from typing import Any, Literal, TypeVar
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import EngineRefused
 from bespeak.models.encoder import RememberingEncoder
+from bespeak.parts import Parts, Profiles
 from bespeak.pipeline import (
     EMBEDDED_CHARS,
     MAX_PREFERENCES,
     MAX_QUERY_CHARS,
     Context,
-    Parts,
-    Profiles,
     added_clauses,
     context_texts,
     contextualise,
