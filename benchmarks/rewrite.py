@@ -37,9 +37,10 @@ from bespeak.batch.queries import Asked, read_queries
 from bespeak.batch.work import Tools
 from bespeak.batch.workers import rewrite_chunks
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.reading import rewrite_query
 from bespeak.records import Profile, UserKey
 from bespeak.rewriting.batched import ROWS
-from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.rewriting.rewriter import choose_rewriter
 
 CHUNK = 128
 WARMING = 16

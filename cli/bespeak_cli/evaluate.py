@@ -190,9 +190,10 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
 
 
 def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
+    from bespeak.evaluation.memory import embed
     from bespeak.evaluation.movielens import Means, known_systems, read_movielens
     from bespeak.evaluation.movielens import measure as run
-    from bespeak.evaluation.systems import embed, load_collection
+    from bespeak.evaluation.systems import load_collection
     from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Unchanged
     from bespeak_cli.search import read_settings

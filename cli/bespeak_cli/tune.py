@@ -81,9 +81,11 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
     """What had to be computed for it is kept for the next time."""
     from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
-    from bespeak.evaluation.signals import gather
+    from bespeak.evaluation.memory import read_topics
+    from bespeak.evaluation.systems import unhurried
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
+    from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import choose_rewriter
     from bespeak.session.terms import load_terms
     from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
@@ -95,12 +97,13 @@ def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: S
     rewriter = KeptRewriter(made, ctx.obj.cache / "evaluation", collection.digest)
     try:
         told = progress(f"{collection.name}: queries")
-        signals = gather(collection, encoder, rewriter, told, load_terms(), context)
+        parts = Parts(unhurried(settings[0]), rewriter, encoder, terms=load_terms(), context=context)
+        readings = read_topics(collection, parts, told)
     finally:
         for kept in (encoder, rewriter, context and context.encoder):
             if isinstance(kept, KeptEncoder | KeptRewriter):
                 kept.save()
-    return judged(signals, settings, progress(f"{collection.name}: settings"))
+    return judged(readings, settings, progress(f"{collection.name}: settings"))
 
 
 def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:

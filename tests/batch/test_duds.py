@@ -62,7 +62,7 @@ REWRITES = [
 def test_duds_are_replaced_by_the_query_as_typed(searched, mode, reasons):
     judged = Duds(*searched, mode).dropped(REWRITES)
     expected = [
-        Rewrite(one.query, one.query, (), "dud", reason, "m 1") if reason else one
+        Rewrite(one.query, one.query, (), "dropped", reason, "m 1") if reason else one
         for one, reason in zip(REWRITES, reasons, strict=True)
     ]
     assert judged == expected
@@ -95,9 +95,9 @@ def test_a_dud_is_never_kept_and_one_that_was_is_dropped(tmp_path, store):
         rewrites, from_cache = find_rewrites(asked, profiles, tools)
         return [rewrite.status for rewrite in rewrites], from_cache
 
-    assert statuses(checked) == (["full", "dud"], 0)
+    assert statuses(checked) == (["full", "dropped"], 0)
     assert statuses(tools) == (["full", "full"], 1)  # unchecked, and now both are kept
     assert statuses(tools) == (["full", "full"], 2)
-    assert statuses(checked) == (["full", "dud"], 2)
+    assert statuses(checked) == (["full", "dropped"], 2)
     assert statuses(tools) == (["full", "full"], 1)
     engine.close()

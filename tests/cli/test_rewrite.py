@@ -294,7 +294,7 @@ def test_rewrites_that_find_nothing_are_dropped(tmp_path, file, place, request):
     done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--check", index, *there)
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    duds = [row for row in rows if row["status"] == "dud"]
+    duds = [row for row in rows if row["status"] == "dropped"]
     assert len(duds) == 600  # those that the store's history gives no such word
     assert all(row["rewrite"] == row["query"] and not row["terms"] for row in duds)
     assert {row["reason"] for row in duds} == {"finds nothing"}

@@ -24,7 +24,7 @@ from bespeak.rewriting.decoding import (
     refuse,
 )
 from bespeak.rewriting.grounding import sources
-from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.rewriting.rewriter import choose_rewriter, run_rewriter
 from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 from fakes import BagEncoder
 
@@ -233,7 +233,7 @@ def test_a_tokenizer_without_bytes_is_a_sentence():
 
     with pytest.raises(ModelError, match="bespeak models build"):
         LanguageModel(Mute(), "1").rewrite(QUERY, BAND)
-    assert rewrite_query(QUERY, BAND, LanguageModel(Mute(), "1")).status == "failed"
+    assert run_rewriter(QUERY, BAND, LanguageModel(Mute(), "1")).status == "failed"
 
 
 def test_no_more_tokens_than_the_limit():
@@ -276,7 +276,7 @@ def model(rewriter_cache):
 
 @pytest.mark.model
 def test_the_model_resolves_a_plain_reference(model):
-    rewrite = rewrite_query("What kind of music did they play?", BAND, model, 60_000)
+    rewrite = run_rewriter("What kind of music did they play?", BAND, model, 60_000)
     assert rewrite.status == "full"
     assert ("Zappa", "turn") in {(term.text, term.source) for term in rewrite.terms}
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from bespeak.engines import Engine
 from bespeak.records import Rewrite
+from bespeak.statuses import RewriteStatus
 
 FIRST = 10
 """Hits of the query as typed of which a rewrite has to keep one."""
@@ -45,4 +46,8 @@ def _judged(rewrite: Rewrite, found: Sequence[str], typed: Sequence[str]) -> Rew
     'loses the first hits'
     """
     reason = "finds nothing" if not found else "loses the first hits" if typed and not set(found) & set(typed) else ""
-    return replace(rewrite, text=rewrite.query, terms=(), status="dud", reason=reason) if reason else rewrite
+    return (
+        replace(rewrite, text=rewrite.query, terms=(), status=RewriteStatus.DROPPED, reason=reason)
+        if reason
+        else rewrite
+    )

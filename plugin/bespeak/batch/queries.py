@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bespeak.errors import InputError, UsageError
-from bespeak.pipeline import MAX_QUERY_CHARS
 from bespeak.profiles.deriving import STATEMENTS_KEPT, TURNS_KEPT
 from bespeak.profiles.events import MAX_ID_CHARS, read_object, user_key
+from bespeak.reading import MAX_QUERY_CHARS
 from bespeak.records import Profile, Statement, Turn, UserKey
 
 Form: TypeAlias = Literal["jsonl", "tsv"]

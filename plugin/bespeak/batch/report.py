@@ -11,7 +11,7 @@ from bespeak.show.render import fill, in_words
 STATUSES = {
     "full": "rewritten, or found to need nothing",
     "gated": "left as typed by the gate",
-    "dud": "as typed: the rewrite finds nothing of use",
+    "dropped": "as typed: the rewrite finds nothing of use",
     "failed": "as typed: the rewriter failed",
     "late": "as typed: the rewriter took too long",
     "off": "as typed: no rewriter",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from bespeak.reading import rewrite_query
 from bespeak.records import Profile, Rewrite, Statement, Turn, UserKey
 from bespeak.rewriting.batched import in_turn
-from bespeak.rewriting.rewriter import Rewriter, rewrite_query
+from bespeak.rewriting.rewriter import Rewriter
 from bespeak.session.gate import decline
 
 Read: TypeAlias = tuple[str, UserKey | None, str, tuple[Statement, ...], tuple[Turn, ...], bool]

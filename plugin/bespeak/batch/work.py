@@ -19,6 +19,7 @@ from bespeak.profiles.events import EventStore
 from bespeak.records import Profile, Rewrite
 from bespeak.rewriting.rewriter import RewriteKey, Rewriter, model_of, version_read
 from bespeak.session.gate import decline
+from bespeak.statuses import RewriteStatus
 
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
@@ -101,7 +102,9 @@ def find_rewrites(asked: Sequence[Asked], profiles: Sequence[Profile], tools: To
     keys = [find_key(one, profile, tools.rewriter) for one, profile in zip(asked, profiles, strict=True)]
     asked_for = [key for key in dict.fromkeys(keys) if key]
     found = zip(asked_for, tools.each(tools.store.get_rewrite, asked_for), strict=True)
-    cached: dict[RewriteKey | None, Rewrite] = {key: replace(one, status="full") for key, one in found if one}
+    cached: dict[RewriteKey | None, Rewrite] = {
+        key: replace(one, status=RewriteStatus.FULL) for key, one in found if one
+    }
     rest = [place for place, key in enumerate(keys) if key not in cached]
     pairs = [(asked[place].query, profiles[place]) for place in rest]
     made = dict(zip(rest, rewrite_all(pairs, tools.rewriter, tools.n_threads), strict=True))
@@ -109,7 +112,7 @@ def find_rewrites(asked: Sequence[Asked], profiles: Sequence[Profile], tools: To
     if tools.duds:
         rewrites = tools.duds.dropped(rewrites)
     final = dict(zip(keys, rewrites, strict=True))
-    tools.each(tools.store.drop_rewrite, [key for key in asked_for if key in cached and final[key].status == "dud"])
+    tools.each(tools.store.drop_rewrite, [key for key in asked_for if key in cached and final[key].status == "dropped"])
     new = [key for key in asked_for if key not in cached and final[key].status == "full"]
     tools.each(lambda key: tools.store.put_rewrite(key, final[key]), new)
     return rewrites, sum(key in cached for key in keys)

@@ -10,8 +10,9 @@ from bespeak.errors import UsageError
 from bespeak.evaluation.measures import Run, judge
 from bespeak.evaluation.systems import BASELINE, UNHURRIED_MS, Runs
 from bespeak.evaluation.topics import Collection, Topic
+from bespeak.reading import rewrite_query
 from bespeak.records import Profile, Rewrite, Term
-from bespeak.rewriting.rewriter import Rewriter, rewrite_query
+from bespeak.rewriting.rewriter import Rewriter
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 Origin: TypeAlias = Literal["last query", "last answer", "earlier turns", "statements", "function words", "nowhere"]

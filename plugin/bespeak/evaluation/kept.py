@@ -16,6 +16,7 @@ import numpy as np
 
 from bespeak.errors import StoreError
 from bespeak.records import Matrix, Profile, Rewrite, Term, UserKey, Vector
+from bespeak.statuses import RewriteStatus
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
@@ -101,7 +102,7 @@ class KeptRewriter:
             return self._rewrites[key]
         made = self._rewriter.rewrite(query, profile, budget_ms)
         if made.status in ("full", "cached"):
-            self._rewrites[key] = replace(made, status="full")
+            self._rewrites[key] = replace(made, status=RewriteStatus.FULL)
         return made
 
     def warm(self, profile: Profile) -> None:

@@ -21,13 +21,13 @@ from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.identity import Identify, JwtKey, Share
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.personal import Personaliser
+from bespeak.proxy.personal import Personaliser, Rules, Shared
 from bespeak.proxy.recording import Recorder
 from bespeak.proxy.routes import READY_S, AskRewrite, Routes
 from bespeak.proxy.searches import Searches
 from bespeak.ranking.interleaving import Comparison
+from bespeak.reading import rewrite_query
 from bespeak.records import Rewrite, UserKey
-from bespeak.rewriting.rewriter import rewrite_query
 
 PROFILE_READS = 8
 """Profiles read at once; a store that hangs takes no more threads than this."""
@@ -60,9 +60,8 @@ def assemble(
     documents = Documents(upstream, parts.encoder, cache, encodings) if parts.encoder else None
     context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
     parts = replace(parts, encoder=encoder, context=context)
-    personaliser = Personaliser(
-        upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path, comparison
-    )
+    shared, rules = Shared(rewrites, encodings, reads, chains, metrics), Rules(typed_path, comparison)
+    personaliser = Personaliser(upstream, store, parts, documents, shared, rules)
     recorder, users = Recorder(store), Share(share)
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: users.value)
