@@ -29,9 +29,7 @@ def reference() -> str:
 
 def sections(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
     """A section for the command, then one for each of its subcommands, in the order in which `--help` lists them."""
-    context = click.Context(
-        command, parent=parent, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH, **command.context_settings
-    )
+    context = click.Context(command, parent=parent, info_name=name, terminal_width=WIDTH, **command.context_settings)
     level = "###" if parent and parent.parent else "##"
     yield f"{level} {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
