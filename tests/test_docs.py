@@ -54,6 +54,16 @@ def test_links_lead_to_files_and_headings_that_exist(page):
     assert not broken
 
 
+def test_the_code_refers_to_pages_and_headings_that_exist():
+    sources = [path for top in ("plugin", "cli", "scripts", "benchmarks") for path in (ROOT / top).rglob("*.py")]
+    broken = []
+    for source in sources:
+        for page, anchor in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", source.read_text("utf-8")):
+            if not (ROOT / page).exists() or (anchor and anchor not in anchors(ROOT / page)):
+                broken.append(f"{name(source)}: {page}#{anchor}")
+    assert not broken
+
+
 def rooms():
     """The files and folders that the map in CONTRIBUTING names, each with what the map says of it."""
     section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("\n## Find the room\n")[2].partition("\n## ")[0]
