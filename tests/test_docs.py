@@ -41,6 +41,12 @@ def test_the_command_reference_is_what_the_commands_print(monkeypatch):
     assert script["PAGE"].read_text("utf-8") == script["reference"](), stale
 
 
+def test_the_page_of_statuses_is_what_the_code_says():
+    script = runpy.run_path(str(ROOT / "scripts" / "status_reference.py"))
+    stale = "docs/statuses.md is stale: run python scripts/status_reference.py"
+    assert script["PAGE"].read_text("utf-8") == script["reference"](), stale
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files_and_headings_that_exist(page):
     broken = []

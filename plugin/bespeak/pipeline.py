@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from bespeak.document import hit_text
@@ -171,7 +172,8 @@ def rank(
     if reading.fault:
         return Ranking(tuple(unranked(window.hits)), RerankStatus.FAILED, Stage.ENCODE)
     pinned = [hit for hit in window.hits if hit.pinned]
-    free = [hit for hit in window.hits if not hit.pinned]
+    # In an order of their own, so that equal scores never depend on how the hits came.
+    free = sorted((hit for hit in window.hits if not hit.pinned), key=attrgetter("doc_id"))
     asked = query_vector(reading, settings)
     if asked:
         asked = keep_typed(free, asked)
@@ -221,20 +223,23 @@ def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str
 
 def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: Parts) -> Result:
     """The asked page of the ranked hits. No I/O."""
+    own = retrieved.own
     if reading.declined or reading.fault:
-        note = f"not reranked: {reading.fault}" if reading.fault else reading.declined
-        ranking = rank(reading, Window(retrieved.own.hits), parts.settings)
-        return cut(request, reading, retrieved.own, ranking.hits, ranking.status, note)
+        ranking = rank(reading, Window(own.hits), parts.settings)
+        return cut(request, reading, own, ranking, note=fault_note(reading.fault) or reading.declined)
     try:
         window, rest = open_window(retrieved, reading, parts)
     except ModelError as error:
-        order = unranked(retrieved.own.hits)
-        return cut(request, reading, retrieved.own, order, RerankStatus.FAILED, f"not reranked: {error}")
+        failed = Ranking(tuple(unranked(own.hits)), RerankStatus.FAILED, Stage.EMBED)
+        return cut(request, reading, own, failed, note=fault_note(str(error)))
     learnt, damage = parts.learnt_for(reading.profile)
     ranking = rank(reading, window, parts.settings, learnt, Reason.LEARNT_UNREADABLE if damage else "")
-    order = [*ranking.hits, *unranked(rest, start=len(ranking.hits) + 1)]
-    result = cut(request, reading, retrieved.own, order, ranking.status, damage)
+    result = cut(request, reading, own, ranking, rest, damage)
     return replace(result, page=ranking.explain(result.page), weights=parts.settings.weights.as_tuple())
+
+
+def fault_note(fault: str) -> str:
+    return f"not reranked: {fault}" if fault else ""
 
 
 def open_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
@@ -291,12 +296,14 @@ def embed_liked(retrieved: Retrieved, profile: Profile, parts: Parts) -> dict[st
 
 
 def cut(
-    request: Request, reading: Reading, own: Hits, order: Sequence[Ranked], status: RerankStatus, note: str = ""
+    request: Request, reading: Reading, own: Hits, ranking: Ranking, rest: Sequence[Hit] = (), note: str = ""
 ) -> Result:
-    """The asked page of an order, each hit with its rank in the engine's own answer, 0 where it was not in it."""
+    """The asked page of a ranking and the hits beyond it, each with its rank in the engine's own answer, or 0."""
     ranks = {hit.doc_id: hit.rank for hit in own.hits}
+    order = [*ranking.hits, *unranked(rest, start=len(ranking.hits) + 1)]
     page = tuple(
         replace(ranked, hit=replace(ranked.hit, rank=ranks.get(ranked.hit.doc_id, 0)))
         for ranked in order[request.offset : request.offset + request.size]
     )
-    return Result(request, reading.rewrite, page, own, status, (note,) if note else ())
+    notes = (note,) if note else ()
+    return Result(request, reading.rewrite, page, own, ranking.status, ranking.reason, notes)

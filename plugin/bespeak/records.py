@@ -228,5 +228,6 @@ class Result:
     page: tuple[Ranked, ...]
     hits: Hits
     rerank: RerankStatus
+    reason: str = ""  # of `rerank`: why the order is the engine's own, or what was left out
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
     weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import datetime as dt
 import ipaddress
@@ -23,7 +22,6 @@ import jwt
 import pytest
 from click.testing import CliRunner
 
-import bespeak
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak_cli import cli
 from elasticsearch_node import new_index_name
@@ -436,65 +434,6 @@ def test_what_a_batch_rewrote_is_served_from_the_clusters_cache(tmp_path, elasti
         for name in set(call(elasticsearch_url, "/bespeak-*/_alias?expand_wildcards=all").json) - set(there):
             engine.drop(name)
         engine.close()
-
-
-# What the guide promises.
-
-
-DECIDING = {"decline", "_form", "leave_alone"}
-"""Functions that return reasons."""
-PLACES = {"Typed": 2, "_tell": 2, "Fault": 0, "stage": 0, "_guarded": 0}
-"""Calls that are given a reason, or the stage of a fault, without its name: at which place."""
-BY_API = {"async_search", "msearch_template"}
-"""Reasons that are the name of the API."""
-
-
-def reasons_in_code():
-    names = ("session/gate", "pipeline", "proxy/identity", "proxy/personal", "proxy/searches", "proxy/body/query",
-             "proxy/body/search")  # fmt: skip
-    return set().union(*(reasons_in(Path(bespeak.__file__).parent / f"{name}.py") for name in names))
-
-
-def reasons_in(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        match node:
-            case ast.FunctionDef() if node.name in DECIDING:
-                inside = list(ast.walk(node))
-                found |= {word for one in inside if isinstance(one, ast.Return) for word in words(one.value)}
-                found |= {word for one in inside if isinstance(one, ast.For) for word in words(one.iter)}
-            case ast.Call():
-                found |= {word for given in node.keywords if given.arg == "reason" for word in words(given.value)}
-                place = PLACES.get(getattr(node.func, "id", getattr(node.func, "attr", "")))
-                found |= set(words(node.args[place])) if place is not None and len(node.args) > place else set()
-            case ast.Assign(targets=[ast.Name(id="reason")]):
-                found |= set(words(node.value))
-    return found
-
-
-def words(node):
-    """Those that stand in an expression by themselves, not as an argument."""
-    if isinstance(node, ast.Constant):
-        return (
-            [node.value]
-            if isinstance(node.value, str) and re.fullmatch(r"_?[a-z0-9]+(_[a-z0-9]+)*", node.value)
-            else []
-        )
-    if node is None or isinstance(node, ast.Call):
-        return []
-    return [word for child in ast.iter_child_nodes(node) for word in words(child)]
-
-
-def test_the_guide_tells_every_reason_and_no_other():
-    section = GUIDE.read_text("utf-8").partition("## Reasons")[2].partition("\n## ")[0]
-    told = {
-        word
-        for line in section.splitlines()
-        if line.startswith("| `")
-        for word in re.findall("`([a-z0-9_]+)`", line.split("|")[1])
-    }
-    endings = set(re.findall("`(_[a-z]+)`", section))
-    assert told | endings == reasons_in_code() | BY_API
 
 
 def test_the_guides_app_can_be_mounted(tmp_path, monkeypatch):
