@@ -129,7 +129,7 @@ def main(address: str, folder: Path, kind: str) -> None:
     if kind == "deadly":
         on_ray.RETRIES = 2
         open_tools = partial(make_tools, folder / "data", rewriter=Deadly)
-    on_ray.rewrite_on_ray(job, open_tools, lambda step: print("done", step.read_bytes, flush=True))
+    on_ray.rewrite_on_ray(job, open_tools, lambda _, read_bytes: print("done", read_bytes, flush=True))
 
 
 if __name__ == "__main__":

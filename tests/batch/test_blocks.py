@@ -11,7 +11,7 @@ import zstandard
 
 from batch_runs import INPUT, make_tools
 from bespeak.batch import blocks
-from bespeak.batch.blocks import BlockReader, Part, part_name, part_of_block, plan_blocks, read_part, write_part
+from bespeak.batch.blocks import BlockOutput, BlockReader, join_chunks, part_name, plan_blocks, read_part, write_part
 from bespeak.batch.lines import read_chunks
 from bespeak.batch.tally import Tally
 from bespeak.batch.work import rewrite_chunk
@@ -67,14 +67,14 @@ def test_a_packed_input_is_opened_once_where_blocks_come_in_order():
 ])  # fmt: skip
 def test_an_input_that_was_changed_meanwhile_is_told(change):
     reader = BlockReader(lambda: opened(change(CONTENT)))
-    with pytest.raises(InputError, match="of the input are not what they were"):
+    with pytest.raises(InputError, match="of the input have changed"):
         list(map(reader.read, plan_blocks(opened(CONTENT))))
 
 
 def test_a_part_holds_what_its_chunks_came_to(tmp_path):
     tools = make_tools(tmp_path)
     done = [rewrite_chunk(chunk, tools) for chunk in read_chunks(opened(CONTENT))]
-    part = part_of_block(done)
+    part = join_chunks(done)
     assert part.output == b"".join(one.output for one in done)
     assert part.rejected == b"".join(one.rejected for one in done)
     assert part.tally.queries == 16 * 7
@@ -90,7 +90,7 @@ def test_a_part_holds_what_its_chunks_came_to(tmp_path):
 ])  # fmt: skip
 def test_a_part_that_is_damaged_is_told(damage):
     with pytest.raises(InputError, match="damaged"):
-        read_part(damage(write_part(Part(b'{"rewrite":"x"}\n', b"{}\n", Tally()))))
+        read_part(damage(write_part(BlockOutput(b'{"rewrite":"x"}\n', b"{}\n", Tally()))))
 
 
 def test_a_part_is_named_for_its_block_and_its_run():

@@ -49,8 +49,8 @@ def expected(tmp_path_factory):
     """What a run on one machine writes."""
     runs = Runs(tmp_path_factory.mktemp("here"))
     runs.write(LINES)
-    standing = runs.run()
-    return [runs.read(name) for name in OUTPUTS], standing
+    state = runs.run()
+    return [runs.read(name) for name in OUTPUTS], state
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_block_that_ends_every_worker_ends_the_run(cluster, runs):
     with driven(cluster, runs.folder, "deadly") as process:
         _, told = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "the cluster could not do all blocks" in told
+    assert "the cluster could not rewrite all blocks" in told
 
 
 def test_a_node_that_is_lost_loses_nothing(cluster, runs, expected):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.batch.lines import CHUNK_BYTES, MAX_LINE_BYTES, Place, read_chunks
-from bespeak.batch.queries import Asked, Rejected, read_queries
+from bespeak.batch.queries import QueryLine, RejectedLine, read_queries
 from bespeak.records import Statement, Turn, UserKey
 
 
@@ -33,7 +33,7 @@ def test_a_line_says_all_of_it():
 
 def test_what_is_null_is_not_given():
     names = ("id", "user", "session", "tenant", "history", "statements")
-    assert read(json.dumps({"query": "q"} | dict.fromkeys(names))) == read('{"query": "q"}') == Asked(1, None, "q")
+    assert read(json.dumps({"query": "q"} | dict.fromkeys(names))) == read('{"query": "q"}') == QueryLine(1, None, "q")
 
 
 def test_an_empty_history_is_a_stranger():
@@ -102,7 +102,7 @@ def test_versions_are_of_what_is_said():
 )
 def test_bad_lines_have_reasons(line, reason):
     rejected = read(line)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedLine)
     assert rejected.kind == reason
     assert rejected.line_no == 1
     assert len(rejected.text) <= 2_000
@@ -112,8 +112,8 @@ def test_bad_lines_have_reasons(line, reason):
 def test_any_bytes_are_asked_or_rejected(line):
     for form in ("jsonl", "tsv"):
         for found in read_queries(1, [line.replace(b"\n", b"")], form):
-            assert isinstance(found, Asked) or found.reason
-            json.dumps(found.query if isinstance(found, Asked) else found.text, ensure_ascii=False).encode()
+            assert isinstance(found, QueryLine) or found.reason
+            json.dumps(found.query if isinstance(found, QueryLine) else found.text, ensure_ascii=False).encode()
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)
@@ -121,7 +121,7 @@ def test_any_bytes_are_asked_or_rejected(line):
        st.sampled_from(["id", "query", "user", "session", "tenant", "history", "statements"]))  # fmt: skip
 def test_any_value_is_taken_or_rejected(value, name):
     found = read(json.dumps({"query": "q"} | {name: value}))
-    assert isinstance(found, Asked) or found.reason
+    assert isinstance(found, QueryLine) or found.reason
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from functools import partial
 
 from batch_runs import make_tools
 from bespeak.batch.blocks import plan_blocks, read_part
-from bespeak.batch.journal import Standing, journal_of
-from bespeak.batch.on_ray import Work, Worker
+from bespeak.batch.journal import RunState, journal_of
+from bespeak.batch.on_ray import Worker, WorkerSetup
 from bespeak.errors import InputError, ModelError
 from bespeak.rewriting.rewriter import LastTurn, Unchanged
 
@@ -29,16 +29,16 @@ class Failing(LastTurn):
 def blocks(runs, monkeypatch):
     """Of a run that was begun; four chunks in two of them."""
     monkeypatch.setattr("bespeak.batch.blocks.BLOCK_CHUNKS", 2)
-    runs.write(journal_of(BEGUN, Standing()), "out.jsonl.progress")
+    runs.write(journal_of(BEGUN, RunState()), "out.jsonl.progress")
     with (runs.folder / "in.jsonl").open("rb") as stream:
         return list(plan_blocks(stream))
 
 
 def told(runs, block, begun=BEGUN, **more):
-    work = Work(
+    work = WorkerSetup(
         str(runs.folder / "in.jsonl"), str(runs.folder / "out.jsonl"), begun, partial(make_tools, runs.folder, **more)
     )
-    return pickle.loads(Worker(work)({"block": pickle.dumps(tuple(block))})["told"])
+    return pickle.loads(Worker(work)({"block": pickle.dumps(tuple(block))})["report"])
 
 
 def parts(runs):
@@ -49,11 +49,11 @@ def test_the_parts_together_are_the_output_of_a_run_on_one_machine(runs, blocks)
     counted = [told(runs, block) for block in reversed(blocks)]
     assert [one.error for one in counted] == [None, None]
     (runs.folder / "out.jsonl.progress").unlink()
-    standing = runs.run()
+    state = runs.run()
     made = [read_part(path.read_bytes()) for path in parts(runs)]
     assert b"".join(part.output for part in made) == runs.read()
     assert b"".join(part.rejected for part in made) == runs.read("out.jsonl.rejected")
-    assert counted[0].tally.plus(counted[1].tally).statuses == standing.tally.statuses
+    assert counted[0].tally.plus(counted[1].tally).statuses == state.tally.statuses
 
 
 def test_a_block_that_a_lost_worker_has_written_is_not_done_again(runs, blocks):
@@ -66,7 +66,7 @@ def test_a_block_that_a_lost_worker_has_written_is_not_done_again(runs, blocks):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"begun": {**BEGUN, "input": "y"}}, InputError, "out.jsonl.progress is not that of this run"),
+        ({"begun": {**BEGUN, "input": "y"}}, InputError, "out.jsonl.progress does not belong to this run"),
         ({"rewriter": Unchanged}, ModelError, "the model is none 1 here, not last-turn 1"),
         ({"strict": True}, InputError, "line 13: broken JSON"),
     ],
@@ -80,4 +80,4 @@ def test_a_worker_that_would_do_otherwise_tells_so_and_writes_nothing(runs, bloc
 
 def test_a_node_that_sees_another_input_tells_so(runs, blocks):
     runs.write(b"{}\n")
-    assert "of the input are not what they were (on " in str(told(runs, blocks[1]).error)
+    assert "of the input have changed (on " in str(told(runs, blocks[1]).error)

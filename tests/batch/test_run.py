@@ -29,7 +29,7 @@ def whole(tmp_path, output="out.jsonl", content=INPUT, **more):
 
 
 def test_each_query_is_a_line_in_the_inputs_order(runs):
-    standing = runs.run()
+    state = runs.run()
     rows = [json.loads(line) for line in runs.read().splitlines()]
     assert [row["id"] for row in rows] == [*(f"q{n}" for n in range(13)), 16, "q13", "q14"]
     assert rows[0]["rewrite"] == "how much is it 0? red hats kind Borsalino costs 300 euros"
@@ -38,8 +38,8 @@ def test_each_query_is_a_line_in_the_inputs_order(runs):
     assert (rows[13]["status"], rows[13]["reason"], rows[13]["profile"]) == ("gated", "no_history", "")
     assert rows[0]["profile"] == rows[7]["profile"] != rows[1]["profile"]
     assert [json.loads(line)["line"] for line in runs.read("out.jsonl.rejected").splitlines()] == [13, 18]
-    assert standing.tally.statuses == {"full": 15, "gated": 1}
-    assert standing.tally.rejected == {"broken JSON": 1, "not a JSON object": 1}
+    assert state.tally.statuses == {"full": 15, "gated": 1}
+    assert state.tally.rejected == {"broken JSON": 1, "not a JSON object": 1}
     assert runs.names() == ["in.jsonl", "out.jsonl", "out.jsonl.progress", "out.jsonl.rejected"]
 
 
@@ -48,10 +48,10 @@ def test_each_query_is_a_line_in_the_inputs_order(runs):
 def test_a_run_cut_after_any_chunk_goes_on(runs, tmp_path, n_steps, output):
     runs.begin(n_steps, "in.jsonl", output)
     assert runs.read(output) is None
-    standing = runs.run("in.jsonl", output)
+    state = runs.run("in.jsonl", output)
     assert [runs.read(output), runs.read(output + ".rejected")] == whole(tmp_path, output)
-    assert sum(standing.tally.statuses.values()) == 16
-    assert standing.tally.lines_rejected == 2
+    assert sum(state.tally.statuses.values()) == 16
+    assert state.tally.lines_rejected == 2
 
 
 def test_any_end_of_the_journal_and_of_what_was_written_is_gone_on_from(runs, tmp_path):
@@ -125,7 +125,7 @@ def test_another_input_is_refused_begun_or_finished(runs):
 
 def test_what_was_there_before_is_never_written_over(runs):
     runs.write(b"precious", "out.jsonl")
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists, and no run that could resume"):
         runs.run()
     assert runs.read() == b"precious"
 
@@ -133,16 +133,16 @@ def test_what_was_there_before_is_never_written_over(runs):
 def test_files_that_lost_what_was_committed_are_refused(runs):
     runs.begin(3)
     (runs.folder / "out.jsonl.part").write_bytes(b"")
-    with pytest.raises(InputError, match="shorter than it was left"):
+    with pytest.raises(InputError, match="shorter than the run left it"):
         runs.run()
 
 
 def test_two_processes_do_not_write_one_output(runs):
-    def second(_):
+    def second(_state, _read_bytes):
         with pytest.raises(InputError, match="another process"):
             runs.run()
 
-    runs.run(tell=second)
+    runs.run(report=second)
     assert len(runs.read().splitlines()) == 16
 
 

@@ -91,7 +91,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 @pytest.mark.parametrize("uri", ["nowhere://key:secret@host/out.jsonl", "s3:///"])
 def test_what_is_no_storage_is_told_without_its_secrets(uri):
-    with pytest.raises(UsageError, match="no URI of a storage that pyarrow knows") as raised:
+    with pytest.raises(UsageError, match="neither a path nor a URI of a storage that pyarrow knows") as raised:
         Storage(uri)
     assert "secret" not in str(raised.value)
 

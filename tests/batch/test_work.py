@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bespeak.batch.queries import Asked
+from bespeak.batch.queries import QueryLine
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.work import Tools, find_profile, find_rewrites
 from bespeak.errors import ModelError
@@ -62,20 +62,20 @@ def turns(asked, store):
 
 
 def test_history_is_the_lines_else_the_users_else_none(store):
-    assert turns(Asked(1, None, "q", ADA, "s"), store) == ["hats", "red ones"]
-    assert turns(Asked(1, None, "q", ADA, "other"), store) == []
-    assert turns(Asked(1, None, "q", ADA, "s", own("tea", user=ADA)), store) == ["tea"]
-    assert turns(Asked(1, None, "q", None, "s", own("tea")), store) == ["tea"]
-    assert turns(Asked(1, None, "q", None, "s"), store) == []
+    assert turns(QueryLine(1, None, "q", ADA, "s"), store) == ["hats", "red ones"]
+    assert turns(QueryLine(1, None, "q", ADA, "other"), store) == []
+    assert turns(QueryLine(1, None, "q", ADA, "s", own("tea", user=ADA)), store) == ["tea"]
+    assert turns(QueryLine(1, None, "q", None, "s", own("tea")), store) == ["tea"]
+    assert turns(QueryLine(1, None, "q", None, "s"), store) == []
 
 
 def test_a_query_that_the_store_knows_is_not_its_own_history(store):
-    assert turns(Asked(1, "q2", "red ones", ADA, "s"), store) == ["hats"]
+    assert turns(QueryLine(1, "q2", "red ones", ADA, "s"), store) == ["hats"]
 
 
 def test_who_paused_has_paused_for_the_lines_history_too(store):
     store.set_consent(ADA, False)
-    asked = [Asked(1, None, "q", ADA, "s"), Asked(2, None, "q", ADA, "s", own("tea", user=ADA))]
+    asked = [QueryLine(1, None, "q", ADA, "s"), QueryLine(2, None, "q", ADA, "s", own("tea", user=ADA))]
     rewrites, _ = find_rewrites(asked, [find_profile(one, store) for one in asked], Tools(Noting(), store))
     assert [(rewrite.status, rewrite.reason) for rewrite in rewrites] == [("gated", "refused")] * 2
 
@@ -83,11 +83,11 @@ def test_who_paused_has_paused_for_the_lines_history_too(store):
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store, at_once):
     asked = [
-        Asked(1, None, "and red?", ADA, "s"),
-        Asked(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
-        Asked(3, None, '"quoted"', ADA, "s"),
-        Asked(4, None, "fails", ADA, "s"),
-        Asked(5, None, "and red?", ADA, "s"),
+        QueryLine(1, None, "and red?", ADA, "s"),
+        QueryLine(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
+        QueryLine(3, None, '"quoted"', ADA, "s"),
+        QueryLine(4, None, "fails", ADA, "s"),
+        QueryLine(5, None, "and red?", ADA, "s"),
     ]
     profiles = [find_profile(one, store) for one in asked]
     first, second = Noting(), Noting()

@@ -15,7 +15,7 @@ from bespeak.records import Rewrite
 from bespeak.rewriting.rewriter import LastTurn
 
 
-class Slow(LastTurn):
+class SlowChunk(LastTurn):
     """The earlier the line the longer it takes."""
 
     def rewrite(self, query, profile, budget_ms=None):
@@ -23,7 +23,7 @@ class Slow(LastTurn):
         return Rewrite(query, f"{query} done", (), "full", model="slow 1")
 
 
-def open_tools(data, rewriter=Slow):
+def open_tools(data, rewriter=SlowChunk):
     return make_tools(data, rewriter)
 
 

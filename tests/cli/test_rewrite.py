@@ -24,7 +24,7 @@ from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import UserKey
 from bespeak.rewriting.rewriter import CachedRewriter, LastTurn
 from bespeak_cli import Folders, cli
-from bespeak_cli.on_ray import make_tools_there
+from bespeak_cli.batch import make_tools
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
 N_USERS = 4
@@ -210,7 +210,7 @@ def test_streams_of_the_shell(tmp_path, file):
     done = run(tmp_path, "-", "--output", "-", input='{"query": "hats"}\n{\n')
     assert done.exit_code == 0
     assert json.loads(done.stdout)["id"] == 1
-    assert "A stream cannot be gone on with" in done.stderr
+    assert "Streams cannot be resumed" in done.stderr
     assert '{"line":2,"reason":"broken JSON' in done.stderr
 
 
@@ -258,9 +258,9 @@ def test_a_worker_that_dies_ends_the_run_which_can_go_on(tmp_path, file):
         (["no-such-file", "--output", "x"], "does not exist"),
         ([__file__], "Missing option '--output'"),
         ([__file__, "--output", "x", "--profiles", "elasticsearch"], "needs --elasticsearch URL"),
-        ([__file__, "--output", "x", "--ray-address", "127.0.0.1:6379"], "--ray-address is for --on ray"),
-        ([__file__, "--output", "s3://bucket/x"], "s3://bucket/x: object storage is for --on ray"),
-        ([__file__, "--output", "-", "--on", "ray"], "a stream is of one machine"),
+        ([__file__, "--output", "x", "--ray-address", "127.0.0.1:6379"], "--ray-address needs --on ray"),
+        ([__file__, "--output", "s3://bucket/x"], "s3://bucket/x: object storage needs --on ray"),
+        ([__file__, "--output", "-", "--on", "ray"], "other machines cannot reach a stream"),
         ([__file__, "--output", "x", "--on", "ray", "--workers", "1"], "--workers is for one machine"),
         ([__file__, "--output", "x", "--on", "ray", "--check", "hats"], "--check needs --elasticsearch"),
     ],
@@ -272,10 +272,11 @@ def test_wrong_usage(tmp_path, arguments, told):
 
 
 def test_on_a_cluster_nobodys_history_is_looked_for_in_this_machines_store(tmp_path):
-    options = {"rewriter": "last-turn", "profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
-    tools = make_tools_there(Folders(tmp_path, tmp_path).absolute(), options, "jsonl", "")
+    options = {"source": "in.jsonl", "output": "out.jsonl", "format_": "jsonl", "rewriter": "last-turn"}
+    options |= {"profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
+    tools = make_tools(Folders(tmp_path, tmp_path).absolute(), options)
     assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), Place(1, 17), 17), tools).tally.queries == 1
-    with pytest.raises(StoreError, match="a line names a user, and --profiles sqlite is of one machine"):
+    with pytest.raises(StoreError, match="line 1 names a user, but this machine's profiles cannot be read"):
         rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), Place(1, 32), 32), tools)
     tools.close()
 
