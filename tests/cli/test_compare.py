@@ -34,6 +34,19 @@ def test_a_side_that_cannot_be_read_is_named(tmp_path):
         read_comparison(f"engine:{tmp_path / 'missing.toml'}", Settings())
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--elasticsearch", "http://127.0.0.1:1"), 2, "add --profiles elasticsearch"),
+        (("--profiles", "elasticsearch"), 2, "--profiles elasticsearch needs"),
+        (("--profiles", "elasticsearch", "--elasticsearch", "http://127.0.0.1:1"), 1, "127.0.0.1:1"),
+    ],
+)
+def test_the_report_never_reads_this_machine_in_place_of_a_cluster(tmp_path, options, code, said):
+    found = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "evaluate", "--interleaving", *options])
+    assert (found.exit_code, said in found.stderr) == (code, True), found.output
+
+
 def test_the_report_reads_the_store_and_loses_who_is_forgotten(tmp_path):
     def run(*arguments):
         found = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "evaluate", "--interleaving", *arguments])

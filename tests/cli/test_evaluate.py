@@ -65,7 +65,7 @@ def test_a_table_fits_80_columns_and_stdout_holds_nothing_else(run, folder):
     assert re.search(r"^human +lexical +1\.000 \[1\.000 1\.000\]", result.stdout, re.MULTILINE)
     assert re.search(r"^last-turn +hybrid .*\d%$", result.stdout, re.MULTILINE)
     assert result.stdout.startswith("data small, queries 2, conversations 1, encoder ")
-    assert "queries 2" in result.stderr
+    assert "queries: 100%, 2 of 2" in result.stderr
 
 
 def test_json_holds_the_same(run, folder):
@@ -121,7 +121,7 @@ def test_movielens_shows_each_length_of_history(run, cinema):
         (["--stage", "deep"], 2, "there is no stage 'deep'"),
         (["--weights", "1,2"], 2, "--weights takes three numbers"),
         (["--every", "0"], 2, "x>=1"),
-        (["--examples", "3", "--system", "raw"], 2, "examples are of rewrites"),
+        (["--examples", "3", "--system", "raw"], 2, "--examples shows rewrites: add rewrite"),
         (["--encoder", "nowhere", "--system", "raw"], 1, "Error: "),
     ],
 )
@@ -130,6 +130,17 @@ def test_a_wrong_option_is_a_sentence(run, folder, arguments, code, said):
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_the_help_lists_every_system_and_stage(run):
+    help_text = " ".join(run("--help").output.replace("-\n", "-").split()).replace("- ", "-")
+    assert f"{', '.join(systems.SYSTEMS)}; for MovieLens {', '.join(movielens.SYSTEMS)}." in help_text
+    assert f"{', '.join(systems.STAGES)}; all if not given." in help_text
+
+
+def test_profiles_are_for_interleaving_alone(run, folder):
+    result = run("--data", folder, "--profiles", "elasticsearch", "--elasticsearch", "http://127.0.0.1:1")
+    assert (result.exit_code, "--profiles is for --interleaving" in result.stderr) == (2, True)
 
 
 def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):

@@ -16,7 +16,7 @@ from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
 from bespeak.evaluation.measures import Estimate
 from bespeak.evaluation.measures import judge as judge_run
 from bespeak.evaluation.movielens import Rating, cut_ratings, genre_queries, read_movielens
-from bespeak.evaluation.regressions import check, judge, read_expected
+from bespeak.evaluation.regressions import check, read_expected, verdict_on
 from bespeak.evaluation.signals import Bm25, best, gather, ndcg, rank_all, score_settings
 from bespeak.evaluation.systems import Cell, load_collection, measure, plan_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
@@ -608,7 +608,7 @@ def test_each_expected_score_gets_its_verdict(tmp_path):
 
 
 def test_better_than_expected_is_not_as_expected():
-    assert judge(0.5, 0.6, 0.01) == "FAIL"
+    assert verdict_on(0.5, 0.6, 0.01) == "FAIL"
 
 
 @pytest.mark.parametrize(
