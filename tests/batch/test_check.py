@@ -1,4 +1,4 @@
-"""Rewrites that find nothing of use, on every engine, and what becomes of them."""
+"""Rewrites that find nothing useful are dropped, on every engine."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ REWRITES = [
         ("boost", ["", "finds nothing", "", "", ""]),
     ],
 )
-def test_duds_are_replaced_by_the_query_as_typed(searched, mode, reasons):
+def test_failing_rewrites_are_replaced_by_the_query_as_typed(searched, mode, reasons):
     judged = RewriteCheck(*searched, mode).apply(REWRITES)
     expected = [
         Rewrite(one.query, one.query, (), "dud", reason, "m 1") if reason else one
@@ -68,7 +68,7 @@ def test_duds_are_replaced_by_the_query_as_typed(searched, mode, reasons):
     assert judged == expected
 
 
-def test_without_rewrites_nothing_is_asked():
+def test_without_rewrites_the_engine_is_not_searched():
     assert RewriteCheck(None, "things").apply([made("tea", "tea")]) == [made("tea", "tea")]
     assert RewriteCheck(None, "things").apply([]) == []
 
@@ -81,7 +81,7 @@ def store(tmp_path):
     made.close()
 
 
-def test_a_dud_is_never_kept_and_one_that_was_is_dropped(tmp_path, store):
+def test_a_failing_rewrite_is_not_cached_and_a_cached_one_is_dropped(tmp_path, store):
     engine = EmbeddedEngine(tmp_path / "indices")
     engine.create("things", ("text",), None, None)
     engine.load("things", DOCUMENTS)

@@ -1,4 +1,4 @@
-"""The journal holds the last whole state, however it was cut off."""
+"""The journal gives the last complete state, wherever it was cut off."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def written(tmp_path):
     return made
 
 
-def test_the_last_standing_comes_back_equal(written):
+def test_the_last_state_is_read_back(written):
     assert written.read() == (BEGUN, state(3))
 
 
-def test_nothing_begun_is_nothing(tmp_path):
+def test_without_a_file_there_is_no_state(tmp_path):
     assert Journal(tmp_path / "none").read() is None
 
 
-def test_each_end_gives_the_last_that_was_whole(written):
+def test_a_journal_cut_at_any_byte_gives_its_last_complete_state(written):
     content = written.path.read_bytes()
     ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
     for n_bytes in range(len(content)):
@@ -49,7 +49,7 @@ def test_each_end_gives_the_last_that_was_whole(written):
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_damaged_byte_is_seen(written, data):
+def test_a_damaged_byte_is_detected(written, data):
     content = bytearray(written.path.read_bytes())
     damaged = bytearray(content)
     place = data.draw(st.integers(0, len(content) - 1))
@@ -59,7 +59,7 @@ def test_a_damaged_byte_is_seen(written, data):
     written.path.write_bytes(content)
 
 
-def test_a_long_journal_is_written_anew(written, monkeypatch):
+def test_a_long_journal_is_replaced(written, monkeypatch):
     monkeypatch.setattr(journal, "MAX_BYTES", 2_000)
     sizes = []
     for n in range(4, 60):
@@ -69,6 +69,6 @@ def test_a_long_journal_is_written_anew(written, monkeypatch):
     assert max(sizes) < 3_000
 
 
-def test_one_that_cannot_be_written_is_told(tmp_path):
+def test_a_journal_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"cannot write the run.s progress to .*none/out.progress"):
         Journal(tmp_path / "none" / "out.progress").begin(BEGUN, state(0))

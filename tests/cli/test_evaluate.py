@@ -1,4 +1,4 @@
-"""`bespeak evaluate` over a small collection, a small MovieLens, and the development data where they are."""
+"""`bespeak evaluate` over a small collection, a small MovieLens, and the development data if they are present."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_json_holds_the_same(run, folder):
     assert set(human["gain"]) == {"difference", "worse", "better"}
 
 
-def test_what_was_made_is_kept_for_the_next_run(run, folder, tmp_path):
+def test_the_next_run_uses_what_was_kept(run, folder, tmp_path):
     first = run("--data", folder, "--system", "raw,human")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("meta.json")}
     assert kept
@@ -92,7 +92,7 @@ def test_what_was_made_is_kept_for_the_next_run(run, folder, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("meta.json")} == kept
 
 
-def test_words_alone_need_no_encoder(run, folder, tmp_path):
+def test_the_lexical_stage_needs_no_encoder(run, folder, tmp_path):
     result = run("--data", folder, "--system", "raw,last-turn,human", "--stage", "lexical")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("data small, queries 2, conversations 1\n")
@@ -149,7 +149,7 @@ def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):
     assert (result.exit_code, "choose from engine, user" in result.stderr) == (2, True)
 
 
-def test_movielens_tells_where_there_is_too_little_to_learn_from(run, cinema):
+def test_movielens_says_if_there_is_too_little_to_learn_from(run, cinema):
     by_default = run("--data", cinema, "--every", 2)
     assert by_default.exit_code == 0, by_default.output
     assert "Without the system learnt: 20 events of 2 users are too few to learn from" in by_default.stderr
@@ -174,7 +174,7 @@ def test_a_plot_names_systems_and_lengths_of_history_beside_the_table(run, cinem
         assert f"<!-- {text} -->" in drawn, text
 
 
-def test_a_plot_that_cannot_be_is_told_before_anything_is_measured(run, folder, cinema, tmp_path, monkeypatch):
+def test_an_impossible_plot_is_refused_before_anything_is_measured(run, folder, cinema, tmp_path, monkeypatch):
     def refused(data, name):
         result = run("--data", data, "--plot", tmp_path / name)
         assert result.exit_code == 2, result.output
@@ -224,7 +224,7 @@ scores:
 @pytest.mark.parametrize(
     ("value", "code", "verdict"), [("1.0", 0, "[OK]"), ("0.9991", 0, "[OKish]"), ("0.9", 1, "[FAIL]")]
 )
-def test_expected_scores_are_held_against_what_is_found(run, folder, tmp_path, value, code, verdict):
+def test_measured_scores_are_compared_with_expected_ones(run, folder, tmp_path, value, code, verdict):
     (tmp_path / "small.yaml").write_text(EXPECTED.replace("VALUE", value))
     result = run("--data", folder.parent, "--check", tmp_path / "small.yaml")
     assert result.exit_code == code, result.output
