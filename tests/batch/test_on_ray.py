@@ -132,9 +132,9 @@ def test_workers_and_the_driver_are_killed_and_nothing_is_lost(cluster, runs, ex
     there = len(parts(runs.folder))
     assert 5 <= there < N_BLOCKS
     with driven(cluster, runs.folder) as process:
-        stderr = end(process)
-    assert len(stderr) == N_BLOCKS - there
-    assert int(stderr[-1].removeprefix("done ")) == (runs.folder / "in.jsonl").stat().st_size
+        reports = end(process)
+    assert len(reports) == N_BLOCKS - there
+    assert int(reports[-1].removeprefix("done ")) == (runs.folder / "in.jsonl").stat().st_size
     check(runs, expected)
 
 
