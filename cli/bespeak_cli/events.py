@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from bespeak_cli.identity import tenant_option
+from bespeak_cli.progress import Progress
 
 REJECTIONS_SHOWN = 20
 
@@ -42,8 +42,9 @@ def load(ctx: click.Context, file: Path, tenant: str, rejected: Path | None) -> 
 
     user_key(tenant, "anyone")  # a tenant that no event can have is wrong usage, not thousands of rejected lines
     with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
-        with click.progressbar(length=file.stat().st_size, label=file.name, file=sys.stderr) as bar:
-            done = load_events(file, tenant, store, bar.update)
+        n_bytes = file.stat().st_size
+        with Progress(file.name) as bar:
+            done = load_events(file, tenant, store, lambda n_read: bar.advance(n_read, n_bytes))
         tell_rejections(store.rejections(done), done.rejected)
         if rejected:
             write_rejections(rejected, store.rejections(done))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.progress import Progress
 
 if TYPE_CHECKING:
     from bespeak.engines.loading import Loaded
@@ -60,9 +61,8 @@ def progress(file: Path) -> Iterator[Callable[[Loaded], None] | None]:
     if not n_lines:
         yield None
         return
-    bar: Any
-    with click.progressbar(length=n_lines, label=file.name, file=sys.stderr) as bar:
-        yield lambda done: bar.update(done.lines - bar.pos)
+    with Progress(file.name) as bar:
+        yield lambda done: bar.update(done.lines, n_lines)
 
 
 def count_lines(file: Path) -> int | None:

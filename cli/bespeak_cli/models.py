@@ -179,9 +179,7 @@ def train(
     from bespeak.training.job import train as train_adapter
 
     folder = out or ctx.obj.cache / "training"
-    scores = train_adapter(
-        Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress()
-    )
+    scores = train_adapter(Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, show_steps())
     click.echo(
         f"Cross-entropy of {scores.n_held_out} held-out rewrites: {scores.adapter:.3f} nats a token "
         f"(the base without an adapter {scores.base:.3f})",
@@ -190,27 +188,27 @@ def train(
     click.echo(str(folder))
 
 
-def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
-    """A line on stderr after the first step, after the last one, and about once a minute."""
+def show_steps(line_every_s: float = 60) -> Callable[[Progress], None]:
+    """Shows the step, the mean loss of the last 50 steps and the rate, about once a minute and at the end."""
     from collections import deque
     from time import monotonic
 
-    started = told = 0.0
-    n_targets = 0  # since the first step: what comes before it takes a minute, and would slow the figure
+    from bespeak_cli.progress import Progress as ProgressBar
+
+    bar = ProgressBar("training", line_every_s=line_every_s)
     losses: deque[float] = deque(maxlen=50)
+    n_targets, began = 0, 0.0  # since the first step, since what comes before it takes a minute
 
-    def tell(progress: Progress) -> None:
-        nonlocal started, told, n_targets
-        now, first = monotonic(), not losses
+    def show(progress: Progress) -> None:
+        nonlocal n_targets, began
+        n_targets, began = (n_targets + progress.n_targets, began) if losses else (0, monotonic())
         losses.append(progress.loss)
-        started, n_targets = (now, 0) if first else (started, n_targets + progress.n_targets)
-        if first or now - told >= every_s or progress.step == progress.n_steps:
-            told = now
-            loss, speed = sum(losses) / len(losses), n_targets / max(now - started, 1e-3)
-            fast = f", {speed:.1f} rewrites a second" if n_targets else ""
-            click.echo(f"step {progress.step} of {progress.n_steps}: loss {loss:.3f}{fast}", err=True)
+        note = f"step {progress.step} of {progress.n_steps}, loss {sum(losses) / len(losses):.3f}"
+        if n_targets:
+            note += f", {n_targets / max(monotonic() - began, 1e-3):.1f} rewrites a second"
+        bar.update(progress.step, progress.n_steps, note)
 
-    return tell
+    return show
 
 
 @models.command("train-gain")
@@ -253,7 +251,7 @@ def train_gain(
     from bespeak.training.gain import train_gain as train_on
 
     folder = out or ctx.obj.cache / "training-gain"
-    scores = train_on(Options(data, adapter, turns, seed, threads or os.cpu_count() or 1), folder, tell_stages())
+    scores = train_on(Options(data, adapter, turns, seed, threads or os.cpu_count() or 1), folder, show_stages())
     click.echo(
         f"Mean gain of {scores.n_turns} queries, {scores.n_learnt} of them learnt from: as typed {scores.query:.3f}, a "
         f"person's rewrite {scores.person:.3f}, the adapter's before {scores.before:.3f}, after {scores.after:.3f}",
@@ -262,23 +260,21 @@ def train_gain(
     click.echo(str(folder))
 
 
-def tell_stages(every_s: float = 60) -> Callable[[Progress | Stage], None]:
-    """`tell_progress` of the steps; of what goes before and after them a line at each end, and about once a minute."""
-    from time import monotonic
-
+def show_stages(line_every_s: float = 60) -> Callable[[Progress | Stage], None]:
+    """Shows the steps, and the stages before and after them."""
     from bespeak.training.gain import Stage
+    from bespeak_cli.progress import Progress as ProgressBar
 
-    tell_step, told = tell_progress(every_s), monotonic()
+    show_step, bars = show_steps(line_every_s), dict[str, ProgressBar]()
 
-    def tell(progress: Progress | Stage) -> None:
-        nonlocal told
-        if not isinstance(progress, Stage):
-            tell_step(progress)
-        elif progress.done == progress.size or monotonic() - told >= every_s:
-            told = monotonic()
-            click.echo(f"{progress.what}: {progress.done} of {progress.size}", err=True)
+    def show(progress: Progress | Stage) -> None:
+        if isinstance(progress, Stage):
+            bar = bars.setdefault(progress.what, ProgressBar(progress.what, line_every_s=line_every_s))
+            bar.update(progress.done, progress.size)
+        else:
+            show_step(progress)
 
-    return tell
+    return show
 
 
 @models.command("train-terms")
@@ -327,7 +323,7 @@ def train_context(
     from bespeak.training.job import Options
 
     folder = out or ctx.obj.cache / "models" / "context"
-    scores = train(Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress())
+    scores = train(Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, show_steps())
     click.echo(
         f"Mean cosine to {scores.n_held_out} held-out rewrites: the query as typed {scores.query:.3f}, "
         f"with its session {scores.context:.3f}",

@@ -80,7 +80,8 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
     """What had to be computed for it is kept for the next time."""
-    from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
+    from bespeak.evaluation.kept import KeptRewriter
+    from bespeak.evaluation.measurement import open_context, open_encoder, save_kept
     from bespeak.evaluation.memory import read_topics
     from bespeak.evaluation.systems import unhurried
     from bespeak.evaluation.topics import read_collection
@@ -88,28 +89,27 @@ def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: S
     from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import choose_rewriter
     from bespeak.session.terms import load_terms
-    from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
+    from bespeak_cli.evaluate import make_bench, open_model
+    from bespeak_cli.progress import Progress
 
     collection, name = read_collection(folder), serving["rewriter"]
-    encoder = open_encoder(ctx, serving, collection.digest)
-    context = open_context(ctx, encoder, collection.digest)
+    bench = make_bench(ctx, serving)
+    encoder = open_encoder(bench, collection.digest)
+    context = open_context(bench, encoder, collection.digest)
     made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
-    rewriter = KeptRewriter(made, ctx.obj.cache / "evaluation", collection.digest)
+    rewriter = KeptRewriter(made, bench.kept, collection.digest)
     try:
-        told = progress(f"{collection.name}: queries")
         parts = Parts(unhurried(settings[0]), rewriter, encoder, terms=load_terms(), context=context)
-        readings = read_topics(collection, parts, told)
+        readings = read_topics(collection, parts, Progress(f"{collection.name}: queries").update)
     finally:
-        for kept in (encoder, rewriter, context and context.encoder):
-            if isinstance(kept, KeptEncoder | KeptRewriter):
-                kept.save()
-    return judged(readings, settings, progress(f"{collection.name}: settings"))
+        save_kept(encoder, rewriter, context and context.encoder)
+    return judged(readings, settings, Progress(f"{collection.name}: settings").update)
 
 
 def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:
     from contextlib import closing
 
-    from bespeak.evaluation.clicks import ACTIONS, clicked, fit_propensity, read_pages, weight_grid
+    from bespeak.evaluation.clicks import ACTIONS, click_evidence, fit_propensity, read_pages, weight_grid
     from bespeak.evaluation.tuning import cross_validate
     from bespeak_cli.search import read_settings
 
@@ -118,7 +118,7 @@ def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:
         pages = list(read_pages(store.of_everyone(ACTIONS)))
     propensity: Propensity = fit_propensity(pages)
     weights = weight_grid(present.weights)
-    tuned = cross_validate([clicked(pages, weights, propensity)], "users")
+    tuned = cross_validate([click_evidence(pages, weights, propensity)], "users")
     chosen = {"weights": ",".join(f"{value:g}" for value in weights[tuned.choice].as_tuple())}
     facts = {
         "measure": "1/log2(1+rank) of clicks", "groups": "users", "settings": len(weights), "searches": len(pages),
@@ -163,7 +163,7 @@ def as_text(tuned: Tuned, chosen: Mapping[str, Any], facts: Mapping[str, Any]) -
     import textwrap
 
     from bespeak.evaluation.tuning import FOLDS
-    from bespeak_cli.evaluate import interval, number
+    from bespeak_cli.scores import interval, number
 
     lines = [*textwrap.wrap(", ".join(f"{name} {value}" for name, value in facts.items()), 80), ""]
     lines.append(f"{'held out':10}{'queries':>8}{facts['groups']:>14}{'now':>6}{'tuned':>6}  {'gain':21} worse")

@@ -114,7 +114,7 @@ def decline_ranking(profile: Profile, gate_reason: str) -> str:
     return "" if gate_reason in REWRITE_REASONS else gate_reason
 
 
-def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | None) -> Rewrite:
+def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
     """The rewrite, or the query as typed where the gate says so. Never raises."""
     if reading.gate:
         return replace(reading.rewrite, model=model_of(rewriter))

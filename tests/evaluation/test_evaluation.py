@@ -17,7 +17,7 @@ from bespeak.evaluation.measures import Estimate
 from bespeak.evaluation.measures import judge as judge_run
 from bespeak.evaluation.memory import Bm25, best, embed, ndcg, rank_topics, read_topics, score_settings
 from bespeak.evaluation.movielens import Rating, cut_ratings, genre_queries, read_movielens
-from bespeak.evaluation.regressions import check, judge, read_expected
+from bespeak.evaluation.regressions import check, read_expected, verdict_on
 from bespeak.evaluation.systems import Cell, cells_of, check_names, load_collection, read_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
 from bespeak.models.catalogue import asset_folder
@@ -611,7 +611,7 @@ def test_each_expected_score_gets_its_verdict(tmp_path):
 
 
 def test_better_than_expected_is_not_as_expected():
-    assert judge(0.5, 0.6, 0.01) == "FAIL"
+    assert verdict_on(0.5, 0.6, 0.01) == "FAIL"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from test_evaluation import GaussEncoder, random_collection
 
 from bespeak.errors import InputError
-from bespeak.evaluation.clicks import Propensity, clicked, fit_propensity, read_pages, weight_grid
+from bespeak.evaluation.clicks import Propensity, click_evidence, fit_propensity, read_pages, weight_grid
 from bespeak.evaluation.measures import compare
 from bespeak.evaluation.memory import read_topics
 from bespeak.evaluation.tuning import Evidence, cross_validate, grid, judged, numbered
@@ -130,7 +130,7 @@ def by_words(scores):
 
 def tuned(pages, propensity):
     weights = weight_grid(PRESENT)
-    found = cross_validate([clicked(pages, weights, propensity)], "users")
+    found = cross_validate([click_evidence(pages, weights, propensity)], "users")
     return weights[found.choice], found
 
 
@@ -168,7 +168,7 @@ def test_a_click_counts_by_its_inverse_propensity_at_the_rank_of_the_weights():
         events.append(new_event(user, "impression", NOW, query_id="q", doc_id=doc_id, attributes=told))
     events += [new_event(user, "click", NOW, query_id="q", doc_id=doc_id) for doc_id in "ac"]
     events.append(new_event(user, "click", NOW, query_id="another", doc_id="b"))
-    found = clicked(list(read_pages(events)), [Weights(0, 1, 0), Weights(1, 0, 0)], Propensity(2.0, 50))
+    found = click_evidence(list(read_pages(events)), [Weights(0, 1, 0), Weights(1, 0, 0)], Propensity(2.0, 50))
     assert found.counts.tolist() == [1, 9]
     assert found.values.tolist() == [[1, 0.5], [0.5, 1]]  # 1 / log2(1 + 1), 1 / log2(1 + 3)
     assert found.groups.tolist() == [0, 0]
