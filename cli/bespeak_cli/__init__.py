@@ -69,15 +69,11 @@ SUMMARIES = {
 
 
 def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Makes the file's tables the defaults of the commands of the same name; options and variables go before it."""
-    if path is None:
-        return None
-    import tomllib
+    """Makes the file's tables the defaults of the commands; options and variables override them."""
+    if path is not None:
+        from bespeak_cli.configuration import read_defaults
 
-    try:
-        ctx.default_map = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}") from error
+        ctx.default_map = read_defaults(path, ctx)
     return path
 
 
