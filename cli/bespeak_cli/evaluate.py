@@ -12,7 +12,7 @@ import click
 
 from bespeak_cli.engine import engine_options, open_engine
 from bespeak_cli.examples import as_examples, examples_data
-from bespeak_cli.mixing import MIXED, mixing_options
+from bespeak_cli.mixing import MIXED, mixing_options, read_settings
 
 if TYPE_CHECKING:
     from bespeak.engines import Engine
@@ -156,7 +156,6 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Unchanged
     from bespeak.session.terms import load_terms
-    from bespeak_cli.search import read_settings
 
     collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
     systems = options.get("system") or ("raw", "last-turn", "rewrite") + (("human",) if has_human(collection) else ())
@@ -195,7 +194,6 @@ def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any])
     from bespeak.evaluation.systems import embed, load_collection
     from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Unchanged
-    from bespeak_cli.search import read_settings
 
     data = read_movielens(folder, options.get("every") or 1, options.get("limit"))
     encoder = open_encoder(ctx, options, data.movies.digest)

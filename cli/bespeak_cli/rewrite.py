@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bespeak_cli.engine import engine_options, open_engine_of
-from bespeak_cli.learn import open_store, profiles_option
+from bespeak_cli.store import check_store_options, open_store, profiles_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +63,8 @@ def rewrite(ctx: click.Context, /, **options: Any) -> None:
     A run that was cut off, however hard, goes on when the same command is given again. Lines that cannot be read go to
     OUT.rejected. The report is told on stderr.
     """
+    if not options["check"]:
+        check_store_options(options)
     options["workers"] = options["workers"] or default_workers(options["rewriter"])
     before = signal.signal(signal.SIGTERM, stop)
     ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, before))

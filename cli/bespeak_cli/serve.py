@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from bespeak_cli.mixing import mixing_options
+from bespeak_cli.mixing import read_settings, serving_options
+from bespeak_cli.store import check_store_options, open_store
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
@@ -52,10 +53,7 @@ GRACE_S = 25
               help="Where the user's text stands in a query of several, as query.bool.must.0.match.title.")  # fmt: skip
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
 @click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
-@mixing_options
-@click.option("--window", type=click.IntRange(1, 1000), help="Hits that are reranked.")
-@click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
-@click.option("--rerank-ms", type=click.FloatRange(min=1), help="Time that reranking may take, in milliseconds.")
+@serving_options
 @click.option("--model-runs", type=click.IntRange(1), help="Models that run at once; half of the cores if not given.")
 @click.option("--connections", default=100, show_default=True, type=click.IntRange(1),
               help="Requests to Elasticsearch at once; the others wait.")  # fmt: skip
@@ -86,7 +84,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
     log_lines()
     with bind(options["host"], options["port"]) as listener:
         refuse_itself(options["upstream"], options["host"], listener.getsockname()[1])
-        store = open_store(ctx, options)
+        store = open_own_store(ctx, options)
         ctx.call_on_close(store.close)
         parts = open_parts(ctx, options, store)
         proxy = assemble(
@@ -99,37 +97,25 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         listen(proxy, listener)
 
 
-def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
+def open_own_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     """A proxy waits little for a store: a search that comes late is worse than one that is not personal."""
-    from bespeak.errors import StoreError, UsageError
+    from bespeak.errors import StoreError
 
+    check_store_options(options, cluster_options=("api_key", "basic"))
+    store = open_store(ctx.obj.data, options | {"elasticsearch": options["upstream"][0]}, STORE_S)
     if options["profiles"] == "elasticsearch":
         from bespeak.profiles.stores.elastic import ElasticsearchStore
-        from bespeak_cli.engine import credentials
 
-        store = ElasticsearchStore(
-            options["upstream"][0],
-            api_key=options["api_key"],
-            basic=credentials(options["basic"]),
-            ca_file=options["ca_file"],
-            timeout_s=STORE_S,
-        )
+        assert isinstance(store, ElasticsearchStore)
         with contextlib.suppress(StoreError):  # a cluster that is not there yet: the first event makes them
             store.prepare()
-        return store
-    from bespeak.profiles.stores.sqlite import SqliteStore
-
-    for name in ("api_key", "basic"):
-        if options[name]:
-            raise UsageError(f"--{name.replace('_', '-')} is for profiles in the cluster: add --profiles elasticsearch")
-    return SqliteStore(ctx.obj.data / "bespeak.db", timeout_s=STORE_S)
+    return store
 
 
 def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
     """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there."""
     from bespeak.models.encoder import load_encoder
     from bespeak_cli.parts import build_parts, open_encoder
-    from bespeak_cli.search import read_settings
 
     settings, named = read_settings(options), options["encoder"]
     encoder = load_encoder(named, ctx.obj.cache, 1) if named else open_encoder(None, ctx.obj.cache, 1)

@@ -79,3 +79,24 @@ def test_nothing_is_said_of_learning_where_nothing_was_learnt(tmp_path):
 def test_a_tenant_with_too_few_events_holds_up_no_other(learn):
     result = learn([*bought("a", 20), *bought("b", 2)])
     assert (result.exit_code, result.stdout.count("Learnt")) == (0, 1)
+
+
+@pytest.mark.parametrize("command", [["learn"], ["tune", "--events"], ["rewrite", "in.jsonl", "--output", "-"]])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--elasticsearch", "http://127.0.0.1:9"], "--elasticsearch is for profiles in the cluster: add --profiles"),
+        (["--api-key", "hush"], "--api-key is for profiles in the cluster: add --profiles elasticsearch"),
+        (["--profiles", "elasticsearch"], "--profiles elasticsearch needs the cluster's URL: add --elasticsearch URL"),
+    ],
+)
+def test_a_cluster_without_its_profiles_and_profiles_without_their_cluster_are_wrong_usage(
+    tmp_path, monkeypatch, command, options, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"query": "silk"}\n')
+    result = CliRunner().invoke(cli, ["--data-dir", str(tmp_path / "data"), *command, *options, *(
+        ["--rewriter", "none"] if command[0] == "rewrite" else []
+    )])  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr

@@ -13,7 +13,8 @@ from bespeak.settings import Settings, Weights
 from bespeak_cli import cli
 from bespeak_cli.compare import read_comparison
 from bespeak_cli.evaluate import evaluate
-from bespeak_cli.search import read_settings, search
+from bespeak_cli.mixing import read_settings
+from bespeak_cli.search import search
 from bespeak_cli.serve import serve
 from bespeak_cli.tune import as_toml
 
@@ -80,7 +81,7 @@ def test_judgments_that_speak_for_the_present_settings_change_nothing(run, tmp_p
     folder, out = write_collection(tmp_path / "sea", "sea", query="sailing ships {name}"), tmp_path / "tuned.toml"
     found = run("--data", folder, "--out", out, "--format", "json")
     assert found.exit_code == 3
-    assert "Nothing is to be changed: no other settings are better than the present ones." in found.stderr
+    assert "Nothing should be changed: no other settings are better than the present ones." in found.stderr
     assert not out.exists()
     told = json.loads(found.stdout)
     assert (told["chosen"], told["sets"][0]["queries"]) == (None, len(NAMES))
@@ -104,7 +105,7 @@ def test_clicks_speak_for_weights(run, store, tmp_path):
 def test_clicks_without_signal_change_nothing(run, store, tmp_path):
     store.add(log(lambda scores: 0.4))
     found = run("--events", "--out", tmp_path / "tuned.toml")
-    assert (found.exit_code, "Nothing is to be changed" in found.stderr) == (3, True)
+    assert (found.exit_code, "Nothing should be changed" in found.stderr) == (3, True)
     assert not (tmp_path / "tuned.toml").exists()
 
 
@@ -143,4 +144,9 @@ def test_one_kind_of_evidence_is_needed(run, arguments):
 
 def test_no_file_is_overwritten(run, tmp_path):
     found = run("--events", "--out", tmp_path / "serve.toml")
-    assert (found.exit_code, "is there already" in found.stderr) == (2, True)
+    assert (found.exit_code, "exists already" in found.stderr) == (2, True)
+
+
+def test_judged_collections_need_no_elasticsearch(run, tmp_path):
+    found = run("--data", tmp_path, "--elasticsearch", "http://127.0.0.1:9")
+    assert (found.exit_code, "leave those options out" in found.stderr) == (2, True)
