@@ -47,7 +47,7 @@ def test_each_end_gives_the_last_that_was_whole(written):
         assert written.read() == expected
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_damaged_byte_is_seen(written, data):
     content = bytearray(written.path.read_bytes())
