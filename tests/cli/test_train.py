@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from bespeak.training.gain import Stage
 from bespeak_cli import cli
-from bespeak_cli.models import tell_progress, tell_stages
+from bespeak_cli.training import report_stages, report_steps
 
 HAS_TRAIN = importlib.util.find_spec("torch") is not None
 
@@ -75,17 +75,17 @@ class Step:
 
 
 def test_progress_is_told_at_the_beginning_and_the_end(capsys):
-    tell = tell_progress(every_s=3600)
+    report = report_steps(every_s=3600)
     for step in range(2, 5):  # gone on with after an end
-        tell(Step(step, float(step)))
+        report(Step(step, float(step)))
     told = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in told] == ["step 2 of 4: loss 2.000", "step 4 of 4: loss 3.000"]
 
 
 def test_of_every_stage_the_end_is_told(capsys):
-    tell = tell_stages(every_s=3600)
+    report = report_stages(every_s=3600)
     for done in range(1, 4):
-        tell(Stage("turns rewritten", done, 3))
-    tell(Step(1, 0.5))
+        report(Stage("turns rewritten", done, 3))
+    report(Step(1, 0.5))
     told = capsys.readouterr().err.splitlines()
     assert told == ["turns rewritten: 3 of 3", "step 1 of 4: loss 0.500"]
