@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,43 @@ def read_defaults(path: Path, ctx: click.Context) -> dict[str, Any]:
 def _read_table(command: click.Command, table: Mapping[str, Any], name: str, ctx: click.Context) -> dict[str, Any]:
     """The defaults of a command and its subcommands, by parameter name. Raises ValueError for what nobody reads."""
     options = configurable(command)
-    commands = command.list_commands(ctx) if isinstance(command, click.Group) else []
+    commands = _subcommands(command, ctx)
     defaults: dict[str, Any] = {}
     for key, value in table.items():
-        inner = f"{name}.{key}" if name else key
         if key in commands:
-            assert isinstance(command, click.Group)
-            subcommand = command.get_command(ctx, key)
-            assert subcommand is not None
+            inner = _inside(name, key)
             if not isinstance(value, dict):
                 raise ValueError(f"{inner} is a command: put its options into a table [{inner}]")
-            defaults[key] = _read_table(subcommand, value, inner, ctx)
+            defaults[key] = _read_table(commands[key](), value, inner, ctx)
         elif option := options.get(key.replace("-", "_")):
             defaults[str(option.name)] = _read_value(option, value, f"[{name}] {key}" if name else key, ctx)
         else:
-            kind = (
-                f"table [{inner}]" if isinstance(value, dict) else f"option {key}" + (f" in [{name}]" if name else "")
-            )
-            known = {option: option for option in options} | {
-                command: f"[{name}.{command}]" if name else f"[{command}]" for command in commands
-            }
-            raise ValueError(f"there is no {kind}: {_suggestion(key, known)}")
+            known = {one: one for one in options} | {one: f"[{_inside(name, one)}]" for one in commands}
+            raise ValueError(f"there is no {_kind(key, value, name)}: {_suggestion(key, known)}")
     return defaults
+
+
+def _subcommands(command: click.Command, ctx: click.Context) -> dict[str, Callable[[], click.Command]]:
+    """What gives each subcommand, which is imported only then."""
+    if not isinstance(command, click.Group):
+        return {}
+    return {name: partial(_subcommand, command, name, ctx) for name in command.list_commands(ctx)}
+
+
+def _subcommand(group: click.Group, name: str, ctx: click.Context) -> click.Command:
+    command = group.get_command(ctx, name)
+    assert command is not None
+    return command
+
+
+def _inside(table: str, key: str) -> str:
+    return f"{table}.{key}" if table else key
+
+
+def _kind(key: str, value: Any, table: str) -> str:
+    if isinstance(value, dict):
+        return f"table [{_inside(table, key)}]"
+    return f"option {key}" + (f" in [{table}]" if table else "")
 
 
 def configurable(command: click.Command) -> dict[str, click.Option]:

@@ -35,7 +35,7 @@ def test_wrong_usage(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
-def test_wrong_usage_of_the_second_stage(run, pairs):
+def test_wrong_usage_of_train_gain(run, pairs):
     assert run(command="train-gain").exit_code == 2
     assert run("--data", pairs, "--turns", "0", command="train-gain").exit_code == 2
     assert run("--data", pairs, "--adapter", "missing", command="train-gain").exit_code == 2
@@ -74,7 +74,7 @@ class Step:
         self.step, self.n_steps, self.n_targets, self.loss = step, 4, 10, loss
 
 
-def test_progress_is_told_at_the_beginning_and_the_end(capsys):
+def test_the_first_and_the_last_step_are_reported(capsys):
     report = report_steps(every_s=3600)
     for step in range(2, 5):  # gone on with after an end
         report(Step(step, float(step)))
@@ -82,7 +82,7 @@ def test_progress_is_told_at_the_beginning_and_the_end(capsys):
     assert [line.split(",")[0] for line in told] == ["step 2 of 4: loss 2.000", "step 4 of 4: loss 3.000"]
 
 
-def test_of_every_stage_the_end_is_told(capsys):
+def test_the_end_of_every_stage_is_reported(capsys):
     report = report_stages(every_s=3600)
     for done in range(1, 4):
         report(Stage("turns rewritten", done, 3))
