@@ -124,8 +124,10 @@ def open_own_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     from bespeak.errors import StoreError
 
     check_store_options(options, cluster_options=("api_key", "basic"))
-    store = open_store(ctx.obj.data, options | {"elasticsearch": options["upstream"][0]}, STORE_S)
-    if options["profiles"] == "elasticsearch":
+    in_cluster = options["profiles"] == "elasticsearch"
+    data = ctx.obj.learnt if in_cluster else ctx.obj.data  # a proxy without data of its own makes no folder for them
+    store = open_store(data, options | {"elasticsearch": options["upstream"][0]}, STORE_S)
+    if in_cluster:
         from bespeak.profiles.stores.elastic import ElasticsearchStore
 
         assert isinstance(store, ElasticsearchStore)
