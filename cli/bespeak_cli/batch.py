@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bespeak_cli.engine import open_engine_of
-from bespeak_cli.learn import open_store
 from bespeak_cli.progress import Progress
+from bespeak_cli.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

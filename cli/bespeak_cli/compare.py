@@ -40,7 +40,7 @@ def read_side(text: str, current: Settings) -> Side:
 
     from bespeak.errors import InputError
     from bespeak.ranking.interleaving import ENGINE, Side
-    from bespeak_cli.search import read_settings
+    from bespeak_cli.mixing import read_weights
 
     if text in (ENGINE, CURRENT):
         return Side(text, None if text == ENGINE else current)
@@ -48,7 +48,7 @@ def read_side(text: str, current: Settings) -> Side:
     try:
         given: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))["serve"]
         mixed: dict[str, Any] = {name: float(given[name]) for name in MIXED if name in given}
-        weights = read_settings({"weights": given["weights"]}).weights if "weights" in given else current.weights
+        weights = read_weights(given["weights"]) if "weights" in given else current.weights
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no TOML file with settings in a table [serve]: see docs/tuning.md") from error
     return Side(path.stem, replace(current, weights=weights, **mixed))

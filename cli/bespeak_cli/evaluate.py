@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bespeak_cli.engine import engine_options, open_engine_of
-from bespeak_cli.learn import profiles_option
-from bespeak_cli.mixing import MIXED, mixing_options
+from bespeak_cli.mixing import MIXED, mixing_options, read_settings
 from bespeak_cli.progress import Progress
+from bespeak_cli.store import profiles_option
 
 if TYPE_CHECKING:
     from bespeak.engines import Engine
@@ -110,10 +110,9 @@ def report_comparisons(ctx: click.Context, options: dict[str, Any]) -> None:
 
     from bespeak.evaluation.comparisons import ACTIONS, report
     from bespeak_cli.compare import as_data, as_report
-    from bespeak_cli.learn import open_store
+    from bespeak_cli.store import check_store_options, open_store
 
-    if options["elasticsearch"] and options["profiles"] != "elasticsearch":
-        raise click.UsageError("--elasticsearch is for profiles in the cluster: add --profiles elasticsearch")
+    check_store_options(options)
     with closing(open_store(ctx.obj.data, options)) as store:
         found = report(store.of_everyone(ACTIONS))
     if options["format_"] == "json":
@@ -138,7 +137,6 @@ def read_selection(options: dict[str, Any]) -> Selection:
 
 def make_bench(ctx: click.Context, options: dict[str, Any]) -> Bench:
     from bespeak.evaluation.measurement import Bench
-    from bespeak_cli.search import read_settings
 
     return Bench(
         ctx.obj.cache,

@@ -11,7 +11,7 @@ import click
 
 from bespeak_cli.batch import prepare, show_report, showing_progress
 from bespeak_cli.engine import engine_options
-from bespeak_cli.learn import profiles_option
+from bespeak_cli.store import check_store_options, profiles_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +58,8 @@ def rewrite(ctx: click.Context, /, **options: Any) -> None:
     """
     from bespeak.batch.workers import default_workers
 
+    if not options["check"]:
+        check_store_options(options)
     options["workers"] = options["workers"] or default_workers(options["rewriter"])
     before = signal.signal(signal.SIGTERM, stop)
     ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, before))

@@ -47,7 +47,7 @@ def test_a_journal_cut_at_any_byte_gives_its_last_complete_state(written):
         assert written.read() == expected
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_damaged_byte_is_detected(written, data):
     content = bytearray(written.path.read_bytes())

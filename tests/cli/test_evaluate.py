@@ -3,13 +3,11 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from bespeak.evaluation import movielens, systems
-from bespeak.evaluation.regressions import read_expected
 from bespeak_cli import cli
 
 CORPUS = [
@@ -231,22 +229,3 @@ def test_measured_scores_are_compared_with_expected_ones(run, folder, tmp_path, 
     assert re.search(rf"^{re.escape(verdict)} +human +lexical +nDCG@10 ", result.stdout, re.MULTILINE)
     assert re.search(r"^\[OK\] +human +lexical +MRR ", result.stdout, re.MULTILINE)
     assert ("1 of the scores" in result.stderr) == (code == 1)
-
-
-REGRESSIONS = Path(__file__).parents[1] / "regressions"
-
-
-@pytest.mark.data
-def test_the_lexical_scores_on_ikat_are_as_expected(shared_data, tmp_path):
-    arguments = ["--data", shared_data, "--check", REGRESSIONS / "ikat-lexical.yaml"]
-    result = CliRunner().invoke(cli, ["--cache-dir", str(tmp_path / "cache"), "evaluate", *map(str, arguments)])
-    assert result.exit_code == 0, result.output
-    assert len(re.findall(r"^\[(?:OK|OKish)\]", result.stdout, re.MULTILINE)) == 6
-
-
-@pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_file_of_expected_scores_can_be_read_and_names_what_there_is(path):
-    expected = read_expected(path)
-    known = movielens.SYSTEMS if expected.data == "movielens" else systems.SYSTEMS
-    assert set(expected.scores) <= set(expected.options["system"]) <= set(known)
-    assert expected.needs == ("model" if {"rewrite", "rewrite-alone"} & set(expected.scores) else "")

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from bespeak.training.gain import Stage
 from bespeak_cli import cli
-from bespeak_cli.models import show_stages, show_steps
+from bespeak_cli.training import report_stages, report_steps
 
 HAS_TRAIN = importlib.util.find_spec("torch") is not None
 
@@ -35,7 +35,7 @@ def test_wrong_usage(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
-def test_wrong_usage_of_the_second_stage(run, pairs):
+def test_wrong_usage_of_train_gain(run, pairs):
     assert run(command="train-gain").exit_code == 2
     assert run("--data", pairs, "--turns", "0", command="train-gain").exit_code == 2
     assert run("--data", pairs, "--adapter", "missing", command="train-gain").exit_code == 2
@@ -75,7 +75,7 @@ class Step:
 
 
 def test_the_last_step_is_shown(capsys):
-    show = show_steps(line_every_s=3600)
+    show = report_steps(line_every_s=3600)
     for step in range(2, 5):  # a resumed training
         show(Step(step, float(step)))
     (line,) = capsys.readouterr().err.splitlines()
@@ -83,7 +83,7 @@ def test_the_last_step_is_shown(capsys):
 
 
 def test_the_end_of_every_stage_is_shown(capsys):
-    show = show_stages(line_every_s=3600)
+    show = report_stages(line_every_s=3600)
     for done in range(1, 4):
         show(Stage("turns rewritten", done, 3))
     show(Step(4, 0.5))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -178,7 +178,6 @@ def test_a_text_in_another_script_is_no_rewrite():
     assert refuse("明日は 東京", "明日は", profile) == ""
 
 
-@settings(deadline=None)
 @given(
     st.text(max_size=20), st.lists(st.text(max_size=20), max_size=3), st.text(max_size=20), st.integers(0, 2**32 - 1)
 )
@@ -189,7 +188,6 @@ def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said
     assert rewrite.text == query or rewrite.status == "full"
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["Zappa", "McCoy", "1,969.5", "WH-1000XM5", "iPhone", "3rd"]), min_size=1, max_size=4),
        st.text(max_size=30), st.integers(0, 2**32 - 1))  # fmt: skip
 def test_names_and_numbers_come_out_exactly_as_they_went_in(names, wanted, seed):

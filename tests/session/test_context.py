@@ -78,7 +78,7 @@ def test_of_many_statements_those_are_read_that_share_words_with_the_query(token
 texts = st.text(max_size=400) | st.text("ab \ud800\udc00é東,.", max_size=3_000) | st.just("word " * 2_000)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(query=texts, turns=st.lists(st.tuples(texts, texts), max_size=8), statements=st.lists(texts, max_size=30))
 def test_never_more_tokens_are_read_than_the_encoder_takes(query, turns, statements):
     tokenizer = open_tokenizer(asset_folder("onnx_models") / MODEL, 10_000)

@@ -68,7 +68,7 @@ WORDS = st.sampled_from(["jazz", "Jazz", "band", "bands", "Zappa", "the", "I", "
 TEXTS = st.lists(WORDS, max_size=7).map(" ".join)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXTS, st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=2))
 def test_statements_give_what_each_word_by_itself_would(terms, query, statements, turns):
     profile = Profile(

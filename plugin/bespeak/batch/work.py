@@ -20,6 +20,7 @@ from bespeak.profiles.events import EventStore
 from bespeak.reading import Reading, open_reading
 from bespeak.records import Profile, Rewrite
 from bespeak.rewriting.rewriter import RewriteKey, Rewriter, model_of, version_read
+from bespeak.statuses import RewriteStatus
 
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")
