@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import NamedTuple
@@ -41,25 +42,28 @@ PREFERENCES_KEPT = 2_000  # as many as the stores read of all actions
 TYPING = timedelta(seconds=5)  # a search box asks at every key; within it a longer or shorter query is the same one
 
 
-def derive(
-    user: UserKey | None,
-    session_id: str,
-    statements: Iterable[Event],
-    session_events: Iterable[Event],
-    preference_events: Iterable[Event],
-    consent: bool,
-    now: datetime,
-    query_id: str = "",
-) -> Profile:
-    """The profile as these events give it, in any order; those later than `now` (clocks differ) count as new.
+@dataclass(frozen=True, slots=True)
+class UserEvents:
+    """What a store knows of a user for one session: the events that a profile is made of, in any order."""
 
-    The query being asked now is not an earlier turn: leave its event out, or name its `query_id`.
+    user: UserKey
+    session_id: str
+    statements: Sequence[Event] = ()
+    session_events: Sequence[Event] = ()
+    preference_events: Sequence[Event] = ()
+    consent: bool = True
+
+
+def derive(known: UserEvents, now: datetime, query_id: str = "") -> Profile:
+    """The profile of a user in one session. Events later than `now` (clocks differ) count as new.
+
+    The query that is being asked now is not an earlier turn: leave its event out, or name its `query_id`.
     """
-    said = _statements(statements)
-    turns = _turns(session_events, query_id)
-    liked, counted = _preferences(preference_events, now)
-    version = _version(user, session_id, said, turns, counted, consent)
-    return Profile(user, session_id, said, turns, liked, consent, version)
+    statements = _statements(known.statements)
+    turns = _turns(known.session_events, query_id)
+    preferences, counted = _preferences(known.preference_events, now)
+    profile = Profile(known.user, known.session_id, statements, turns, preferences, known.consent)
+    return replace(profile, version=_version(profile, counted))
 
 
 def _statements(events: Iterable[Event]) -> tuple[Statement, ...]:
@@ -72,14 +76,16 @@ def _statements(events: Iterable[Event]) -> tuple[Statement, ...]:
     return tuple(Statement(event.text, event.event_id) for event in newest.values())[-STATEMENTS_KEPT:]
 
 
-class _Asked(NamedTuple):
+class _SessionQuery(NamedTuple):
+    """A query of the session with what was answered to it."""
+
     event: Event  # that holds the query's text
     response: str
-    typed: bool  # a search box asked it while its user typed
+    typed: bool  # a search box sent it while the user was typing
 
 
 def _turns(events: Iterable[Event], query_id: str) -> tuple[Turn, ...]:
-    asked: list[_Asked] = []
+    asked: list[_SessionQuery] = []
     for turn in sorted(_by_query(events, query_id), key=lambda turn: _in_time(turn.event)):
         if asked and _goes_on(asked[-1], turn):
             asked.pop()
@@ -87,7 +93,7 @@ def _turns(events: Iterable[Event], query_id: str) -> tuple[Turn, ...]:
     return tuple(Turn(turn.event.text, turn.response, turn.event.event_id) for turn in asked[-TURNS_KEPT:])
 
 
-def _by_query(events: Iterable[Event], query_id: str) -> list[_Asked]:
+def _by_query(events: Iterable[Event], query_id: str) -> list[_SessionQuery]:
     """One for each query whose text is known; its events hold together by their `query_id`."""
     groups: dict[str, list[Event]] = {}
     for event in sorted(events, key=_in_time):
@@ -95,11 +101,11 @@ def _by_query(events: Iterable[Event], query_id: str) -> list[_Asked]:
         key = event.query_id or own_id
         if key and key != query_id and event.action != "impression":
             groups.setdefault(key, []).append(event)
-    turns = (_asked(group) for group in groups.values())
+    turns = (_session_query(group) for group in groups.values())
     return [turn for turn in turns if turn]
 
 
-def _asked(group: list[Event]) -> _Asked | None:
+def _session_query(group: list[Event]) -> _SessionQuery | None:
     """The query's own event if it is there, else any event that repeats its text."""
     texts = [event for event in group if event.text.strip() and event.action not in ("answer", "statement")]
     if not texts:
@@ -109,10 +115,10 @@ def _asked(group: list[Event]) -> _Asked | None:
     answers = [event.text for event in group if event.action == "answer"]
     titles = dict.fromkeys(event.title for event in group if event.title and STRENGTHS.get(event.action, 0) > 0)
     typed = any(event.action in TYPED for event in group)
-    return _Asked(event, answers[-1] if answers else "; ".join(titles), typed)
+    return _SessionQuery(event, answers[-1] if answers else "; ".join(titles), typed)
 
 
-def _goes_on(earlier: _Asked, later: _Asked) -> bool:
+def _goes_on(earlier: _SessionQuery, later: _SessionQuery) -> bool:
     """Whether nothing was answered to the earlier query and the later is the same one: again, or typed further."""
     if earlier.response:
         return False
@@ -172,23 +178,19 @@ def clip_interest(total: float) -> float:
     return max(-1.0, min(2.0, total))
 
 
-def _version(
-    user: UserKey | None,
-    session_id: str,
-    statements: tuple[Statement, ...],
-    turns: tuple[Turn, ...],
-    counted: list[str],
-    consent: bool,
-) -> str:
-    """Of what was said and done, not of the weights: decay alone does not change it. Empty for a stranger."""
-    if consent and not (statements or turns or counted):
+def _version(profile: Profile, counted: list[str]) -> str:
+    """A digest of what was said and done, not of the weights, so that decay alone does not change it.
+
+    `counted` are the ids of the events that the preferences come from. Empty for a stranger.
+    """
+    if profile.consent and not (profile.statements or profile.turns or counted):
         return ""
     content = [
-        user,
-        session_id,
-        consent,
-        [s.event_id for s in statements],
-        [(t.event_id, t.response) for t in turns],
+        profile.user,
+        profile.session_id,
+        profile.consent,
+        [statement.event_id for statement in profile.statements],
+        [(turn.event_id, turn.response) for turn in profile.turns],
         counted,
     ]
     return hashlib.blake2b(json.dumps(content).encode("ascii"), digest_size=16).hexdigest()

@@ -12,10 +12,10 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
 
 from bespeak.errors import InputError, UsageError
 from bespeak.records import Event, Profile, Request, Rewrite, UserKey
@@ -149,35 +149,39 @@ def user_key(tenant: str, user_id: str) -> UserKey:
     return UserKey(tenant, user_id)
 
 
-def new_event(
-    user: UserKey,
-    action: str,
-    timestamp: datetime,
-    *,
-    session_id: str = "",
-    query_id: str = "",
-    text: str = "",
-    doc_id: str = "",
-    title: str = "",
-    value: float | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> Event:
-    """An event whose `event_id` is a digest of its content, `timestamp` aware. Raises `InputError`."""
-    ids = {"tenant": user.tenant, "user": user.user_id, "session": session_id, "query": query_id, "object": doc_id}
+class EventDetails(TypedDict, total=False):
+    """The fields of an `Event` that not every action has; what is left out is empty."""
+
+    session_id: str
+    query_id: str
+    text: str
+    doc_id: str
+    title: str
+    value: float | None
+    attributes: Mapping[str, Any]
+
+
+def new_event(user: UserKey, action: str, timestamp: datetime, **details: Unpack[EventDetails]) -> Event:
+    """An event whose `event_id` is a digest of its content. `timestamp` must be aware. Raises `InputError`."""
+    event = Event("", user, action, timestamp.astimezone(UTC), **details)
+    if reason := _fault_of(event):
+        raise InputError(reason)
+    return replace(event, event_id=_digest(event), attributes=dict(event.attributes))
+
+
+def _fault_of(event: Event) -> str:
+    """Why no store takes this event; "" if it is complete and within the limits."""
+    ids = {"tenant": event.user.tenant, "user": event.user.user_id, "session": event.session_id,
+           "query": event.query_id, "object": event.doc_id}  # fmt: skip
     for name, given in ids.items():
         if reason := _odd_id(name, given):
-            raise InputError(reason)
-    if len(action) > MAX_ACTION_CHARS:
-        raise InputError(f"action_name has {len(action)} characters, at most {MAX_ACTION_CHARS} are taken")
-    for name, given in (("text", text), ("description", title)):
+            return reason
+    if len(event.action) > MAX_ACTION_CHARS:
+        return f"action_name has {len(event.action)} characters, the limit is {MAX_ACTION_CHARS}"
+    for name, given in (("text", event.text), ("description", event.title)):
         if len(given) > MAX_TEXT_CHARS:
-            raise InputError(f"{name} has {len(given)} characters, at most {MAX_TEXT_CHARS} are taken")
-    if reason := _incomplete(action, text, query_id, doc_id, value):
-        raise InputError(reason)
-    rest = dict(attributes or {})
-    told = (session_id, query_id, text, doc_id, title, value, rest)
-    event_id = _digest((*user, action, microseconds(timestamp), *told))
-    return Event(event_id, user, action, timestamp.astimezone(UTC), *told)
+            return f"{name} has {len(given)} characters, the limit is {MAX_TEXT_CHARS}"
+    return _incomplete(event)
 
 
 def query_event(request: Request, now: datetime | None = None) -> Event:
@@ -349,9 +353,11 @@ STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _digest(content: tuple[Any, ...]) -> str:
+def _digest(event: Event) -> str:
+    """Digest of all fields but `event_id`. Raises `InputError` for attributes that are not JSON."""
+    details = (event.session_id, event.query_id, event.text, event.doc_id, event.title, event.value, event.attributes)
     try:
-        text = CANONICAL.encode(content)
+        text = CANONICAL.encode((*event.user, event.action, microseconds(event.timestamp), *details))
         digest = hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
     except UnicodeEncodeError as error:
         raise InputError("holds half of a surrogate pair, which is not a character") from error
@@ -359,7 +365,7 @@ def _digest(content: tuple[Any, ...]) -> str:
         raise InputError("nested too deep, or a number is too large") from error
     except TypeError as error:
         raise InputError("attributes hold something that is not JSON") from error
-    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(content[-1]) > MAX_DEPTH:
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(event.attributes) > MAX_DEPTH:
         raise InputError(f"nested deeper than {MAX_DEPTH}")
     return digest
 
@@ -374,22 +380,23 @@ def _depth(value: Any) -> int:
 
 def _odd_id(name: str, value: str) -> str:
     if len(value) > MAX_ID_CHARS:
-        return f"{name} id has {len(value)} characters, at most {MAX_ID_CHARS} are taken"
+        return f"{name} id has {len(value)} characters, the limit is {MAX_ID_CHARS}"
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         return f"{name} id is not Unicode text"
     return ""
 
 
-def _incomplete(action: str, text: str, query_id: str, doc_id: str, value: float | None) -> str:
-    if action in SAID and not text:
-        return f"a {action} without text" if action == "statement" else "an answer without text"
-    if action == "answer" and not query_id:
+def _incomplete(event: Event) -> str:
+    """What the event lacks for its action; "" if nothing."""
+    if event.action in SAID and not event.text:
+        return f"{'a statement' if event.action == 'statement' else 'an answer'} without text"
+    if event.action == "answer" and not event.query_id:
         return "an answer without query_id"
-    if action != "rating":
+    if event.action != "rating":
         return ""
-    if value is None or not RATING_RANGE[0] <= value <= RATING_RANGE[1]:
+    if event.value is None or not RATING_RANGE[0] <= event.value <= RATING_RANGE[1]:
         return f"a rating that is not a number from {RATING_RANGE[0]:g} to {RATING_RANGE[1]:g}"
-    return "" if doc_id else "a rating without object_id"
+    return "" if event.doc_id else "a rating without object_id"
 
 
 def _action(rest: dict[str, Any]) -> str:

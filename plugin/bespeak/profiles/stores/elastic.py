@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bespeak.engines import check_index_name
 from bespeak.engines.cluster import Cluster
 from bespeak.errors import EngineError, StoreError
-from bespeak.profiles.deriving import PREFERRING, derive
+from bespeak.profiles.deriving import PREFERRING, UserEvents, derive
 from bespeak.profiles.events import EPOCH, Batch, Forgotten, Load, microseconds
 from bespeak.profiles.stores import (
     ADD_BATCH,
@@ -131,12 +131,13 @@ class ElasticsearchStore:
         if user is None:
             return Profile(session_id=session_id)
         if not self._is_there():
-            return derive(user, session_id, (), (), (), True, now)
-        paused, said, turns, *done = self._ask(profile_searches(user, session_id))
-        return derive(
-            user, session_id, _events(user, said), _events(user, turns),
-            _events(user, itertools.chain(*done)), not paused, now, query_id,
-        )  # fmt: skip
+            return derive(UserEvents(user, session_id), now)
+        paused, statements, of_session, *of_actions = self._ask(profile_searches(user, session_id))
+        preferring = _events(user, itertools.chain(*of_actions))
+        known = UserEvents(
+            user, session_id, _events(user, statements), _events(user, of_session), preferring, not paused
+        )
+        return derive(known, now, query_id)
 
     def export(self, user: UserKey) -> Iterator[Event]:
         """In batches, so that nothing is held open in the cluster for a slow reader."""

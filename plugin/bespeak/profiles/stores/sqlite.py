@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bespeak.errors import StoreError
-from bespeak.profiles.deriving import PREFERRING, derive
+from bespeak.profiles.deriving import PREFERRING, UserEvents, derive
 from bespeak.profiles.events import EPOCH, Batch, Forgotten, Load, microseconds
 from bespeak.profiles.stores import (
     ADD_BATCH,
@@ -65,7 +65,25 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """One step for each version of the file, oldest first; a step that was released is never changed."""
 
-EVENT = "event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value"
+
+class _EventRow(NamedTuple):
+    """What the table `events` holds of an event, column by column."""
+
+    event_id: str
+    tenant: str
+    user_id: str
+    action: str
+    at_us: int  # microseconds since 1970
+    session_id: str
+    query_id: str
+    text: str
+    doc_id: str
+    title: str
+    value: float | None
+    attributes: str = "{}"  # JSON; a profile does without
+
+
+EVENT = ", ".join(_EventRow._fields[:-1])
 BY_ACTION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND action = ? AND action <> 'impression'
     ORDER BY at_us DESC, event_id DESC LIMIT ?"""
 BY_SESSION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND session = ? AND session <> ''
@@ -76,8 +94,8 @@ OF_EVERYONE = f"""SELECT {EVENT}, attributes FROM events
     WHERE action IN ({{}}) AND (tenant, user_id, at_us, event_id) > (?, ?, ?, ?)
     AND NOT EXISTS (SELECT 1 FROM paused WHERE paused.tenant = events.tenant AND paused.user_id = events.user_id)
     ORDER BY tenant, user_id, at_us, event_id LIMIT ?"""
-ADD = """INSERT INTO events (event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value,
-    attributes, session) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+ADD = f"""INSERT INTO events ({EVENT}, attributes, session)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 FIND_SESSION = """UPDATE events SET session = found.session FROM query_sessions AS found
     WHERE events.tenant = ? AND events.user_id = ? AND events.query_id = ? AND events.query_id <> ''
     AND events.session = '' AND events.action <> 'impression' AND found.tenant = events.tenant
@@ -109,12 +127,20 @@ class SqliteStore:
             return Profile(session_id=session_id)
         with self._reading() as connection:
             if connection is None:
-                return derive(user, session_id, (), (), (), True, now)
-            said = _events(connection, BY_ACTION, (*user, "statement", STATEMENTS_READ))
-            turns = _events(connection, BY_SESSION, (*user, session_id, SESSION_EVENTS_READ))
-            done = [_events(connection, BY_ACTION, (*user, action, PREFERENCES_READ)) for action in PREFERRING]
-            paused = connection.execute("SELECT 1 FROM paused WHERE tenant = ? AND user_id = ?", user).fetchone()
-        return derive(user, session_id, said, turns, itertools.chain(*done), not paused, now, query_id)
+                return derive(UserEvents(user, session_id), now)
+            known = UserEvents(
+                user,
+                session_id,
+                _events(connection, BY_ACTION, (*user, "statement", STATEMENTS_READ)),
+                _events(connection, BY_SESSION, (*user, session_id, SESSION_EVENTS_READ)),
+                [
+                    event
+                    for action in PREFERRING
+                    for event in _events(connection, BY_ACTION, (*user, action, PREFERENCES_READ))
+                ],
+                connection.execute("SELECT 1 FROM paused WHERE tenant = ? AND user_id = ?", user).fetchone() is None,
+            )
+        return derive(known, now, query_id)
 
     def export(self, user: UserKey) -> Iterator[Event]:
         """In batches, so that a slow reader holds up no writer."""
@@ -404,22 +430,31 @@ def _add(connection: sqlite3.Connection, events: Sequence[Event]) -> int:
 
 
 def _row(event: Event) -> tuple[Any, ...]:
-    return (event.event_id, *event.user, event.action, microseconds(event.timestamp), event.session_id, event.query_id,
-            event.text, event.doc_id, event.title, event.value, _json(event.attributes), event.session_id)  # fmt: skip
+    """The event's row and, as its last column, the session it belongs to as far as it says so itself."""
+    row = _EventRow(
+        event.event_id, *event.user, event.action, microseconds(event.timestamp), event.session_id, event.query_id,
+        event.text, event.doc_id, event.title, event.value, _json(event.attributes),
+    )  # fmt: skip
+    return (*row, event.session_id)
 
 
 def _events(connection: sqlite3.Connection, query: str, values: tuple[object, ...]) -> list[Event]:
-    return [_event(*row) for row in connection.execute(query, values)]
+    return [_event(_EventRow(*row)) for row in connection.execute(query, values)]
 
 
-def _event(
-    event_id: str, tenant: str, user_id: str, action: str, at_us: int, session_id: str, query_id: str, text: str,
-    doc_id: str, title: str, value: float | None, attributes: str = "{}",
-) -> Event:  # fmt: skip
-    timestamp = EPOCH + timedelta(microseconds=at_us)
-    rest = json.loads(attributes) if attributes != "{}" else {}
+def _event(row: _EventRow) -> Event:
     return Event(
-        event_id, UserKey(tenant, user_id), action, timestamp, session_id, query_id, text, doc_id, title, value, rest
+        row.event_id,
+        UserKey(row.tenant, row.user_id),
+        row.action,
+        EPOCH + timedelta(microseconds=row.at_us),
+        row.session_id,
+        row.query_id,
+        row.text,
+        row.doc_id,
+        row.title,
+        row.value,
+        json.loads(row.attributes) if row.attributes != "{}" else {},
     )
 
 
