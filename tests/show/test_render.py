@@ -190,6 +190,28 @@ def test_a_title_without_end_is_cut():
     assert shown["source"]["title"] == "t" * 5000
 
 
+def test_a_fragment_shows_what_the_page_shows():
+    page, fragment = render(result(*PAGE), "html"), render(result(*PAGE), "fragment")
+    assert between(page, "<main>", "</main>") == between(fragment, "<main>", "</main>")
+
+
+def test_a_fragment_is_one_element_that_styles_nothing_outside():
+    fragment = render(result(*PAGE), "fragment")
+    tags = [tag for tag, _ in Tags(fragment).found]
+    assert tags[:2] == ["div", "style"]
+    assert not {"html", "head", "body", "script", "link", "meta", "title"} & set(tags)
+    assert fragment.startswith('<div class="bespeak">')
+    assert fragment.endswith("</div>")
+    style = between(fragment, "<style>", "</style>")
+    selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]*\{", "", style))
+    assert selectors
+    assert all(one.strip().startswith(".bespeak") for names in selectors for one in names.split(","))
+
+
+def between(text, start, end):
+    return text.partition(start)[2].partition(end)[0]
+
+
 # The terminal
 
 
@@ -285,9 +307,10 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_html_keeps_its_tags_whatever_the_text(text):
-    harmless = Tags(render(everywhere("harmless words"), "html"))
-    found = Tags(render(everywhere(text), "html"))
+@pytest.mark.parametrize("format_", ["html", "fragment"])
+def test_html_keeps_its_tags_whatever_the_text(format_, text):
+    harmless = Tags(render(everywhere("harmless words"), format_))
+    found = Tags(render(everywhere(text), format_))
     without_marks = [tag for tag in found.found if tag[0] != "mark"]
     assert without_marks == [tag for tag in harmless.found if tag[0] != "mark"]
     assert "49" not in found.text

@@ -37,10 +37,12 @@ TEMPLATES = {
     "text": "hits.txt.j2",
     "md": "hits.md.j2",
     "html": "hits.html.j2",
+    "fragment": "fragment.html.j2",
     "json": "hits.json.j2",
     "explain": "explain.txt.j2",
 }
-"""Format -> template. There is no JSON template but a user's own: without one the structure itself is written."""
+"""Format -> template. `fragment` is `html` without the page around it, as a notebook shows it. No JSON template is
+shipped: unless the user has one, the structure itself is written."""
 
 NARROWEST = 40
 TITLE_CHARS = 200
