@@ -31,6 +31,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     A document replaces the one of the same id. A load that was cut off goes on where it stood when the same command is
     given again; standard input is read anew.
     """
+    from bespeak.engines.corpus import Corpus
     from bespeak.engines.loading import Checkpoints, load
     from bespeak.errors import InputError
 
@@ -41,7 +42,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     fields = tuple(filter(None, (name.strip() for name in (options["fields"] or "").split(","))))
     checkpoints = Checkpoints(ctx.obj.data / "loads")
     with progress(file) as show:
-        done = load(engine, target, source, encoder, fields, options["id_field"], checkpoints, show)
+        done = load(engine, target, Corpus(source, fields, options["id_field"]), encoder, checkpoints, show)
     tell(done, target)
     if not done.loaded:
         raise InputError(f"nothing of {file} could be loaded: is it JSON lines, or CSV with a header?")

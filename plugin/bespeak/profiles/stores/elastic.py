@@ -504,7 +504,7 @@ class ElasticsearchStore:
     def _told(self, timeout_s: float | None = None) -> Iterator[None]:
         """Turns every fault into a StoreError, without the client's own, which may hold what was written."""
         try:
-            with self._cluster.told(timeout_s=timeout_s):
+            with self._cluster.engine_errors(timeout_s=timeout_s):
                 yield
         except EngineError as error:
             raise StoreError(str(error)) from None
