@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import regex
+from wcwidth import wcwidth
 
 _ESCAPES = regex.compile(  # whole sequences, so that no "[31m" is left of them
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
@@ -42,18 +42,15 @@ def clean(text: str) -> str:
 
 
 def cells(text: str) -> int:
-    """How many columns a terminal gives the text; emphasis takes none, East Asian wide characters and emoji two."""
-    if text.isascii() and "\x1b" not in text:
+    """How many columns the text takes on a terminal: wide characters and emoji two, control and style codes none."""
+    if text.isascii() and text.isprintable():
         return len(text)
-    return sum(_cells_of(cluster) for cluster in _CLUSTER.findall(text))
+    return sum(map(_cells_of, _CLUSTER.findall(text)))
 
 
 def _cells_of(cluster: str) -> int:
-    base = cluster[0]
-    if base == "\x1b" or unicodedata.category(base) in ("Mn", "Me", "Cf", "Cc"):
-        return 0
-    wide = unicodedata.east_asian_width(base) in "WF" or "\ufe0f" in cluster or "\U0001f1e6" <= base <= "\U0001f1ff"
-    return 2 if wide else 1
+    """Those of its first character, which the others only modify; U+FE0F asks for an emoji."""
+    return 2 if "\ufe0f" in cluster else max(wcwidth(cluster[0]), 0)
 
 
 def emphasise(text: str, style: str) -> str:
