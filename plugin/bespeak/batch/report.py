@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from bespeak.batch.journal import Standing
-from bespeak.show.render import fill, in_words
+from bespeak.show.reasons import in_words
+from bespeak.show.templating import fill
 
 STATUSES = {
     "full": "rewritten, or found to need nothing",
