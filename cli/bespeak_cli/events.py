@@ -36,8 +36,8 @@ def load(ctx: click.Context, file: Path, tenant: str, rejected: Path | None) -> 
     A load that was cut off goes on where it stood; a file loaded twice adds nothing.
     """
     from bespeak.errors import InputError
-    from bespeak.profiles.events import load as load_events
     from bespeak.profiles.events import user_key
+    from bespeak.profiles.loading import load as load_events
     from bespeak.profiles.stores.sqlite import SqliteStore
 
     user_key(tenant, "anyone")  # a tenant that no event can have is wrong usage, not thousands of rejected lines

@@ -11,7 +11,7 @@ from bespeak_cli.engine import engine_options
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bespeak.profiles.events import EventStore
+    from bespeak.profiles.stores import EventStore
 
 
 profiles_option = click.option(

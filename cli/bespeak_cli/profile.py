@@ -51,7 +51,8 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
     """Write all events of a user as UBI lines, which `bespeak events load` takes back."""
-    from bespeak.profiles.events import ubi_line, user_key
+    from bespeak.profiles.events import user_key
+    from bespeak.profiles.ubi import ubi_line
 
     with opened_store(ctx) as store:
         for event in store.export(user_key(tenant, user)):

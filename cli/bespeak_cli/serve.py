@@ -20,7 +20,7 @@ from bespeak_cli.mixing import mixing_options
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.parts import Parts
-    from bespeak.profiles.events import EventStore
+    from bespeak.profiles.stores import EventStore
     from bespeak.proxy import Proxy
     from bespeak.rewriting.rewriter import Rewriter
 

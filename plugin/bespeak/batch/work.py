@@ -15,7 +15,7 @@ from bespeak.batch.output import Packing, json_lines, output_row, pack, rejected
 from bespeak.batch.queries import Asked, Form, Rejected, read_queries
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.tally import Tally, tally
-from bespeak.profiles.events import EventStore
+from bespeak.profiles.stores import EventStore
 from bespeak.records import Profile, Rewrite
 from bespeak.rewriting.rewriter import RewriteKey, Rewriter, model_of, version_read
 from bespeak.session.gate import decline

@@ -10,7 +10,7 @@ import pytest
 from answering import HTML, PRODUCT, answering
 from bespeak.errors import StoreError, UsageError
 from bespeak.profiles.deriving import STATEMENTS_KEPT
-from bespeak.profiles.events import Batch, Load
+from bespeak.profiles.stores import Batch, Load
 from bespeak.profiles.stores.elastic import VERSION, ElasticsearchStore, index_body, profile_searches
 from bespeak.records import Profile, Rewrite, UserKey
 from elasticsearch import BadRequestError, Elasticsearch

@@ -23,7 +23,7 @@ from bespeak.engines import check_index_name
 from bespeak.engines.cluster import Cluster
 from bespeak.errors import EngineError, StoreError
 from bespeak.profiles.deriving import PREFERRING, UserEvents, derive
-from bespeak.profiles.events import EPOCH, Batch, Forgotten, Load, microseconds
+from bespeak.profiles.events import EPOCH, microseconds
 from bespeak.profiles.stores import (
     ADD_BATCH,
     EXPORT_BATCH,
@@ -31,6 +31,9 @@ from bespeak.profiles.stores import (
     REWRITES_KEPT,
     SESSION_EVENTS_READ,
     STATEMENTS_READ,
+    Batch,
+    Forgotten,
+    Load,
 )
 from bespeak.records import Event, Profile, Rewrite, Term, UserKey
 

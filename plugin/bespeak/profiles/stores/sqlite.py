@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bespeak.errors import StoreError
 from bespeak.profiles.deriving import PREFERRING, UserEvents, derive
-from bespeak.profiles.events import EPOCH, Batch, Forgotten, Load, microseconds
+from bespeak.profiles.events import EPOCH, microseconds
 from bespeak.profiles.stores import (
     ADD_BATCH,
     EXPORT_BATCH,
@@ -24,6 +24,9 @@ from bespeak.profiles.stores import (
     REWRITES_KEPT,
     SESSION_EVENTS_READ,
     STATEMENTS_READ,
+    Batch,
+    Forgotten,
+    Load,
 )
 from bespeak.records import Event, Profile, Rewrite, Term, UserKey
 
