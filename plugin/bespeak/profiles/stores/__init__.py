@@ -21,6 +21,15 @@ ADD_BATCH = 1000
 EXPORT_BATCH = 500
 
 
+class Batch(NamedTuple):
+    """What some lines of a file hold, up to `line_no` and `offset`."""
+
+    line_no: int
+    offset: int
+    events: tuple[Event, ...]
+    rejected: tuple[tuple[int, str], ...]  # line number and reason
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """How far a file has been loaded for a tenant. `offset` counts bytes after decompression."""
@@ -33,14 +42,11 @@ class Load:
     added: int = 0  # those of them that were new to the store
     rejected: int = 0
 
-
-class Batch(NamedTuple):
-    """What some lines of a file hold, up to `line_no` and `offset`."""
-
-    line_no: int
-    offset: int
-    events: tuple[Event, ...]
-    rejected: tuple[tuple[int, str], ...]  # line number and reason
+    def after(self, batch: Batch, added: int) -> Load:
+        """The load once the batch is stored, of which `added` events were new."""
+        n_events, n_rejected = self.events + len(batch.events), self.rejected + len(batch.rejected)
+        counts = (n_events, self.added + added, n_rejected)
+        return Load(self.tenant, self.file_digest, batch.offset, batch.line_no, *counts)
 
 
 class Forgotten(NamedTuple):

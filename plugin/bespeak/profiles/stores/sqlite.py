@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,15 +28,16 @@ from bespeak.profiles.stores import (
     Forgotten,
     Load,
 )
-from bespeak.records import Event, Profile, Rewrite, Term, UserKey
+from bespeak.profiles.stores.text import json_text, read_rewrite, rewrite_text
+from bespeak.records import Event, Profile, Rewrite, UserKey
 
 if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import RewriteKey
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
-        # `session` is where a turn belongs: the event's own session_id or, for a UBI query, which has none, that
-        # of the events on it. `session_id` stays as it was sent, so that an export gives the same event.
+        # `session` is the session that a turn belongs to: the event's own session_id or, for a UBI query, which has
+        # none, that of the events on it. `session_id` stays as it was sent, so that an export gives the same event.
         """CREATE TABLE events (
             tenant TEXT NOT NULL, user_id TEXT NOT NULL, at_us INTEGER NOT NULL, event_id TEXT NOT NULL,
             action TEXT NOT NULL, session_id TEXT NOT NULL, query_id TEXT NOT NULL, text TEXT NOT NULL,
@@ -66,11 +67,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (tenant, file_digest, line_no)) WITHOUT ROWID""",
     ),
 )
-"""One step for each version of the file, oldest first; a step that was released is never changed."""
+"""One migration for each version of the file, oldest first. A released migration never changes."""
 
 
 class _EventRow(NamedTuple):
-    """What the table `events` holds of an event, column by column."""
+    """An event as the columns of the table `events`."""
 
     event_id: str
     tenant: str
@@ -83,7 +84,7 @@ class _EventRow(NamedTuple):
     doc_id: str
     title: str
     value: float | None
-    attributes: str = "{}"  # JSON; a profile does without
+    attributes: str = "{}"  # JSON; not read for a profile
 
 
 EVENT = ", ".join(_EventRow._fields[:-1])
@@ -108,7 +109,7 @@ FIND_SESSION = """UPDATE events SET session = found.session FROM query_sessions 
 class SqliteStore:
     """An `EventStore` in the file at `path`, which is made by the first write.
 
-    A writer waits `timeout_s` for others. Each thread has its own connection; `close` ends them all.
+    A writer waits up to `timeout_s` for others. Each thread has its own connection; `close` closes them all.
     """
 
     def __init__(self, path: Path, timeout_s: float = 5.0, rewrites_kept: int = REWRITES_KEPT) -> None:
@@ -146,7 +147,7 @@ class SqliteStore:
         return derive(known, now, query_id)
 
     def export(self, user: UserKey) -> Iterator[Event]:
-        """In batches, so that a slow reader holds up no writer."""
+        """In batches, so that a slow reader blocks no writer."""
         after: tuple[int, str] = (-(1 << 62), "")
         while True:
             with self._reading() as connection:
@@ -157,7 +158,7 @@ class SqliteStore:
             after = (microseconds(some[-1].timestamp), some[-1].event_id)
 
     def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
-        """In batches, as `export`."""
+        """In batches, like `export`."""
         named = ", ".join("?" * len(actions))
         after: tuple[str, str, int, str] = ("", "", -(1 << 62), "")
         while True:
@@ -171,7 +172,7 @@ class SqliteStore:
             after = (*some[-1].user, microseconds(some[-1].timestamp), some[-1].event_id)
 
     def forget(self, user: UserKey) -> Forgotten:
-        """Raises `StoreError` also where all is deleted but another process keeps the old bytes open."""
+        """Also raises `StoreError` if all is deleted, but another process keeps the old bytes open."""
         if not self._is_there():
             return Forgotten(0, 0, 0)
         with self._writing() as connection:
@@ -202,12 +203,12 @@ class SqliteStore:
                 "AND model_version = ? AND query = ?",
                 (*key.user, key.profile_version, key.model_version, key.query),
             ).fetchone()
-        return None if row is None else _rewrite(row[0])
+        return None if row is None else read_rewrite(row[0])
 
     def put_rewrite(self, key: RewriteKey, rewrite: Rewrite) -> None:
         if not self._is_there():
             return
-        values = (*key.user, key.profile_version, key.model_version, key.query, _json(asdict(rewrite)))
+        values = (*key.user, key.profile_version, key.model_version, key.query, rewrite_text(rewrite))
         with self._writing() as connection:
             connection.execute(
                 "INSERT INTO rewrites (tenant, user_id, profile_version, model_version, query, rewrite) "
@@ -237,26 +238,12 @@ class SqliteStore:
         with self._writing() as connection:
             if _load(connection, load.tenant, load.file_digest) != load:
                 raise StoreError("another process is loading the same file: let it end, then load the file again")
-            moved = Load(
-                load.tenant, load.file_digest, batch.offset, batch.line_no, load.events + len(batch.events),
-                load.added + _add(connection, batch.events), load.rejected + len(batch.rejected),
-            )  # fmt: skip
+            moved = load.after(batch, _add(connection, batch.events))
             connection.executemany(
                 "INSERT INTO rejections VALUES (?, ?, ?, ?)",
                 [(load.tenant, load.file_digest, line_no, reason) for line_no, reason in batch.rejected],
             )
-            connection.execute(
-                "INSERT OR REPLACE INTO loads VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    moved.tenant,
-                    moved.file_digest,
-                    moved.offset,
-                    moved.line_no,
-                    moved.events,
-                    moved.added,
-                    moved.rejected,
-                ),
-            )
+            connection.execute("INSERT OR REPLACE INTO loads VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(moved))
         return moved
 
     def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
@@ -289,8 +276,8 @@ class SqliteStore:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """One state of the store throughout; None where there is none yet."""
-        with self._sentences():
+        """A connection that sees one state of the store throughout; None if there is no store yet."""
+        with self._store_errors():
             if not self._is_there():
                 yield None
                 return
@@ -299,7 +286,7 @@ class SqliteStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._sentences(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
+        with self._store_errors(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
             yield connection
 
     def _is_there(self) -> bool:
@@ -311,8 +298,8 @@ class SqliteStore:
             ) from error
 
     def _scrub(self) -> None:
-        """Deleted rows are overwritten where they lay (`secure_delete`); their copies in the log go with it."""
-        with self._sentences():
+        """Empties the log, which holds copies of deleted rows; `secure_delete` has overwritten the rows themselves."""
+        with self._store_errors():
             busy, _, _ = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError(
@@ -345,7 +332,7 @@ class SqliteStore:
         return connection
 
     def _patiently(self, act: Callable[[], object]) -> None:
-        """Two processes that make the file at once: SQLite does not wait for the other's change to WAL by itself."""
+        """Retries while another process makes the file: SQLite does not wait for a change to WAL by itself."""
         end = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -359,10 +346,10 @@ class SqliteStore:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         if _version(connection) == len(MIGRATIONS):
             return
-        for number, step in enumerate(MIGRATIONS, start=1):
+        for number, migration in enumerate(MIGRATIONS, start=1):
             with _transaction(connection, "BEGIN IMMEDIATE"):
                 if _version(connection) < number:
-                    for statement in step:
+                    for statement in migration:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {number}")
         if (version := _version(connection)) > len(MIGRATIONS):
@@ -372,7 +359,7 @@ class SqliteStore:
             )
 
     @contextmanager
-    def _sentences(self) -> Iterator[None]:
+    def _store_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -392,7 +379,7 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3
 
 
 def _kind(error: sqlite3.Error) -> str:
-    """SQLite's primary code, such as SQLITE_BUSY of SQLITE_BUSY_SNAPSHOT."""
+    """SQLite's primary code: SQLITE_BUSY for SQLITE_BUSY_SNAPSHOT."""
     return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
 
 
@@ -401,7 +388,7 @@ def _sentence(path: Path, kind: str, timeout_s: float) -> str:
         case "SQLITE_BUSY" | "SQLITE_LOCKED":
             return f"{path} is locked by another process for more than {timeout_s:g} s: let it end, then try again"
         case "SQLITE_READONLY" | "SQLITE_CANTOPEN" | "SQLITE_PERM" | "SQLITE_AUTH":
-            return f"cannot write {path}: give a folder that can be written with --data-dir"
+            return f"cannot write {path}: give a writable folder with --data-dir"
         case "SQLITE_FULL":
             return f"the disk of {path} is full: make room, then try again; nothing was half written"
         case "SQLITE_NOTADB" | "SQLITE_CORRUPT" | "SQLITE_FORMAT":
@@ -418,7 +405,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _add(connection: sqlite3.Connection, events: Sequence[Event]) -> int:
-    """How many were new. Queries without a session get that of the events on them, whichever came first."""
+    """Adds events and returns how many were new. Queries without a session get that of the events on them."""
     before = connection.total_changes
     connection.executemany(ADD, map(_row, events))
     n_new = connection.total_changes - before
@@ -433,10 +420,10 @@ def _add(connection: sqlite3.Connection, events: Sequence[Event]) -> int:
 
 
 def _row(event: Event) -> tuple[Any, ...]:
-    """The event's row and, as its last column, the session it belongs to as far as it says so itself."""
+    """The columns of the event, and last the session that it names itself."""
     row = _EventRow(
         event.event_id, *event.user, event.action, microseconds(event.timestamp), event.session_id, event.query_id,
-        event.text, event.doc_id, event.title, event.value, _json(event.attributes),
+        event.text, event.doc_id, event.title, event.value, json_text(event.attributes),
     )  # fmt: skip
     return (*row, event.session_id)
 
@@ -466,15 +453,3 @@ def _load(connection: sqlite3.Connection, tenant: str, file_digest: str) -> Load
         "SELECT * FROM loads WHERE tenant = ? AND file_digest = ?", (tenant, file_digest)
     ).fetchone()
     return Load(*row) if row else Load(tenant, file_digest)
-
-
-def _rewrite(text: str) -> Rewrite:
-    read = json.loads(text)
-    return Rewrite(**{**read, "terms": tuple(Term(**term) for term in read["terms"])})
-
-
-def _json(value: object) -> str:
-    return COMPACT.encode(value)
-
-
-COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
