@@ -1,4 +1,7 @@
-"""The indices of the store: their mappings, how they are made, and how they are searched and written."""
+"""The indices of the store: their mappings, and how they are made, searched and written.
+
+Each has an alias and is hidden, so that a search over all indices of the cluster finds none of it.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ EVENTS, CONSENT, REWRITES, LOADS = KINDS = ("events", "consent", "rewrites", "lo
 
 KEYWORD: Mapping[str, Any] = {"type": "keyword"}
 LONG: Mapping[str, Any] = {"type": "long"}
-KEPT: Mapping[str, Any] = {"type": "object", "enabled": False}  # comes back as it was, found by nothing
+KEPT: Mapping[str, Any] = {"type": "object", "enabled": False}  # returned unchanged, but not searchable
 
 FIELDS: Mapping[str, Mapping[str, Any]] = {
-    # `session` is where a turn belongs: the event's own or, for a UBI query, which has none, that of the events on it.
-    # `on_query` is the digest of user and query_id where the event tells the session of its query; `awaits` is the same
-    # digest where the event has none yet. `at` sorts as time does, then event_id.
+    # `session` is the session that a turn belongs to: the event's own or, for a UBI query, which has none, that of the
+    # events on it. An event with both a session and a query_id has the digest of user and query_id in `on_query`; an
+    # event that still lacks a session has it in `awaits`. `at` sorts by time, then by event_id.
     EVENTS: {
         "user": KEYWORD, "at": KEYWORD, "action": KEYWORD, "session": KEYWORD, "on_query": KEYWORD, "awaits": KEYWORD,
         "event": KEPT,
@@ -37,13 +40,15 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     LOADS: {"load": KEPT, "of": KEYWORD, "line_no": LONG, "reason": KEPT},
 }  # fmt: skip
 
-# A user's events lie together, newest first, so that a profile's searches end after the hits they want. Elasticsearch
-# 9.5 ends them so where the index is sorted by keywords, but not by numbers or dates: hence `at` is a keyword.
+# The index is sorted by user and newest first, so that the searches of a profile stop after the hits they need.
+# Elasticsearch 9.5 stops early if the sort fields are keywords, but not numbers or dates. So `at` is a keyword.
 NEWEST_FIRST = {"user": "asc", "at": "desc"}
 OLDEST_FIRST = {"at": "asc"}
 
 
 class Search(NamedTuple):
+    """A search in the index of one kind."""
+
     kind: str
     body: Mapping[str, Any]
     routing: str | None = None
