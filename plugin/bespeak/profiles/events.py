@@ -81,17 +81,17 @@ def _fault_of(event: Event) -> str:
         if reason := _fault_of_id(name, given):
             return reason
     if len(event.action) > MAX_ACTION_CHARS:
-        return f"action_name has {len(event.action)} characters, the limit is {MAX_ACTION_CHARS}"
+        return f"action_name has {len(event.action)} characters, at most {MAX_ACTION_CHARS} are allowed"
     for name, given in (("text", event.text), ("description", event.title)):
         if len(given) > MAX_TEXT_CHARS:
-            return f"{name} has {len(given)} characters, the limit is {MAX_TEXT_CHARS}"
+            return f"{name} has {len(given)} characters, at most {MAX_TEXT_CHARS} are allowed"
     return _incomplete(event)
 
 
 def _fault_of_id(name: str, value: str) -> str:
     """Why this cannot be an id; "" if it can."""
     if len(value) > MAX_ID_CHARS:
-        return f"{name} id has {len(value)} characters, the limit is {MAX_ID_CHARS}"
+        return f"{name} id has {len(value)} characters, at most {MAX_ID_CHARS} are allowed"
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         return f"{name} id is not Unicode text"
     return ""
