@@ -143,7 +143,7 @@ def test_words_of_one_origin_stand_together():
 @pytest.mark.parametrize(
     ("status", "reason", "expected"),
     [
-        ("gated", "quoted", "= searched as typed: the query is quoted"),
+        ("gated", "quoted", "= searched as typed: the whole query is quoted"),
         ("gated", "something new", "= searched as typed: something new"),
         ("late", "", "= searched as typed: the rewriter took too long"),
         ("failed", "out of memory", "= searched as typed: the rewriter failed (out of memory)"),

@@ -104,7 +104,7 @@ def _user_clause(evidence: Evidence, doc_id: str, title: str, action: str) -> st
 
 def in_words(reason: str) -> str:
     """What a reason means, as a clause; any other text as it is."""
-    return Reason(reason).meaning if reason in list(Reason) else reason
+    return next((known.meaning for known in Reason if known == reason), reason)
 
 
 def describe_rewrite(rewrite: Rewrite) -> str:
