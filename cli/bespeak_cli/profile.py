@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,10 +12,11 @@ import click
 from bespeak_cli.identity import session_option, tenant_option
 
 if TYPE_CHECKING:
-    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.records import Profile
 
 PREFERENCES_SHOWN = 20
+LEARN_AGAIN = "What was learnt of everyone may count this user until `bespeak learn` runs again."
+"""A sum over everyone cannot lose one user."""
 
 
 @click.group()
@@ -36,12 +35,9 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
 
     With --session also the turns of that session.
     """
-    from datetime import UTC, datetime
+    from bespeak_cli.parts import open_profiles
 
-    from bespeak.profiles.events import user_key
-
-    with opened_store(ctx) as store:
-        known = store.profile(user_key(tenant, user), session, datetime.now(UTC))
+    known = open_profiles(ctx).profile(user, session=session, tenant=tenant)
     click.echo(as_json(known) if format_ == "json" else as_text(known))
 
 
@@ -51,11 +47,10 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
     """Write all events of a user as UBI lines, which `bespeak events load` takes back."""
-    from bespeak.profiles.events import ubi_line, user_key
+    from bespeak_cli.parts import open_profiles
 
-    with opened_store(ctx) as store:
-        for event in store.export(user_key(tenant, user)):
-            sys.stdout.buffer.write(json.dumps(ubi_line(event), ensure_ascii=False).encode("utf-8") + b"\n")
+    for line in open_profiles(ctx).export(user, tenant=tenant):
+        sys.stdout.buffer.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -65,14 +60,13 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
     """Delete everything known of a user, down to the bytes in the file."""
-    from bespeak.profiles.events import user_key
+    from bespeak_cli.parts import open_profiles
 
-    with opened_store(ctx) as store:
-        gone = store.forget(user_key(tenant, user))
-    pause = "a pause" if gone.consent else "no pause"
+    gone = open_profiles(ctx).forget(user, tenant=tenant)
+    pause = "a pause" if gone.paused else "no pause"
     click.echo(f"Deleted: {gone.events} events, {gone.rewrites} cached rewrites, {pause}")
-    if gone.events:
-        tell_learnt(ctx, tenant)
+    if gone.learn_again:
+        click.echo(LEARN_AGAIN, err=True)
 
 
 @profile.command()
@@ -82,29 +76,13 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
 @click.pass_context
 def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
     """Pause personalisation for a user (off), or go on with it (on); nothing is deleted."""
-    from bespeak.profiles.events import user_key
+    from bespeak_cli.parts import open_profiles
 
-    with opened_store(ctx) as store:
-        store.set_consent(user_key(tenant, user), state == "on")
+    library = open_profiles(ctx)
+    library.set_consent(user, state == "on", tenant=tenant)
     click.echo("Personalisation is " + ("on." if state == "on" else "paused; what is known is kept."), err=True)
-    if state == "off":
-        tell_learnt(ctx, tenant)
-
-
-def tell_learnt(ctx: click.Context, tenant: str) -> None:
-    """A sum over everyone cannot lose one user; it can be made anew."""
-    from bespeak.ranking.learning import LearntFolder
-
-    if LearntFolder(ctx.obj.data).holds(tenant):
-        click.echo("What was learnt of everyone may count this user until `bespeak learn` runs again.", err=True)
-
-
-@contextmanager
-def opened_store(ctx: click.Context) -> Iterator[SqliteStore]:
-    from bespeak.profiles.stores.sqlite import SqliteStore
-
-    with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
-        yield store
+    if state == "off" and library.learnt_from(tenant):
+        click.echo(LEARN_AGAIN, err=True)
 
 
 def as_json(known: Profile) -> str:

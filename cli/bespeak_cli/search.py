@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.engine import engine_options
 from bespeak_cli.identity import identity_options
 from bespeak_cli.mixing import MIXED, mixing_options
+
+if TYPE_CHECKING:
+    from bespeak import Result, Settings
+    from bespeak.parts import RewriterName
 
 
 @click.command()
@@ -43,28 +47,18 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
 
     Queries of one --session are the turns that the next one is rewritten from.
     """
-    from bespeak.pipeline import search as run
-    from bespeak.profiles.events import user_key
-    from bespeak.profiles.stores.sqlite import SqliteStore
-    from bespeak.records import Request
-    from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
+    from bespeak_cli.parts import open_library
 
-    user = user_key(options["tenant"], options["user"]) if options["user"] else None
-    request = Request(query, options["index"], user, options["session"], options["offset"], options["size"])
-    store = SqliteStore(ctx.obj.data / "bespeak.db")
-    engine = open_engine(ctx, options)
-    encoder = open_encoder(options["encoder"], ctx.obj.cache)
-    rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store, encoder)
-    parts = build_parts(read_settings(options), rewriter, encoder, ctx.obj.cache, ctx.obj.learnt)
-    result = run(engine, store, request, parts)
+    user = options["user"] or None
+    rewriter: RewriterName = options["rewriter"] if user else "none"
+    library = open_library(ctx, options, rewriter=rewriter, encoder=options["encoder"], settings=read_settings(options))
+    names = ("index", "session", "tenant", "size", "offset", "record")
+    result = library.search(query, user=user, **{name: options[name] for name in names})
     click.echo(show(result, options))
-    if user and options["record"]:
-        record(store, request)
-    store.close()
 
 
-def read_settings(options: dict[str, Any]) -> Any:
-    """The defaults with what the command line sets."""
+def read_settings(options: dict[str, Any]) -> Settings:
+    """The defaults, with what the command line sets."""
     from bespeak.errors import UsageError
     from bespeak.settings import Settings, Weights
 
@@ -84,8 +78,8 @@ def read_settings(options: dict[str, Any]) -> Any:
     return Settings(**given)
 
 
-def show(result: Any, options: dict[str, Any]) -> str:
-    """The result in the asked form, as wide and as colourful as the terminal."""
+def show(result: Result, options: dict[str, Any]) -> str:
+    """The result in the format that the options name, as wide and as colourful as the terminal."""
     import shutil
     import sys
 
@@ -94,14 +88,3 @@ def show(result: Any, options: dict[str, Any]) -> str:
     name = "explain" if options["explain"] and options["format_"] == "text" else options["format_"]
     width = shutil.get_terminal_size((100, 24)).columns
     return render(result, name, options["templates"], width=width, colour=sys.stdout.isatty())
-
-
-def record(store: Any, request: Any) -> None:
-    """Keeps the query as a turn of the session; a store that cannot take it costs a sentence, not the answer."""
-    from bespeak.errors import BespeakError
-    from bespeak.profiles.events import query_event
-
-    try:
-        store.add([query_event(request)])
-    except BespeakError as error:
-        click.echo(f"The query was not kept: {error}", err=True)

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -88,7 +89,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         refuse_itself(options["upstream"], options["host"], listener.getsockname()[1])
         store = open_store(ctx, options)
         ctx.call_on_close(store.close)
-        parts = open_parts(ctx, options, store)
+        parts = open_models(ctx, options, store)
         proxy = assemble(
             upstream, store, parts, ctx.obj.cache / "vectors.db", token=token, jwt_key=jwt_key, share=share,
             model_runs=options["model_runs"], typed_path=options["typed"],
@@ -125,28 +126,19 @@ def open_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     return SqliteStore(ctx.obj.data / "bespeak.db", timeout_s=STORE_S)
 
 
-def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
-    """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there."""
-    from bespeak.models.encoder import load_encoder
-    from bespeak_cli.parts import build_parts, open_encoder
+def open_models(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
+    """What is missing of the models by itself costs what it would do; an encoder that was asked for has to be there.
+
+    Nothing is built here: a proxy that starts again at night has no minute for it, and mostly no memory.
+    """
+    from bespeak.parts import Models, open_encoder, open_parts
+    from bespeak_cli.parts import say
     from bespeak_cli.search import read_settings
 
-    settings, named = read_settings(options), options["encoder"]
-    encoder = load_encoder(named, ctx.obj.cache, 1) if named else open_encoder(None, ctx.obj.cache, 1)
-    rewriter = open_rewriter(ctx, options, store, encoder)
-    return build_parts(settings, rewriter, encoder, ctx.obj.cache, ctx.obj.learnt, threads=1)
-
-
-def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore, encoder: Encoder | None) -> Rewriter:
-    """Nothing is built here: a proxy that starts again at night has no minute for it, and mostly no memory."""
-    from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
-
-    try:
-        return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache, encoder=encoder), store)
-    except ModelError as error:
-        click.echo(f"Without the language model, with the words of the last turn instead: {error}", err=True)
-        return LastTurn()
+    models = Models(ctx.obj.cache, options["rewriter"], options["encoder"], encoder_threads=1)
+    if options["encoder"]:
+        models = replace(models, encoder=open_encoder(models))
+    return open_parts(models, read_settings(options), rewrites=store, learnt=ctx.obj.learnt, warn=say)
 
 
 # What is said at the start.

@@ -59,6 +59,7 @@ class Turn:
     query: str
     response: str
     event_id: str
+    query_id: str = field(default="", compare=False)  # that the events of this turn share; "" where it had none
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +234,4 @@ class Result:
     rerank: RerankStatus
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
     weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours
+    query_id: str = ""  # of the recorded query, for events on its hits; "" where it was not recorded

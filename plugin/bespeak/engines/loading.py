@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -74,6 +74,20 @@ def read_documents(file: Path | IO[bytes], id_field: str | None = None, after: i
             yield from read(_unpacked(stream), id_field, after, "\t" if name.endswith(".tsv") else ",")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {_called(file)} to its end: {error}") from error
+
+
+def read_mappings(documents: Iterable[Mapping[str, Any]], id_field: str | None = None) -> Iterator[Row]:
+    """Documents given as dicts, each counted as a line; one that is not JSON is given with its reason."""
+    for number, source in enumerate(documents, 1):
+        try:
+            copy = json.loads(json.dumps(dict(source), allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            yield Row(number, None, f"not JSON ({error})")
+            continue
+        try:
+            yield Row(number, _document(copy, id_field))
+        except ValueError as error:
+            yield Row(number, None, str(error))
 
 
 def _unpacked(stream: IO[bytes]) -> IO[bytes]:
@@ -226,14 +240,14 @@ class Checkpoints:
 def load(
     engine: Engine,
     index: str,
-    file: Path | IO[bytes],
+    file: Path | IO[bytes] | Iterable[Mapping[str, Any]],
     encoder: Encoder | None,
     fields: Sequence[str] = (),
     id_field: str | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Callable[[Loaded], None] | None = None,
 ) -> Loaded:
-    """Loads a file into an index, which is made where it is not there; documents are replaced by id.
+    """Loads a file, or dicts, into an index, which is made where it is not there; documents are replaced by id.
 
     Without `fields` they are the index's, or those of the file that hold running text. A load of a file (not of a
     stream) that was cut off goes on after its last durable batch. Raises InputError, UsageError, EngineError.
@@ -242,7 +256,9 @@ def load(
     done = checkpoints.read(key) if checkpoints and key else Loaded()
     if done.lines and not _still_there(engine, index, done):
         done = Loaded()
-    rows = read_documents(file, id_field, done.lines)
+    given: Any = file
+    is_file = isinstance(file, Path) or hasattr(file, "readline")
+    rows = read_documents(given, id_field, done.lines) if is_file else read_mappings(given, id_field)
     fields = fields or done.fields or _fields_of(engine, index)
     if not fields:
         sample = _sample(rows)

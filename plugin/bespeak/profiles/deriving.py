@@ -84,7 +84,9 @@ def _turns(events: Iterable[Event], query_id: str) -> tuple[Turn, ...]:
         if asked and _goes_on(asked[-1], turn):
             asked.pop()
         asked.append(turn)
-    return tuple(Turn(turn.event.text, turn.response, turn.event.event_id) for turn in asked[-TURNS_KEPT:])
+    return tuple(
+        Turn(turn.event.text, turn.response, turn.event.event_id, turn.event.query_id) for turn in asked[-TURNS_KEPT:]
+    )
 
 
 def _by_query(events: Iterable[Event], query_id: str) -> list[_Asked]:

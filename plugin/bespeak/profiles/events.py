@@ -180,14 +180,14 @@ def new_event(
     return Event(event_id, user, action, timestamp.astimezone(UTC), *told)
 
 
-def query_event(request: Request, now: datetime | None = None) -> Event:
+def query_event(request: Request, now: datetime | None = None, query_id: str = "") -> Event:
     """The event of a query asked here, to be added after it was answered. Raises `InputError` for one too long."""
     if request.user is None:
         raise InputError("a query without user is nobody's event")
     attributes = {"query_attributes": {"index": request.index}}
     return new_event(
-        request.user, "query", now or datetime.now(UTC), session_id=request.session_id, text=request.query,
-        attributes=attributes,
+        request.user, "query", now or datetime.now(UTC), session_id=request.session_id, query_id=query_id,
+        text=request.query, attributes=attributes,
     )  # fmt: skip
 
 
