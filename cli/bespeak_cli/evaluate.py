@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import Rewriter
-    from bespeak.session.context import ContextEncoder
 
 
 def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -153,9 +152,8 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
     from bespeak.evaluation.systems import STAGES, SYSTEMS, cells_of, check_names, load_collection, run_all, unhurried
     from bespeak.evaluation.topics import read_collection
-    from bespeak.parts import Parts
+    from bespeak.parts import Models, open_parts
     from bespeak.rewriting.rewriter import Unchanged
-    from bespeak.session.terms import load_terms
     from bespeak_cli.search import read_settings
 
     collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
@@ -172,15 +170,15 @@ def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) ->
     rewriter: Rewriter = Unchanged()
     if {"rewrite", "rewrite-alone"} & set(systems):
         rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
-    context = open_context(ctx, encoder, collection.digest) if encoder else None
-    parts = Parts(settings, rewriter, encoder, terms=load_terms(), context=context)
+    models = Models(ctx.obj.cache, rewriter, encoder or "none")
+    parts = keep_sessions(ctx, open_parts(models, settings), collection.digest)
     engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
     try:
         load_collection(collection, engine, encoder, index)
         runs = run_all(collection, systems, stages, engine, index, parts, progress("queries"))
         examples = find_examples(collection, rewriter, runs, n_examples) if n_examples else None
     finally:
-        for kept_part in (encoder, rewriter, context and context.encoder):
+        for kept_part in (encoder, rewriter, parts.context and parts.context.encoder):
             if isinstance(kept_part, KeptEncoder | KeptRewriter):
                 kept_part.save()
         engine.close()
@@ -227,18 +225,16 @@ def open_encoder(ctx: click.Context, options: dict[str, Any], label: str) -> Any
     return KeptEncoder(encoder, ctx.obj.cache / "evaluation", label, progress("vectors"))
 
 
-def open_context(ctx: click.Context, encoder: Encoder, label: str) -> ContextEncoder | None:
-    """None where no shipped one was trained for this encoder."""
+def keep_sessions(ctx: click.Context, parts: Parts, label: str) -> Parts:
+    """The same parts; the vectors of queries read with their session are kept for the next run."""
     from dataclasses import replace
 
     from bespeak.evaluation.kept import KeptEncoder
-    from bespeak.session.context import load_context
 
-    context = load_context(encoder, ctx.obj.cache)
-    if context is None:
-        return None
-    kept = KeptEncoder(context.encoder, ctx.obj.cache / "evaluation", label, progress("sessions"))
-    return replace(context, encoder=kept)
+    if parts.context is None:
+        return parts
+    kept = KeptEncoder(parts.context.encoder, ctx.obj.cache / "evaluation", label, progress("sessions"))
+    return replace(parts, context=replace(parts.context, encoder=kept))
 
 
 def open_model(ctx: click.Context) -> Any:

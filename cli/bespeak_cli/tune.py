@@ -84,20 +84,21 @@ def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: S
     from bespeak.evaluation.signals import gather
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
+    from bespeak.parts import Models, open_parts
     from bespeak.rewriting.rewriter import choose_rewriter
-    from bespeak.session.terms import load_terms
-    from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
+    from bespeak_cli.evaluate import keep_sessions, open_encoder, open_model, progress
 
     collection, name = read_collection(folder), serving["rewriter"]
     encoder = open_encoder(ctx, serving, collection.digest)
-    context = open_context(ctx, encoder, collection.digest)
     made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
     rewriter = KeptRewriter(made, ctx.obj.cache / "evaluation", collection.digest)
+    models = Models(ctx.obj.cache, rewriter, encoder)
+    parts = keep_sessions(ctx, open_parts(models, settings[0]), collection.digest)
     try:
         told = progress(f"{collection.name}: queries")
-        signals = gather(collection, encoder, rewriter, told, load_terms(), context)
+        signals = gather(collection, encoder, rewriter, told, parts.terms, parts.context)
     finally:
-        for kept in (encoder, rewriter, context and context.encoder):
+        for kept in (encoder, rewriter, parts.context and parts.context.encoder):
             if isinstance(kept, KeptEncoder | KeptRewriter):
                 kept.save()
     return judged(signals, settings, progress(f"{collection.name}: settings"))
