@@ -15,7 +15,9 @@ from bespeak.errors import EngineError, IndexMissing, InputError, ModelError, St
 from bespeak.parts import Models, open_parts
 from bespeak.ranking.learning import learnt_path
 from bespeak.settings import Settings
+from elasticsearch import Elasticsearch
 from fakes import BagEncoder, ScriptedRewriter
+from histories import indices
 
 DISHES = (
     {"_id": "stew", "title": "Stew", "text": "A vegetarian stew of beans and carrots for cold evenings."},
@@ -453,15 +455,25 @@ def test_many_threads_share_one(kitchen):
     assert not faults
 
 
+@pytest.fixture
+def clean_cluster(elasticsearch_url):
+    """Without the indices of profiles that a test makes."""
+    with Elasticsearch(elasticsearch_url) as client:
+        there = indices(client, "bespeak-")
+        yield elasticsearch_url
+        for name in set(indices(client, "bespeak-")) - set(there):
+            client.indices.delete(index=name)
+
+
 @pytest.mark.elasticsearch
-def test_documents_and_profiles_in_one_cluster(opened, elasticsearch_url, index_name):
-    library = opened(elasticsearch=elasticsearch_url, profiles="elasticsearch")
+def test_documents_and_profiles_in_one_cluster(opened, clean_cluster, index_name):
+    library = opened(elasticsearch=clean_cluster, profiles="elasticsearch")
     user = index_name  # its own, for the cluster is shared
     assert library.index(DISHES, to=index_name).loaded == 5
     know = {"index": index_name, "user": user, "session": "s"}
     first = library.search("vegetarian soup", **know)
     assert (
-        opened("elsewhere", elasticsearch=elasticsearch_url, profiles="elasticsearch")
+        opened("elsewhere", elasticsearch=clean_cluster, profiles="elasticsearch")
         .search("vegetarian soup", **know)
         .query_id
         == first.query_id

@@ -131,7 +131,7 @@ class Document:
 
     doc_id: str
     source: Mapping[str, Any]
-    vector: Vector | None = None
+    vector: Vector | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class Hit:
     score: float
     rank: int
     source: Mapping[str, Any]
-    vector: Vector | None = None
+    vector: Vector | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
