@@ -47,7 +47,7 @@ SESSION = (
 
 
 @click.command()
-@click.option("--width", type=click.IntRange(40), help="Columns; the terminal's if not given.")
+@click.option("--width", type=click.IntRange(40), help="Columns; by default those of the terminal.")
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
 @click.pass_context
 def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bespeak.settings import Settings
 from bespeak_cli.engine import engine_options
 from bespeak_cli.identity import identity_options
 from bespeak_cli.mixing import MIXED, mixing_options
 
 if TYPE_CHECKING:
-    from bespeak import Result, Settings
+    from bespeak import Result
     from bespeak.parts import RewriterName
+
+DEFAULTS = Settings()
 
 
 @click.command()
@@ -22,30 +25,50 @@ if TYPE_CHECKING:
 @identity_options
 @click.option("--size", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Hits on the page.")
 @click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 10_000), help="Hits before the page.")
-@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
-@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
+@click.option(
+    "--rewriter",
+    type=click.Choice(["model", "last-turn", "none"]),
+    default="model",
+    show_default=True,
+    help="The language model, the words of the turn before, or no rewrite.",
+)
+@click.option("--encoder", help="A model's name or folder; the shipped one by default.")
 @click.option(
     "--mode",
     type=click.Choice(["recall", "boost"]),
     default="recall",
     show_default=True,
-    help="May the rewrite find more, or only change the order?",
+    help="Whether the rewrite may find more hits, or only reorder them.",
 )
 @mixing_options
-@click.option("--window", type=click.IntRange(1, 10_000), help="Hits that are reranked.")
-@click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
+@click.option(
+    "--window",
+    type=click.IntRange(1, 10_000),
+    default=DEFAULTS.window,
+    show_default=True,
+    help="How many hits are reranked.",
+)
+@click.option(
+    "--rewrite-ms",
+    type=click.FloatRange(min=1),
+    default=DEFAULTS.rewrite_ms,
+    show_default=True,
+    help="Milliseconds that a rewrite may take.",
+)
 @click.option(
     "--format", "format_", type=click.Choice(["text", "md", "html", "json"]), default="text", show_default=True
 )
-@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Your own templates.")
-@click.option("--explain", is_flag=True, help="Show the score matrix and the evidence.")
-@click.option("--record/--no-record", default=True, show_default=True, help="Keep the query in the user's session.")
+@click.option(
+    "--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder of your own templates."
+)
+@click.option("--explain", is_flag=True, help="Show the scores of each hit and what raised it.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Keep the query as a turn of the session.")
 @engine_options
 @click.pass_context
 def search(ctx: click.Context, /, query: str, **options: Any) -> None:
-    """Search as somebody: rewritten from what is known of them, reranked, explained.
+    """Search as a user: the query is rewritten, and the hits are reranked and explained.
 
-    Queries of one --session are the turns that the next one is rewritten from.
+    The queries of one --session are the turns that the next query is rewritten from.
     """
     from bespeak_cli.parts import open_library
 
@@ -60,7 +83,7 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
 def read_settings(options: dict[str, Any]) -> Settings:
     """The defaults, with what the command line sets."""
     from bespeak.errors import UsageError
-    from bespeak.settings import Settings, Weights
+    from bespeak.settings import Weights
 
     given = {
         name: options[name]
