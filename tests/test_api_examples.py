@@ -88,7 +88,7 @@ def test_every_public_name_says_what_they_give():
 
 def test_an_app_of_ones_own_ranks_as_the_guide_says(in_folder):
     """The snippet runs as it stands, and leaves out nothing that `bespeak serve` ranks by."""
-    section = (DOCS / "proxy.md").read_text("utf-8").partition("## In an app of yours\n")[2]
+    section = (DOCS / "proxy.md").read_text("utf-8").partition("## In your own app\n")[2]
     (snippet,) = BLOCK.findall(section.partition("\n## ")[0])
     names = {}
     exec(snippet, names)

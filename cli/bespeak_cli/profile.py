@@ -1,4 +1,4 @@
-"""`bespeak profile`: see, take along, pause or delete what is known of a user."""
+"""`bespeak profile`: show, export, pause or delete what is known about a user."""
 
 from __future__ import annotations
 
@@ -15,30 +15,27 @@ if TYPE_CHECKING:
     from bespeak.records import Profile
 
 PREFERENCES_SHOWN = 20
-LEARN_AGAIN = "What was learnt of everyone may count this user until `bespeak learn` runs again."
-"""A sum over everyone cannot lose one user."""
+LEARN_AGAIN = "What was learnt from all users may include this one until `bespeak learn` runs again."
+"""A sum over all users can only be made again."""
 
 
 @click.group()
 def profile() -> None:
-    """See, take along, pause or delete what is known of a user."""
+    """Show, export, pause or delete what is known about a user."""
 
 
 @profile.command()
 @click.argument("user")
 @session_option
 @tenant_option
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
-def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str) -> None:
-    """Show what is known of a user; of somebody unknown, nothing.
-
-    With --session also the turns of that session.
-    """
+def show(ctx: click.Context, user: str, session: str, tenant: str, format: str) -> None:
+    """Show what is known about USER; with --session, also the turns of that session."""
     from bespeak_cli.parts import open_profiles
 
     known = open_profiles(ctx).profile(user, session=session, tenant=tenant)
-    click.echo(as_json(known) if format_ == "json" else as_text(known))
+    click.echo(as_json(known) if format == "json" else as_text(known))
 
 
 @profile.command()
@@ -46,7 +43,7 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
 @tenant_option
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
-    """Write all events of a user as UBI lines, which `bespeak events load` takes back."""
+    """Write all events of USER as UBI lines, which `bespeak events load` can read again."""
     from bespeak_cli.parts import open_profiles
 
     for line in open_profiles(ctx).export(user, tenant=tenant):
@@ -59,7 +56,7 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @tenant_option
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
-    """Delete everything known of a user, down to the bytes in the file."""
+    """Delete everything that is known about USER, and overwrite it in the file."""
     from bespeak_cli.parts import open_profiles
 
     gone = open_profiles(ctx).forget(user, tenant=tenant)
@@ -75,12 +72,12 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
 @tenant_option
 @click.pass_context
 def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
-    """Pause personalisation for a user (off), or go on with it (on); nothing is deleted."""
+    """Pause personalisation for USER (off) or resume it (on). Nothing is deleted."""
     from bespeak_cli.parts import open_profiles
 
     library = open_profiles(ctx)
     library.set_consent(user, state == "on", tenant=tenant)
-    click.echo("Personalisation is " + ("on." if state == "on" else "paused; what is known is kept."), err=True)
+    click.echo("Personalisation is " + ("on." if state == "on" else "paused. Nothing was deleted."), err=True)
     if state == "off" and library.learnt_from(tenant):
         click.echo(LEARN_AGAIN, err=True)
 
@@ -90,24 +87,25 @@ def as_json(known: Profile) -> str:
 
 
 def as_text(known: Profile) -> str:
-    """Without a user's control characters: a stored text cannot drive the terminal."""
+    """The profile as lines of text, without control characters, which could drive the terminal."""
     lines = [] if known.consent else ["Personalisation is paused."]
     if known.is_empty:
         return "\n".join([*lines, "Nothing is known."])
     if known.statements:
-        lines += ["Statements", *(f"  {printable(said.text)}" for said in known.statements)]
+        lines += ["Statements", *(f"  {printable(statement.text)}" for statement in known.statements)]
     if known.turns:
         lines += ["Turns of this session"]
         lines += [
-            f"  {printable(t.query)}" + (f" → {printable(t.response)}" if t.response else "") for t in known.turns
+            f"  {printable(turn.query)}" + (f" → {printable(turn.response)}" if turn.response else "")
+            for turn in known.turns
         ]
     if known.preferences:
         lines += ["Likes (+) and dislikes (-)"]
         for liked in known.preferences[:PREFERENCES_SHOWN]:
             name = printable(liked.title or liked.doc_id)
             lines.append(f"  {liked.weight:+.3f}  {name}  ({printable(liked.action)}, {liked.timestamp:%Y-%m-%d})")
-        if more := len(known.preferences) - PREFERENCES_SHOWN:
-            lines += [f"  … and {more} more; --format json shows all"] if more > 0 else []
+        if (more := len(known.preferences) - PREFERENCES_SHOWN) > 0:
+            lines.append(f"  … and {more} more; --format json shows all")
     return "\n".join(lines)
 
 

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bespeak.settings import Settings
 from bespeak_cli.engine import engine_options
 from bespeak_cli.identity import identity_options
-from bespeak_cli.mixing import MIXED, mixing_options
+from bespeak_cli.mixing import read_settings, search_options
 
 if TYPE_CHECKING:
     from bespeak import Result
     from bespeak.parts import RewriterName
-
-DEFAULTS = Settings()
 
 
 @click.command()
@@ -40,21 +37,7 @@ DEFAULTS = Settings()
     show_default=True,
     help="Whether the rewrite may find more hits, or only reorder them.",
 )
-@mixing_options
-@click.option(
-    "--window",
-    type=click.IntRange(1, 10_000),
-    default=DEFAULTS.window,
-    show_default=True,
-    help="How many hits are reranked.",
-)
-@click.option(
-    "--rewrite-ms",
-    type=click.FloatRange(min=1),
-    default=DEFAULTS.rewrite_ms,
-    show_default=True,
-    help="Milliseconds that a rewrite may take.",
-)
+@search_options
 @click.option(
     "--format", "format_", type=click.Choice(["text", "md", "html", "json"]), default="text", show_default=True
 )
@@ -78,27 +61,6 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     names = ("index", "session", "tenant", "size", "offset", "record")
     result = library.search(query, user=user, **{name: options[name] for name in names})
     click.echo(show(result, options))
-
-
-def read_settings(options: dict[str, Any]) -> Settings:
-    """The defaults, with what the command line sets."""
-    from bespeak.errors import UsageError
-    from bespeak.settings import Weights
-
-    given = {
-        name: options[name]
-        for name in ("mode", "window", "rewrite_ms", "rerank_ms", *MIXED)
-        if options.get(name) is not None
-    }
-    if options.get("weights"):
-        try:
-            lexical, embedding, user = (float(value) for value in options["weights"].split(","))
-        except ValueError as error:
-            raise UsageError(
-                f"--weights takes three numbers such as 0.5,0.5,0.2, not {options['weights']!r}"
-            ) from error
-        given["weights"] = Weights(lexical, embedding, user)
-    return Settings(**given)
 
 
 def show(result: Result, options: dict[str, Any]) -> str:

@@ -24,8 +24,8 @@ from bespeak.parts import Models, Parts, Warn, forget_user, open_encoder, open_p
 from bespeak.pipeline import check
 from bespeak.pipeline import search as run_search
 from bespeak.profiles.events import EventStore, new_event, query_event, read_event, ubi_line, user_key
+from bespeak.reading import rewrite_query, same_text
 from bespeak.records import Event, Profile, Request, Rewrite, UserKey
-from bespeak.rewriting.rewriter import rewrite_query
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ class Bespeak:
             if not known.consent:
                 return ""
             before = known.turns[-1] if known.turns else None
-            if before and before.query_id and _same(before.query, request.query):
+            if before and before.query_id and same_text(before.query) == same_text(request.query):
                 return before.query_id
             event = query_event(request, query_id=uuid.uuid4().hex)
             self._store.add([event])
@@ -398,11 +398,6 @@ class _ProfileReads:
 def _user(tenant: str, user: str | None) -> UserKey | None:
     """None for None alone: an empty name is a mistake, not a stranger."""
     return None if user is None else user_key(tenant, user)
-
-
-def _same(query: str, other: str) -> bool:
-    """Whether two queries are one question."""
-    return query.strip().casefold() == other.strip().casefold()
 
 
 def _event(number: int, event: Mapping[str, Any], tenant: str) -> Event:

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bespeak.statuses import RerankStatus, RewriteStatus
+
 Vector: TypeAlias = npt.NDArray[np.float32]
 """`(dim,)` float32 of unit length."""
 
@@ -93,7 +95,7 @@ class Profile:
         return not (self.statements or self.turns or self.preferences)
 
 
-Source: TypeAlias = Literal["query", "turn", "statement", "function", "free"]
+Source: TypeAlias = Literal["turn", "statement", "function", "free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +108,6 @@ class Term:
     evidence: str = ""  # the turn's query or response, or the statement, as the user knows it
 
 
-RewriteStatus: TypeAlias = Literal["full", "cached", "gated", "late", "failed", "dud", "off"]
-
-
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """A rewrite keeps the query it came from. Where nothing was rewritten, `text` equals `query`."""
@@ -116,8 +115,8 @@ class Rewrite:
     query: str
     text: str
     terms: tuple[Term, ...] = ()
-    status: RewriteStatus = "off"
-    reason: str = ""  # of gated, late, failed, dud: which gate, which fault
+    status: RewriteStatus = RewriteStatus.OFF
+    reason: str = ""  # of gated, late, failed, dropped: which gate, which fault
     model: str = ""  # name and version of the rewriter
 
     @property
@@ -174,6 +173,7 @@ class Hit:
     rank: int
     source: Mapping[str, Any]
     vector: Vector | None = field(default=None, repr=False, compare=False)
+    pinned: bool = False  # an operator put it there: it keeps its place before all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +196,6 @@ class Request:
     offset: int = 0  # hits skipped before the page
     size: int = 10  # hits on the page
     filters: Mapping[str, str] = field(default_factory=dict)
-
-
-RerankStatus: TypeAlias = Literal["full", "partial", "late", "failed", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +229,7 @@ class Result:
     page: tuple[Ranked, ...]
     hits: Hits
     rerank: RerankStatus
+    reason: str = ""  # of `rerank`: why the order is the engine's own, or what was left out
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
     weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours
     query_id: str = ""  # of the recorded query, for events on its hits; "" where it was not recorded

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from bespeak.errors import EngineError
+from bespeak.models.encoder import RememberingEncoder
 from bespeak.models.vectors import VectorCache
-from bespeak.parts import Parts, forget_user, remember_vectors
+from bespeak.parts import Parts
 from bespeak.profiles.events import EventStore
 from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy
@@ -20,13 +21,13 @@ from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.identity import Identify, JwtKey, Share
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.personal import Personaliser
+from bespeak.proxy.personal import Personaliser, Rules, Shared
 from bespeak.proxy.recording import Recorder
 from bespeak.proxy.routes import READY_S, AskRewrite, Routes
 from bespeak.proxy.searches import Searches
 from bespeak.ranking.interleaving import Comparison
+from bespeak.reading import rewrite_query
 from bespeak.records import Rewrite, UserKey
-from bespeak.rewriting.rewriter import rewrite_query
 
 PROFILE_READS = 8
 """Profiles read at once; a store that hangs takes no more threads than this."""
@@ -52,21 +53,25 @@ def assemble(
     run at once; half of the cores if not given. `typed_path` says where the user's text stands in queries that hold
     more than one. `comparison` names two settings that pages are drafted from, or users are split between.
     """
+    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
     cache = VectorCache(vectors)
     rewrites, encodings, reads = Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS)
     chains, metrics = Chains(), Metrics()
     documents = Documents(upstream, parts.encoder, cache, encodings) if parts.encoder else None
-    parts = remember_vectors(parts)
-    personaliser = Personaliser(
-        upstream, store, parts, documents, rewrites, encodings, reads, chains, metrics, typed_path, comparison
-    )
+    context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
+    parts = replace(parts, encoder=encoder, context=context)
+    shared, rules = Shared(rewrites, encodings, reads, chains, metrics), Rules(typed_path, comparison)
+    personaliser = Personaliser(upstream, store, parts, documents, shared, rules)
     recorder, users = Recorder(store), Share(share)
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: users.value)
     ahead = Ahead(parts.rewriter, store, chains, (rewrites, encodings))
     searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
     # In this order: what is read ahead ends before the rewriter forgets.
-    forgets: list[Callable[[UserKey], object]] = [chains.forget, ahead.forget, partial(forget_user, parts)]
+    forgets: list[Callable[[UserKey], object]] = [chains.forget, ahead.forget, parts.rewriter.forget]
+    forgets += [encoder.forget] if encoder else []
+    forgets += [context.forget] if context else []
+    forgets += [parts.terms.forget] if parts.terms else []
     own = Routes(
         store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
         ready=lambda: missing(upstream), token=token, forgets=forgets,

@@ -12,23 +12,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
 import numpy as np
 
 from bespeak.deadline import Deadline
-from bespeak.document import document_text, text_of
+from bespeak.document import hit_text
 from bespeak.engines import VECTOR_FIELD, IndexInfo
 from bespeak.engines.dsl import read_mapping
 from bespeak.errors import EngineError, EngineRefused
 from bespeak.models.encoder import Encoder, encode_until
 from bespeak.models.vectors import VectorCache
-from bespeak.pipeline import EMBEDDED_CHARS
 from bespeak.proxy.body.search import Found, Params, Search, these, version_of
 from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.http.upstream import Headers, Upstream
+from bespeak.ranking.tuned import EMBEDDED_CHARS
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
@@ -103,6 +103,7 @@ class Embedded:
 
     hits: tuple[Vector | None, ...]
     liked: Mapping[str, Vector]
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
 
 
 class Documents:
@@ -154,7 +155,8 @@ class Documents:
             for name in described:
                 if (name, doc_id) in vectors:
                     found.setdefault(doc_id, vectors[name, doc_id])
-        return Embedded(tuple(None if key_of(h) in late else vectors.get(key_of(h)) for h in hits), found)
+        fields = {name: about.info.fields for name, about in described.items()}
+        return Embedded(tuple(None if key_of(h) in late else vectors.get(key_of(h)) for h in hits), found, fields)
 
     async def close(self) -> None:
         if self._later:
@@ -253,7 +255,7 @@ class Documents:
         A document without any text is near to nothing: its vector is all 0.
         """
         made = {key: document.vector for key, document in there.items() if document.vector is not None}
-        texts = {key: text_in(there[key], described[key[0]].info.fields) for key in there if key not in made}
+        texts = {key: hit_text(there[key].source, described[key[0]].info.fields) for key in there if key not in made}
         made |= {key: np.zeros(self._encoder.dim, np.float32) for key, text in texts.items() if not text.strip()}
         bare = [key for key in texts if key not in made]
         if bare and not deadline.over:
@@ -353,10 +355,6 @@ def key_of(hit: Found) -> Key:
     return hit.index, hit.doc_id
 
 
-def text_in(document: Fetched, fields: Sequence[str]) -> str:
-    return document_text(document.source, fields) or all_text(document.source)
-
-
 def chunks(names: Sequence[str]) -> Iterator[list[str]]:
     """Names that fit into one request's first line."""
     some: list[str] = []
@@ -382,11 +380,6 @@ def _fetched(hit: Mapping[str, Any], comparable: bool) -> Fetched:
     if vector is not None:
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
     return Fetched(hit.get("_source") or {}, version_of(hit), vector)
-
-
-def all_text(source: Mapping[str, Any]) -> str:
-    """All texts of a document, for an index whose mapping is not known."""
-    return " ".join(value for value in source.values() if isinstance(value, str) and text_of(value))
 
 
 def credentials(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
-from bespeak.pipeline import MAX_QUERY_CHARS
 from bespeak.profiles.deriving import STRENGTHS
 from bespeak.profiles.events import (
     MAX_ID_CHARS,
@@ -52,6 +51,7 @@ from bespeak.proxy.http.upstream import Headers
 from bespeak.proxy.identity import Share, tenant_of
 from bespeak.proxy.metrics import CONTENT_TYPE, Metrics
 from bespeak.proxy.recording import Recorder
+from bespeak.reading import MAX_QUERY_CHARS
 from bespeak.records import Event, Rewrite, UserKey
 
 FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")

@@ -19,7 +19,6 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from bespeak.errors import BespeakError, InputError
 from bespeak.models.encoder import well_formed
-from bespeak.pipeline import Context
 from bespeak.proxy.ahead import Ahead, followed
 from bespeak.proxy.app import path_of
 from bespeak.proxy.body import splice
@@ -29,8 +28,11 @@ from bespeak.proxy.http.passing import Message, Receive, Scope, Send, WhileThere
 from bespeak.proxy.http.upstream import Headers, Upstream, end_to_end
 from bespeak.proxy.identity import Identify, Identity, Share
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Personaliser, Told, both, stage
+from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome, stage
+from bespeak.proxy.personal import Personal, Personaliser, both
 from bespeak.proxy.recording import Recorder, Shown, impressions, query_recorded
+from bespeak.reading import Reading
+from bespeak.statuses import Reason, RewriteStatus, Stage
 
 MAX_BODY_BYTES = 16_000_000
 MAX_ANSWER_BYTES = 64_000_000
@@ -100,7 +102,7 @@ class Searches:
         except (InputError, UnicodeDecodeError):
             reason = reason or "unreadable"
         if reason:
-            told = [header(Told(reason=reason))] if named else []
+            told = [header(Outcome(reason=reason))] if named else []
             await pass_on(self._upstream, scope, receive, send, body=body, more=not whole, added=told)
             return
         if not (named or '"ext"' in called.text or any(name == "source" for name, _ in called.params)):
@@ -114,7 +116,7 @@ class Searches:
             await self._template(called, receive, send)
         else:
             text = edited_body(called) if called.api == "_async_search" else None
-            reasons = [Told(reason=called.api.strip("_"))] if named or text is not None else []
+            reasons = [Outcome(reason=called.api.strip("_"))] if named or text is not None else []
             await self._pass(called, receive, send, *reasons, text=text)
 
     async def _template(self, called: Called, receive: Receive, send: Send) -> None:
@@ -122,14 +124,14 @@ class Searches:
         try:
             status, _, answer = await self._ask(called, b"/_render/template", (), called.text)
             check_status(status)
-            with stage("template"):
+            with stage(Stage.TEMPLATE):
                 span = dict(splice.read_object(answer)[0])["template_output"]
                 explained = any(json.loads(called.text).get(name) is True for name in ("explain", "profile"))
         except Fault as fault:
-            await self._pass(called, receive, send, *told_if_named(called, told_of(fault)))
+            await self._pass(called, receive, send, *told_if_named(called, fault.outcome))
             return
         if explained:
-            await self._pass(called, receive, send, Told(reason="explain"))
+            await self._pass(called, receive, send, Outcome(reason="explain"))
             return
         await self._search(replace(called, text=answer[span.start : span.end], rendered=True), receive, send)
 
@@ -138,11 +140,11 @@ class Searches:
             search = read_search(called.index, called.params, called.text)
             identity = self._identify(called.headers, search.ubi)
         except InputError:
-            await self._pass(called, receive, send, *told_if_named(called, Told(reason="unreadable")))
+            await self._pass(called, receive, send, *told_if_named(called, Outcome(reason="unreadable")))
             return
         outcome: Answered | Declined
         try:
-            with WhileThere(receive) as there, stage("personalise"):
+            with WhileThere(receive) as there, stage(Stage.PERSONALISE):
                 there.listen_later()
                 prepared = await self._prepare(search, identity)
                 outcome = await self._personalise(called, prepared) if isinstance(prepared, Personal) else prepared
@@ -150,8 +152,8 @@ class Searches:
             outcome = self._left(search, identity, fault)
         if isinstance(outcome, Answered):
             done = outcome.done
-            await self._answer(called, send, outcome.headers, done.text, [done.told])
-            self._record(called.at, search, identity, outcome.query, done.told, done.shown)
+            await self._answer(called, send, outcome.headers, done.text, [done.outcome])
+            self._record(called.at, search, identity, outcome.query, done.outcome, done.shown)
             self._read_ahead([prepared])
         elif identity.user is None and not identity.reason and not search.edited:
             await self._pass(called, receive, send)  # an `ext` of somebody else's
@@ -164,13 +166,15 @@ class Searches:
         """The engine's own answer; the query and what was shown are recorded where `declined` says so."""
 
         def observe(answer: str) -> None:
-            self._record(called.at, search, identity, declined.query, declined.told, shown_hits(answer))
+            self._record(called.at, search, identity, declined.query, declined.outcome, shown_hits(answer))
 
         text = search.text if search.edited and not called.rendered else None
-        await self._pass(called, receive, send, declined.told, text=text, observe=observe if declined.query else None)
+        await self._pass(
+            called, receive, send, declined.outcome, text=text, observe=observe if declined.query else None
+        )
 
     def _left(self, search: Search, who: Identity, fault: Fault) -> Declined:
-        told = told_of(fault)
+        told = fault.outcome
         if who.user is not None:
             self._personaliser.leave(search, who.user, who.session_id, told)
         return Declined(told)
@@ -178,8 +182,8 @@ class Searches:
     async def _prepare(self, search: Search, identity: Identity) -> Personal | Declined:
         """Raises Fault."""
         if identity.user is None:
-            return Declined(Told(reason=identity.reason or "anonymous"))
-        with stage("prepare"):
+            return Declined(Outcome(reason=identity.reason or "anonymous"))
+        with stage(Stage.PREPARE):
             control = not self._share.includes(identity.user)
             return await self._personaliser.prepare(search, identity.user, identity.session_id, control)
 
@@ -187,11 +191,11 @@ class Searches:
         """Raises Fault, also where the engine refuses: its refusal of the client's own request is what counts."""
         (status, headers, text), context = await both(
             self._ask(called, called.path, personal.asked.params, personal.asked.text),
-            self._personaliser.contextualise(personal),
+            self._personaliser.encode(personal),
         )
         check_status(status)
         done = await self._personaliser.complete(personal, context, text, called.headers)
-        with stage("page"):
+        with stage(Stage.PAGE):
             done = replace(done, text=filtered(called, done.text))
         return Answered(done, headers, personal.typed.text)
 
@@ -200,7 +204,7 @@ class Searches:
         try:
             parts = read_msearch(called)
         except InputError:
-            await self._pass(called, receive, send, *told_if_named(called, Told(reason="unreadable")))
+            await self._pass(called, receive, send, *told_if_named(called, Outcome(reason="unreadable")))
             return
         identities = [self._identify(called.headers, part.search.ubi) for part in parts]
         if all(who.user is None and not who.reason for who in identities) and not edited(parts):
@@ -211,7 +215,7 @@ class Searches:
             prepared = await self._prepare_parts(parts, identities)
             found = None
             try:
-                with stage("personalise"):
+                with stage(Stage.PERSONALISE):
                     if any_personal(prepared):
                         found = await self._complete_parts(called, parts, identities, prepared)
             except Fault as fault:
@@ -220,7 +224,7 @@ class Searches:
                     for one, who in zip(prepared, identities, strict=True)
                 ]
         if found is None:
-            told = [one.told for one in prepared if isinstance(one, Declined)]
+            told = [one.outcome for one in prepared if isinstance(one, Declined)]
             await self._pass(called, receive, send, *told, text=edited(parts))
             return
         done, headers = found
@@ -237,7 +241,7 @@ class Searches:
         """
         some = zip(parts[:MAX_PERSONAL_PARTS], identities[:MAX_PERSONAL_PARTS], strict=True)
         prepared = await asyncio.gather(*(self._prepare_part(part, who) for part, who in some))
-        return [*prepared, *(Declined(Told(reason="too_many_searches")) for _ in parts[MAX_PERSONAL_PARTS:])]
+        return [*prepared, *(Declined(Outcome(reason="too_many_searches")) for _ in parts[MAX_PERSONAL_PARTS:])]
 
     async def _prepare_part(self, part: Part, identity: Identity) -> Personal | Declined:
         try:
@@ -257,10 +261,10 @@ class Searches:
             part.asked_lines(one) if isinstance(one, Personal) else part.lines
             for part, one in zip(parts, prepared, strict=True)
         )
-        contexts = asyncio.gather(*(self._contextualise_part(found) for found in prepared), return_exceptions=True)
+        contexts = asyncio.gather(*(self._encode_part(found) for found in prepared), return_exceptions=True)
         (status, headers, answer), made = await both(self._ask(called, called.path, unfiltered(called), text), contexts)
         check_status(status)
-        with stage("engine_answer"):
+        with stage(Stage.ENGINE_ANSWER):
             spans = dict(splice.read_object(answer, 0, {"responses": splice.elements})[0])["responses"].value
             if len(spans) != len(parts):
                 raise InputError("another number of answers than of searches")
@@ -275,11 +279,11 @@ class Searches:
         texts = dict(zip(failed, again, strict=True))
         whole = [(texts.get(i, own or ""), told, hits) for i, (own, told, hits) in enumerate(done)]
         edits = [(span.start, span.end, text) for span, (text, _, _) in zip(spans, whole, strict=True)]
-        with stage("page"):
+        with stage(Stage.PAGE):
             return CompletedParts(filtered(called, splice.replace(answer, edits)), whole), headers
 
-    async def _contextualise_part(self, found: Personal | Declined) -> Context:
-        return await self._personaliser.contextualise(found) if isinstance(found, Personal) else Context()
+    async def _encode_part(self, found: Personal | Declined) -> Reading | None:
+        return await self._personaliser.encode(found) if isinstance(found, Personal) else None
 
     async def _complete_part(
         self,
@@ -288,19 +292,19 @@ class Searches:
         who: Identity,
         own: str,
         value: Any,
-        context: Context | BaseException,
-    ) -> tuple[str | None, Told, tuple[Found, ...]]:
+        context: Reading | BaseException | None,
+    ) -> tuple[str | None, Outcome, tuple[Found, ...]]:
         """The answer to one search, None where it has to be asked again as it came."""
         if isinstance(found, Declined):
-            return own, found.told, shown_hits(own) if found.query else ()
+            return own, found.outcome, shown_hits(own) if found.query else ()
         try:
             if isinstance(context, BaseException):
                 raise context
             check_status(value.get("status", 200) if isinstance(value, dict) else 500)
             done = await self._personaliser.complete(found, context, own, called.headers)
-            return done.text, done.told, done.shown
+            return done.text, done.outcome, done.shown
         except Fault as fault:
-            return None, self._left(found.search, who, fault).told, ()
+            return None, self._left(found.search, who, fault).outcome, ()
 
     async def _ask_again(self, called: Called, parts: Sequence[Part]) -> list[str]:
         """The answers to searches as they came. Raises Fault."""
@@ -308,7 +312,7 @@ class Searches:
             called, called.path, unfiltered(called), "".join(part.lines for part in parts)
         )
         check_status(status)
-        with stage("engine_answer"):
+        with stage(Stage.ENGINE_ANSWER):
             spans, _ = splice.read_array(answer, dict(splice.read_object(answer)[0])["responses"].start)
             return [answer[span.start : span.end] for span in spans]
 
@@ -321,7 +325,7 @@ class Searches:
         if not called.body and not any(name.lower() == b"content-type" for name, _ in headers):
             headers.append((b"content-type", b"application/json"))
         headers.append((b"content-length", str(len(body)).encode()))
-        with stage("engine"):
+        with stage(Stage.ENGINE):
             began = time.monotonic()
             found = await self._upstream.send("POST", place, headers, body)
             try:
@@ -331,7 +335,7 @@ class Searches:
             self._metrics.engine_answered(time.monotonic() - began)
             return found.status, found.headers, data.decode("utf-8")
 
-    async def _answer(self, called: Called, send: Send, headers: Headers, text: str, told: Sequence[Told]) -> None:
+    async def _answer(self, called: Called, send: Send, headers: Headers, text: str, told: Sequence[Outcome]) -> None:
         body = text.encode("utf-8", "surrogatepass")
         kept = [pair for pair in end_to_end(headers) if pair[0].lower() not in NOT_RETURNED]
         if len(body) >= MIN_ZIPPED_BYTES and takes_gzip(called.headers):
@@ -347,7 +351,7 @@ class Searches:
         called: Called,
         receive: Receive,
         send: Send,
-        *told: Told,
+        *told: Outcome,
         text: str | None = None,
         observe: Callable[[str], None] | None = None,
     ) -> None:
@@ -365,9 +369,9 @@ class Searches:
         if seen and observe and (answer := seen.text()):
             observe(answer)
 
-    def _count(self, told: Sequence[Told]) -> None:
+    def _count(self, told: Sequence[Outcome]) -> None:
         for one in told:
-            match one.outcome:
+            match one.kind:
                 case "personalised":
                     self._metrics.personalised()
                 case "declined":
@@ -377,14 +381,15 @@ class Searches:
 
     def _read_ahead(self, prepared: Sequence[Personal | Declined]) -> None:
         """For the last of these searches that was rewritten: it is its session's latest turn."""
-        made = (one for one in reversed(prepared) if isinstance(one, Personal) and one.first)
-        for one in made:
-            if one.chain.rewrite.status in ("full", "cached"):
-                self._ahead.read(followed(one.profile, one.typed.text), one.chain.begun)
+        for one in reversed(prepared):
+            if not isinstance(one, Personal) or one.reading is None:
+                continue
+            if one.chain.rewrite.status in (RewriteStatus.FULL, RewriteStatus.CACHED):
+                self._ahead.read(followed(one.reading.profile, one.typed.text), one.chain.begun)
                 return
 
     def _record(
-        self, at: datetime, search: Search, identity: Identity, query: str, told: Told, hits: Sequence[Found]
+        self, at: datetime, search: Search, identity: Identity, query: str, told: Outcome, hits: Sequence[Found]
     ) -> None:
         """A query once, on its first page, and the hits of every page; never raises."""
         if not query or identity.user is None or not told.query_id:
@@ -456,7 +461,7 @@ class CompletedParts:
     """The whole answer, and of each search its own, what was done to it and the hits it shows."""
 
     text: str
-    parts: Sequence[tuple[str, Told, Sequence[Found]]]
+    parts: Sequence[tuple[str, Outcome, Sequence[Found]]]
 
 
 def read_call(scope: Scope, body: bytes) -> Called:
@@ -512,16 +517,12 @@ def any_personal(prepared: Sequence[Personal | Declined]) -> bool:
 def check_status(status: int) -> None:
     """Raises Fault. A refusal is mostly the client's own to see, and no fault of anybody's but the client's."""
     if status != 200:
-        raise Fault("engine_status" if status >= 500 or status == 429 else "engine_refused")
+        raise Fault(Stage.ENGINE_STATUS if status >= 500 or status == 429 else Reason.ENGINE_REFUSED)
 
 
-def told_if_named(called: Called, told: Told) -> list[Told]:
+def told_if_named(called: Called, told: Outcome) -> list[Outcome]:
     """Nothing is told of a request that could not be read, and whose headers name nobody."""
     return [told] if names_user(called.headers) else []
-
-
-def told_of(fault: Fault) -> Told:
-    return Told(rerank="off" if fault.stage == "engine_refused" else "failed", reason=fault.stage)
 
 
 def edited(parts: Sequence[Part]) -> str | None:
@@ -576,7 +577,7 @@ def takes_gzip(headers: Headers) -> bool:
     return any(name.lower() == b"accept-encoding" and b"gzip" in value.lower() for name, value in headers)
 
 
-def header(*told: Told) -> tuple[bytes, bytes]:
+def header(*told: Outcome) -> tuple[bytes, bytes]:
     """One member for each search of the request, in order; one for all that are too many."""
     return b"X-Bespeak", ", ".join(map(str, told[: MAX_PERSONAL_PARTS + 1])).encode("ascii", "replace")
 

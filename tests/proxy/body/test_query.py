@@ -662,7 +662,7 @@ def test_more_is_found_and_the_words_of_the_client_are_marked(ask, body):
 
 
 @pytest.mark.elasticsearch
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(trees(lexical, COMPOUND))
 def test_the_matching_set_stays_or_grows_by_what_was_asked(ask, pair):
     body = {"query": pair[0], "highlight": {"fields": {"title": {}, "parts.name": {}}}}

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from bespeak.engines.dsl import MAX_WINDOW
 from bespeak.errors import InputError
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.query import Typed, find_typed, hoist, replace_text
 from bespeak.records import Clause, UserKey
+from bespeak.settings import MAX_WINDOW
 
 Params: TypeAlias = tuple[tuple[str, str], ...]
 
