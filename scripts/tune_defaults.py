@@ -19,10 +19,8 @@ from bespeak.evaluation.movielens import LENGTHS, Means, measure, read_movielens
 from bespeak.evaluation.systems import load_collection, unhurried
 from bespeak.evaluation.topics import read_collection
 from bespeak.models.encoder import load_encoder
-from bespeak.parts import Parts
+from bespeak.parts import Models, open_parts
 from bespeak.rewriting.rewriter import choose_rewriter
-from bespeak.session.context import load_context
-from bespeak.session.terms import load_terms
 from bespeak.settings import Settings, Weights
 
 SETS = ("ikat", "dialogue", "mtragun")
@@ -58,8 +56,7 @@ def readings_of(options: argparse.Namespace, name: str) -> Readings:
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
     rewriter = KeptRewriter(choose_rewriter(options.rewriter, options.cache), folder, collection.digest)
     try:
-        context = load_context(encoder, options.cache)
-        parts = Parts(unhurried(Settings()), rewriter, encoder, terms=load_terms(), context=context)
+        parts = open_parts(Models(options.cache, rewriter, encoder), unhurried(Settings()))
         return read_topics(collection, parts, progress(f"{name}: rewrites"))
     finally:
         encoder.save()

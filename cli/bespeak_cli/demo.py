@@ -10,19 +10,17 @@ import textwrap
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bespeak_cli.progress import Progress
 
 if TYPE_CHECKING:
+    from bespeak import Bespeak, Result
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.models.encoder import Encoder
-    from bespeak.parts import Parts
-    from bespeak.profiles.stores.sqlite import SqliteStore
-    from bespeak.records import Result, UserKey
-    from bespeak_cli.parts import RewriterName
+    from bespeak.parts import RewriterName
 
 INDEX = f"python-{platform.python_version()}"
 STATEMENTS = ("I work with asyncio.", "I am allergic to peanuts.")
@@ -51,7 +49,7 @@ SESSION = (
 
 
 @click.command()
-@click.option("--width", type=click.IntRange(40), help="Columns; the terminal's if not given.")
+@click.option("--width", type=click.IntRange(40), help="Columns; by default those of the terminal.")
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
 @click.pass_context
 def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
@@ -59,25 +57,26 @@ def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
 
     The first run builds the language model, and an index of the standard library's docstrings, in the cache folder.
     """
+    from bespeak import Bespeak
     from bespeak.engines.embedded import EmbeddedEngine
+    from bespeak.models.encoder import load_encoder
+    from bespeak.parts import Models
     from bespeak.profiles.stores.sqlite import SqliteStore
-    from bespeak.settings import Settings
-    from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
+    from bespeak_cli.parts import build_if_missing, say
 
-    encoder = open_encoder(None, ctx.obj.cache)
-    assert encoder is not None
-    parts = build_parts(Settings(), open_rewriter(rewriter, ctx.obj.cache, encoder=encoder), encoder, ctx.obj.cache)
-    engine = EmbeddedEngine(ctx.obj.cache / "demo")
+    cache: Path = ctx.obj.cache
+    encoder, engine = load_encoder(None, cache), EmbeddedEngine(cache / "demo")
+    models = Models(cache, build_if_missing(rewriter, cache), encoder)
     n_docs = index_documentation(engine, encoder)
+    columns = width or shutil.get_terminal_size((100, 24)).columns
     with tempfile.TemporaryDirectory(prefix="bespeak-demo-") as folder:
-        columns = width or shutil.get_terminal_size((100, 24)).columns
         store = SqliteStore(Path(folder) / "bespeak.db")
-        Story(engine, store, parts, min(columns, 120), sys.stdout.isatty()).tell(n_docs)
-        store.close()
+        with Bespeak(engine, store, models, warn=say) as library:
+            Story(library, min(columns, 120), sys.stdout.isatty()).tell(n_docs)
 
 
 def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
-    """Makes the index unless it is there whole; how many documents it holds."""
+    """Makes the index unless it is there already; returns how many documents it holds."""
     from bespeak.errors import IndexMissing
     from bespeak.records import Document
     from bespeak_cli.corpus import read_python_documentation
@@ -103,49 +102,42 @@ def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
     return len(documents)
 
 
+def opening(doc_id: str) -> dict[str, Any]:
+    """The event of a document that was opened."""
+    return {"action_name": "click", "event_attributes": {"object": {"object_id": doc_id, "description": doc_id}}}
+
+
 @dataclass(frozen=True)
 class Story:
     """Tells the session as it happens; every line of it comes from a real search."""
 
-    engine: EmbeddedEngine
-    store: SqliteStore
-    parts: Parts
+    library: Bespeak
     width: int
     colour: bool
 
     def tell(self, n_docs: int) -> None:
-        from bespeak.profiles.events import new_event
-        from bespeak.records import UserKey
-
-        user, now = UserKey("demo", "ada"), datetime.now(UTC)
+        now = datetime.now(UTC)
         self.say(f"{n_docs:,} pages of Python's own documentation, and one reader, Ada. She once said:", bold=True)
         for minute, said in enumerate(STATEMENTS):  # one after another: events of one moment have no order
             moment = now - timedelta(days=30) + timedelta(minutes=minute)
-            self.store.add([new_event(user, "statement", moment, text=said)])
+            self.record({"action_name": "statement", "message": said}, moment)
             self.say(f"“{said}”", indent="  ")
         self.say(f"Last week she opened {' and '.join(OPENED)}.")
         for minute, doc_id in enumerate(OPENED):
-            opened = now - timedelta(days=7) + timedelta(minutes=minute)
-            self.store.add([new_event(user, "click", opened, session_id="past", doc_id=doc_id, title=doc_id)])
+            moment = now - timedelta(days=7) + timedelta(minutes=minute)
+            self.record(opening(doc_id) | {"session_id": "past"}, moment)
         for number, step in enumerate(SESSION, start=1):
-            self.turn(number, step, user, now + timedelta(minutes=number))
+            self.turn(number, step)
 
-    def turn(self, number: int, step: Step, user: UserKey, now: datetime) -> None:
-        from bespeak.pipeline import search
-        from bespeak.profiles.events import new_event
-        from bespeak.records import Request
-
+    def turn(self, number: int, step: Step) -> None:
         self.heading(f"Turn {number} of {len(SESSION)}")
-        result = search(self.engine, self.store, Request(step.query, INDEX, user, "demo", size=10), self.parts, now)
+        result = self.library.search(step.query, index=INDEX, user="ada", session="demo", tenant="demo")
         self.show(result)
-        query_id = f"turn-{number}"
-        events = [new_event(user, "query", now, session_id="demo", query_id=query_id, text=step.query)]
-        opened = now + timedelta(seconds=20)
-        events.append(
-            new_event(user, "click", opened, session_id="demo", query_id=query_id, doc_id=step.opens, title=step.opens)
-        )
-        self.store.add(events)
+        self.record(opening(step.opens) | {"session_id": "demo", "query_id": result.query_id}, datetime.now(UTC))
         self.say(f"Ada opens {step.opens}.")
+
+    def record(self, event: dict[str, Any], moment: datetime) -> None:
+        self.library.record(event | {"user_id": "ada", "timestamp": moment.isoformat()}, tenant="demo")
 
     def show(self, result: Result) -> None:
         from bespeak.show.render import render, render_comparison

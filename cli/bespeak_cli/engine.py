@@ -1,4 +1,4 @@
-"""Which engine a command talks to: the embedded one, or Elasticsearch where its URL is given."""
+"""Which engine a command talks to: the embedded one, or Elasticsearch if its URL is given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OPTIONS = (
 
 
 def engine_options(command: Command) -> Command:
-    """Adds the options that `open_engine` reads; a variable keeps a secret out of the process list."""
+    """Adds the options that `address` reads; a variable keeps a secret out of the process list."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -43,31 +43,41 @@ def open_engine(ctx: click.Context, options: Mapping[str, Any]) -> Engine:
 
 
 def open_engine_of(data: Path, options: Mapping[str, Any]) -> Engine:
-    """The same, of this data folder; the caller closes it."""
+    """The same, for a data folder; the caller closes it."""
+    from bespeak.library import Address
+    from bespeak.library import open_engine as open_named
+
+    named = address(options)
+    return open_named(data, Address(named.pop("elasticsearch"), **named) if named else None)
+
+
+def address(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `bespeak.open` that name an Elasticsearch; none for the embedded engine. Raises UsageError."""
     from bespeak.errors import UsageError
 
-    url = options["elasticsearch"]
-    if url is None:
-        given = [name for name in ("api_key", "basic", "ca_file") if options[name]]
-        if given:
+    names = ("api_key", "basic", "ca_file")
+    if options["elasticsearch"] is None:
+        if given := [name for name in names if options[name]]:
             raise UsageError(f"--{given[0].replace('_', '-')} is for Elasticsearch: give its URL with --elasticsearch")
-        from bespeak.engines.embedded import EmbeddedEngine
-
-        return EmbeddedEngine(data / "indices")
+        return {}
     import logging
 
-    from bespeak.engines.elastic import ElasticsearchEngine
-
-    logging.getLogger("elastic_transport").addHandler(logging.NullHandler())  # what fails is told by the error
-    return ElasticsearchEngine(url, options["api_key"], credentials(options["basic"]), options["ca_file"])
+    logging.getLogger("elastic_transport").addHandler(logging.NullHandler())  # the error says what failed
+    return {
+        "elasticsearch": options["elasticsearch"],
+        "api_key": options["api_key"],
+        "basic": credentials(options["basic"]),
+        "ca_file": options["ca_file"],
+    }
 
 
 def credentials(basic: str | None) -> tuple[str, str] | None:
+    """User and password. Raises UsageError."""
     from bespeak.errors import UsageError
 
     if basic is None:
         return None
     user, colon, password = basic.partition(":")
     if not (user and colon):
-        raise UsageError("--basic takes USER:PASSWORD, and there is no user or no colon in what was given")
+        raise UsageError("--basic takes USER:PASSWORD, but what was given has no user or no colon")
     return user, password

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.engine import engine_options
 from bespeak_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,27 +34,18 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     FILE may be gzipped; its name ends in .csv or .tsv if it is CSV, and - reads standard input. A document replaces an
     earlier one with the same id. An interrupted load resumes when you repeat the command, except from standard input.
     """
-    from bespeak.engines.corpus import Corpus
-    from bespeak.engines.loading import Checkpoints, load
     from bespeak.errors import InputError
+    from bespeak_cli.parts import open_library
 
     target: str = options["to"]
-    engine = open_engine(ctx, options)
-    encoder = open_encoder(options["encoder"], ctx.obj.cache) if options["embeddings"] else None
+    library = open_library(ctx, options, encoder=options["encoder"] if options["embeddings"] else "none")
     source = sys.stdin.buffer if str(file) == "-" else file
     fields = tuple(filter(None, (name.strip() for name in (options["fields"] or "").split(","))))
-    checkpoints = Checkpoints(ctx.obj.data / "loads")
     with progress(file) as show:
-        done = load(engine, target, Corpus(source, fields, options["id_field"]), encoder, checkpoints, show)
+        done = library.index(source, to=target, fields=fields, id_field=options["id_field"], progress=show)
     report(done, target)
     if not done.loaded:
         raise InputError(f"nothing of {file} could be loaded: is it JSON lines, or CSV with a header?")
-
-
-def open_encoder(name: str | None, cache: Path) -> Any:
-    from bespeak.models.encoder import load_encoder
-
-    return load_encoder(name, cache)
 
 
 @contextmanager

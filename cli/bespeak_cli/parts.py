@@ -1,83 +1,77 @@
-"""Builds, once per command, what a search needs; says on stderr what is missing and what that costs."""
+"""Opens the library for a command. What is missing, and what that costs, is said on stderr."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from bespeak.models.encoder import Encoder
-    from bespeak.parts import Parts
-    from bespeak.rewriting.rewriter import RewriteCache, Rewriter
-    from bespeak.settings import Settings
-
-RewriterName = Literal["model", "last-turn", "none"]
+    from bespeak import Bespeak, Settings
+    from bespeak.parts import RewriterName
 
 
-def open_encoder(name: str | None, cache_dir: Path, threads: int | None = None) -> Encoder | None:
-    """One that cannot be loaded costs the embeddings, not the search."""
-    from bespeak.errors import ModelError
-    from bespeak.models.encoder import load_encoder
+def open_profiles(ctx: click.Context) -> Bespeak:
+    """The library for a command that needs no model; it is closed when the command ends."""
+    import bespeak
 
-    try:
-        return load_encoder(name, cache_dir, threads)
-    except ModelError as error:
-        click.echo(f"Without embeddings: {error}", err=True)
-        return None
+    library = bespeak.open(ctx.obj.data, warn=say)
+    ctx.call_on_close(library.close)
+    return library
 
 
-def build_parts(
-    settings: Settings,
-    rewriter: Rewriter,
-    encoder: Encoder | None,
-    cache_dir: Path,
-    data_dir: Path | None = None,
-    threads: int | None = None,
-) -> Parts:
-    """Where there is an encoder, the session is read and words are picked of it. What was learnt lies in `data_dir`."""
-    from bespeak.errors import ModelError
-    from bespeak.parts import Parts
-    from bespeak.ranking.learning import LearntFolder
-    from bespeak.session.context import load_context
-    from bespeak.session.terms import load_terms
+def open_library(
+    ctx: click.Context,
+    options: Mapping[str, Any],
+    *,
+    rewriter: RewriterName = "none",
+    encoder: str | None = None,
+    settings: Settings | None = None,
+) -> Bespeak:
+    """The library as the options of `engine_options` name it; it is closed when the command ends.
 
-    learnt = LearntFolder(data_dir) if data_dir else None
-    terms = context = None
-    if encoder:
-        try:
-            terms = load_terms()
-        except ModelError as error:
-            click.echo(f"Without words picked of the session: {error}", err=True)
-        try:
-            context = load_context(encoder, cache_dir, threads)
-        except ModelError as error:
-            click.echo(f"Without the session in the query's vector: {error}", err=True)
-    return Parts(settings, rewriter, encoder, learnt, terms=terms, context=context)
-
-
-def open_rewriter(
-    name: RewriterName, cache_dir: Path, cache: RewriteCache | None = None, encoder: Encoder | None = None
-) -> Rewriter:
-    """The named rewriter; one that is not built is built; where it cannot be, the search goes on without.
-
-    `encoder` chooses among more statements than it can read.
+    The language model is built first if it is missing.
     """
-    from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
+    import bespeak
+    from bespeak_cli.engine import address
 
+    cluster = address(options)
+    library = bespeak.open(
+        ctx.obj.data,
+        cache=ctx.obj.cache,
+        **cluster,
+        rewriter=build_if_missing(rewriter, ctx.obj.cache),
+        encoder=encoder,
+        settings=settings,
+        warn=say,
+    )
+    ctx.call_on_close(library.close)
+    return library
+
+
+def say(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def build_if_missing(name: RewriterName, cache: Path) -> RewriterName:
+    """The rewriter to open: "last-turn" in place of a language model that can be neither found nor built."""
+    from bespeak.errors import ModelError
+    from bespeak.rewriting.rewriter import find_model
+
+    if name != "model":
+        return name
     try:
-        rewriter = choose_rewriter(name, cache_dir, encoder=encoder)
+        find_model(cache)
     except ModelError:
         try:
-            build_with_progress(cache_dir)
-            rewriter = choose_rewriter(name, cache_dir, encoder=encoder)
+            build_with_progress(cache)
         except ModelError as error:
-            click.echo(f"Without the language model, with the words of the last turn instead: {error}", err=True)
-            return LastTurn()
-    return CachedRewriter(rewriter, cache) if cache else rewriter
+            say(f"Without the language model, with the words of the last turn instead: {error}")
+            return "last-turn"
+    return name
 
 
 def build_with_progress(cache_dir: Path) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,10 +12,11 @@ import click
 from bespeak_cli.identity import session_option, tenant_option
 
 if TYPE_CHECKING:
-    from bespeak.profiles.stores.sqlite import SqliteStore
     from bespeak.records import Profile
 
 PREFERENCES_SHOWN = 20
+LEARN_AGAIN = "What was learnt from all users may include this one until `bespeak learn` runs again."
+"""A sum over all users can only be made again."""
 
 
 @click.group()
@@ -33,12 +32,9 @@ def profile() -> None:
 @click.pass_context
 def show(ctx: click.Context, user: str, session: str, tenant: str, format: str) -> None:
     """Show what is known about USER; with --session, also the turns of that session."""
-    from datetime import UTC, datetime
+    from bespeak_cli.parts import open_profiles
 
-    from bespeak.profiles.events import user_key
-
-    with opened_store(ctx) as store:
-        known = store.profile(user_key(tenant, user), session, datetime.now(UTC))
+    known = open_profiles(ctx).profile(user, session=session, tenant=tenant)
     click.echo(as_json(known) if format == "json" else as_text(known))
 
 
@@ -48,12 +44,10 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format: str) 
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
     """Write all events of USER as UBI lines, which `bespeak events load` can read again."""
-    from bespeak.profiles.events import user_key
-    from bespeak.profiles.ubi import ubi_line
+    from bespeak_cli.parts import open_profiles
 
-    with opened_store(ctx) as store:
-        for event in store.export(user_key(tenant, user)):
-            sys.stdout.buffer.write(json.dumps(ubi_line(event), ensure_ascii=False).encode("utf-8") + b"\n")
+    for line in open_profiles(ctx).export(user, tenant=tenant):
+        sys.stdout.buffer.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -63,14 +57,13 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
     """Delete everything that is known about USER, and overwrite it in the file."""
-    from bespeak.profiles.events import user_key
+    from bespeak_cli.parts import open_profiles
 
-    with opened_store(ctx) as store:
-        gone = store.forget(user_key(tenant, user))
-    pause = "a pause" if gone.consent else "no pause"
+    gone = open_profiles(ctx).forget(user, tenant=tenant)
+    pause = "a pause" if gone.paused else "no pause"
     click.echo(f"Deleted: {gone.events} events, {gone.rewrites} cached rewrites, {pause}")
-    if gone.events:
-        warn_of_learnt(ctx, tenant)
+    if gone.learn_again:
+        click.echo(LEARN_AGAIN, err=True)
 
 
 @profile.command()
@@ -80,29 +73,13 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
 @click.pass_context
 def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
     """Pause personalisation for USER (off) or resume it (on). Nothing is deleted."""
-    from bespeak.profiles.events import user_key
+    from bespeak_cli.parts import open_profiles
 
-    with opened_store(ctx) as store:
-        store.set_consent(user_key(tenant, user), state == "on")
+    library = open_profiles(ctx)
+    library.set_consent(user, state == "on", tenant=tenant)
     click.echo("Personalisation is " + ("on." if state == "on" else "paused. Nothing was deleted."), err=True)
-    if state == "off":
-        warn_of_learnt(ctx, tenant)
-
-
-def warn_of_learnt(ctx: click.Context, tenant: str) -> None:
-    """Says that what `bespeak learn` wrote still counts the user: sums over all users can only be made again."""
-    from bespeak.ranking.learning import LearntFolder
-
-    if LearntFolder(ctx.obj.data).holds(tenant):
-        click.echo("What was learnt from all users may include this one until `bespeak learn` runs again.", err=True)
-
-
-@contextmanager
-def opened_store(ctx: click.Context) -> Iterator[SqliteStore]:
-    from bespeak.profiles.stores.sqlite import SqliteStore
-
-    with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
-        yield store
+    if state == "off" and library.learnt_from(tenant):
+        click.echo(LEARN_AGAIN, err=True)
 
 
 def as_json(known: Profile) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.engine import engine_options
 from bespeak_cli.identity import identity_options
 from bespeak_cli.mixing import read_settings, search_options
+
+if TYPE_CHECKING:
+    from bespeak import Result
+    from bespeak.parts import RewriterName
 
 
 @click.command()
@@ -18,51 +22,49 @@ from bespeak_cli.mixing import read_settings, search_options
 @identity_options
 @click.option("--size", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Hits on the page.")
 @click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 10_000), help="Hits before the page.")
-@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
-@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
+@click.option(
+    "--rewriter",
+    type=click.Choice(["model", "last-turn", "none"]),
+    default="model",
+    show_default=True,
+    help="The language model, the words of the turn before, or no rewrite.",
+)
+@click.option("--encoder", help="A model's name or folder; the shipped one by default.")
 @click.option(
     "--mode",
     type=click.Choice(["recall", "boost"]),
     default="recall",
     show_default=True,
-    help="May the rewrite find more, or only change the order?",
+    help="Whether the rewrite may find more hits, or only reorder them.",
 )
 @search_options
 @click.option(
     "--format", "format_", type=click.Choice(["text", "md", "html", "json"]), default="text", show_default=True
 )
-@click.option("--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Your own templates.")
-@click.option("--explain", is_flag=True, help="Show the score matrix and the evidence.")
-@click.option("--record/--no-record", default=True, show_default=True, help="Keep the query in the user's session.")
+@click.option(
+    "--templates", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder of your own templates."
+)
+@click.option("--explain", is_flag=True, help="Show the scores of each hit and what raised it.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Keep the query as a turn of the session.")
 @engine_options
 @click.pass_context
 def search(ctx: click.Context, /, query: str, **options: Any) -> None:
-    """Search as somebody: rewritten from what is known of them, reranked, explained.
+    """Search as a user: the query is rewritten, and the hits are reranked and explained.
 
-    Queries of one --session are the turns that the next one is rewritten from.
+    The queries of one --session are the turns that the next query is rewritten from.
     """
-    from bespeak.pipeline import search as run
-    from bespeak.profiles.events import user_key
-    from bespeak.profiles.stores.sqlite import SqliteStore
-    from bespeak.records import Request
-    from bespeak_cli.parts import build_parts, open_encoder, open_rewriter
+    from bespeak_cli.parts import open_library
 
-    user = user_key(options["tenant"], options["user"]) if options["user"] else None
-    request = Request(query, options["index"], user, options["session"], options["offset"], options["size"])
-    store = SqliteStore(ctx.obj.data / "bespeak.db")
-    engine = open_engine(ctx, options)
-    encoder = open_encoder(options["encoder"], ctx.obj.cache)
-    rewriter = open_rewriter(options["rewriter"] if user else "none", ctx.obj.cache, store, encoder)
-    parts = build_parts(read_settings(options), rewriter, encoder, ctx.obj.cache, ctx.obj.learnt)
-    result = run(engine, store, request, parts)
+    user = options["user"] or None
+    rewriter: RewriterName = options["rewriter"] if user else "none"
+    library = open_library(ctx, options, rewriter=rewriter, encoder=options["encoder"], settings=read_settings(options))
+    names = ("index", "session", "tenant", "size", "offset", "record")
+    result = library.search(query, user=user, **{name: options[name] for name in names})
     click.echo(show(result, options))
-    if user and options["record"]:
-        record(store, request)
-    store.close()
 
 
-def show(result: Any, options: dict[str, Any]) -> str:
-    """The result in the asked form, as wide and as colourful as the terminal."""
+def show(result: Result, options: dict[str, Any]) -> str:
+    """The result in the format that the options name, as wide and as colourful as the terminal."""
     import shutil
     import sys
 
@@ -71,14 +73,3 @@ def show(result: Any, options: dict[str, Any]) -> str:
     name = "explain" if options["explain"] and options["format_"] == "text" else options["format_"]
     width = shutil.get_terminal_size((100, 24)).columns
     return render(result, name, options["templates"], width=width, colour=sys.stdout.isatty())
-
-
-def record(store: Any, request: Any) -> None:
-    """Keeps the query as a turn of the session; a store that cannot take it costs a sentence, not the answer."""
-    from bespeak.errors import BespeakError
-    from bespeak.profiles.events import query_event
-
-    try:
-        store.add([query_event(request)])
-    except BespeakError as error:
-        click.echo(f"The query was not kept: {error}", err=True)

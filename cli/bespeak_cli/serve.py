@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,12 +14,10 @@ from bespeak_cli.mixing import read_settings, serving_options
 from bespeak_cli.store import check_store_options, open_store
 
 if TYPE_CHECKING:
-    from bespeak.models.encoder import Encoder
     from bespeak.parts import Parts
     from bespeak.profiles.stores import EventStore
     from bespeak.proxy import Upstream
     from bespeak.proxy.identity import JwtKey
-    from bespeak.rewriting.rewriter import Rewriter
 
 STORE_S = 2.0
 """Seconds to wait for the profile store: a late search is worse than one that is not personalised."""
@@ -82,7 +81,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         refuse_itself(options["upstream"], options["host"], port)
         store = open_own_store(ctx, options)
         ctx.call_on_close(store.close)
-        parts = open_parts(ctx, options, store)
+        parts = open_models(ctx, options, store)
         proxy = assemble(
             upstream, store, parts, ctx.obj.cache / "vectors.db", token=token, jwt_key=jwt_key, share=share,
             model_runs=options["model_runs"], typed_path=options["typed"],
@@ -136,27 +135,18 @@ def open_own_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
     return store
 
 
-def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
-    """The models that there are. Raises ModelError for an encoder that was named and is missing."""
-    from bespeak.models.encoder import load_encoder
-    from bespeak_cli.parts import build_parts, open_encoder
+def open_models(ctx: click.Context, options: dict[str, Any], store: EventStore) -> Parts:
+    """The models that there are. Raises ModelError for an encoder that was named and is missing.
 
-    name = options["encoder"]
-    encoder = load_encoder(name, ctx.obj.cache, 1) if name else open_encoder(None, ctx.obj.cache, 1)
-    rewriter = open_rewriter(ctx, options, store, encoder)
-    return build_parts(read_settings(options), rewriter, encoder, ctx.obj.cache, ctx.obj.learnt, threads=1)
+    A proxy never builds the language model: that takes a minute and much memory at each start.
+    """
+    from bespeak.parts import Models, open_encoder, open_parts
+    from bespeak_cli.parts import say
 
-
-def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore, encoder: Encoder | None) -> Rewriter:
-    """The rewriter if it is built. A proxy never builds one: that takes a minute and much memory at each start."""
-    from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
-
-    try:
-        return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache, encoder=encoder), store)
-    except ModelError as error:
-        click.echo(f"Without the language model, with the words of the last turn instead: {error}", err=True)
-        return LastTurn()
+    models = Models(ctx.obj.cache, options["rewriter"], options["encoder"], encoder_threads=1)
+    if options["encoder"]:
+        models = replace(models, encoder=open_encoder(models))
+    return open_parts(models, read_settings(options), rewrites=store, learnt=ctx.obj.learnt, warn=say)
 
 
 def announce(

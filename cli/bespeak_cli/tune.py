@@ -97,28 +97,24 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
     """What had to be computed for it is kept for the next time."""
     from bespeak.evaluation.kept import KeptRewriter
-    from bespeak.evaluation.measurement import open_context, open_encoder, save_kept
+    from bespeak.evaluation.measurement import open_encoder, open_kept, save_kept
     from bespeak.evaluation.memory import read_topics
-    from bespeak.evaluation.systems import unhurried
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
-    from bespeak.parts import Parts
+    from bespeak.parts import Models
     from bespeak.rewriting.rewriter import choose_rewriter
-    from bespeak.session.terms import load_terms
     from bespeak_cli.evaluate import make_bench, open_model
     from bespeak_cli.progress import Progress
 
     collection, name = read_collection(folder), serving["rewriter"]
     bench = make_bench(ctx, serving)
-    encoder = open_encoder(bench, collection.digest)
-    context = open_context(bench, encoder, collection.digest)
     made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
     rewriter = KeptRewriter(made, bench.kept, collection.digest)
+    parts = open_kept(bench, Models(bench.cache, rewriter, open_encoder(bench, collection.digest)), collection.digest)
     try:
-        parts = Parts(unhurried(settings[0]), rewriter, encoder, terms=load_terms(), context=context)
         readings = read_topics(collection, parts, Progress(f"{collection.name}: queries").update)
     finally:
-        save_kept(encoder, rewriter, context and context.encoder)
+        save_kept(parts)
     return judged(readings, settings, Progress(f"{collection.name}: settings").update)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, get_args
 
+from bespeak.errors import ModelError, UsageError
 from bespeak.records import Profile, UserKey
-from bespeak.rewriting.rewriter import Rewriter
+from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, RewriteCache, Rewriter, choose_rewriter
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,3 +53,119 @@ class Profiles(Protocol):
     """Where a profile comes from; the event store is one."""
 
     def profile(self, user: UserKey | None, session_id: str, now: datetime) -> Profile: ...
+
+
+RewriterName: TypeAlias = Literal["model", "last-turn", "none"]
+
+Warn: TypeAlias = Callable[[str], object]
+"""Takes one sentence for the person who runs the program."""
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Which models to open."""
+
+    # Folder of the models made on this machine.
+    cache: Path
+    # The language model, the words of the last turn, no rewriter, or one of your own.
+    rewriter: RewriterName | Rewriter = "model"
+    # A model's name or folder, or one of your own; None: the shipped one, "none": no embeddings.
+    encoder: str | Encoder | None = None
+    # Threads of one run of an encoder; None: one a core, at most 4.
+    encoder_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rewriter, str) and self.rewriter not in get_args(RewriterName):
+            names = ", ".join(get_args(RewriterName))
+            raise UsageError(f"there is no rewriter {self.rewriter!r}: take one of {names}, or one of your own")
+
+
+def open_parts(
+    models: Models,
+    settings: Settings,
+    *,
+    rewrites: RewriteCache | None = None,
+    learnt: Path | None = None,
+    warn: Warn | None = None,
+) -> Parts:
+    """The models and what was learnt, opened.
+
+    `rewrites` keeps rewrites for the next time; `learnt` is the folder that `bespeak learn` writes to. A model that
+    cannot be opened is left out, and `warn` gets a sentence that says which one and what that costs. Without `warn`,
+    raises ModelError.
+    """
+    from bespeak.ranking.learning import LearntFolder
+    from bespeak.session.context import load_context
+    from bespeak.session.terms import load_terms
+
+    encoder = open_encoder(models, warn)
+    rewriter = open_rewriter(models, encoder, rewrites, warn)
+    terms = _open(load_terms, "Without words picked from the session", warn)
+    context = None
+    if encoder is not None:
+        load = partial(load_context, encoder, models.cache, models.encoder_threads)
+        context = _open(load, "Without the session in the query's vector", warn)
+    return Parts(settings, rewriter, encoder, LearntFolder(learnt) if learnt else None, terms=terms, context=context)
+
+
+def open_encoder(models: Models, warn: Warn | None = None) -> Encoder | None:
+    """None for "none", and for one that is missing if `warn` is given."""
+    from bespeak.models.encoder import load_encoder
+
+    named = models.encoder
+    if named == "none":
+        return None
+    if named is None or isinstance(named, str):
+        return _open(partial(load_encoder, named, models.cache, models.encoder_threads), "Without embeddings", warn)
+    return named
+
+
+def open_rewriter(
+    models: Models, encoder: Encoder | None, rewrites: RewriteCache | None = None, warn: Warn | None = None
+) -> Rewriter:
+    """A language model that is missing is replaced by the words of the last turn, if `warn` is given.
+
+    `encoder` chooses the statements to read when the user has made more than the model can read.
+    """
+    rewriter: Rewriter
+    if isinstance(models.rewriter, str):
+        load = partial(choose_rewriter, models.rewriter, models.cache, encoder=encoder)
+        cost = "Without the language model, with the words of the last turn instead"
+        rewriter = _open(load, cost, warn) or LastTurn()
+    else:
+        rewriter = models.rewriter
+    return CachedRewriter(rewriter, rewrites) if rewrites is not None else rewriter
+
+
+def _open(load: Callable[[], Model], cost: str, warn: Warn | None) -> Model | None:
+    try:
+        return load()
+    except ModelError as error:
+        if warn is None:
+            raise
+        warn(f"{cost}: {error}")
+        return None
+
+
+def remember_vectors(parts: Parts) -> Parts:
+    """The same parts for a process that answers many queries: the latest vectors are kept in memory."""
+    from bespeak.models.encoder import RememberingEncoder
+
+    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
+    context = replace(parts.context, encoder=RememberingEncoder(parts.context.encoder)) if parts.context else None
+    return replace(parts, encoder=encoder, context=context)
+
+
+def forget_user(parts: Parts, user: UserKey) -> None:
+    """Drops all that the parts keep in memory of a user's texts."""
+    from bespeak.models.encoder import RememberingEncoder
+
+    parts.rewriter.forget(user)
+    if isinstance(parts.encoder, RememberingEncoder):
+        parts.encoder.forget(user)
+    if parts.context:
+        parts.context.forget(user)
+    if parts.terms:
+        parts.terms.forget(user)

@@ -61,6 +61,7 @@ class Turn:
     query: str
     response: str
     event_id: str
+    query_id: str = field(default="", compare=False)  # that the events of this turn share; "" where it had none
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class Document:
 
     doc_id: str
     source: Mapping[str, Any]
-    vector: Vector | None = None
+    vector: Vector | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class Hit:
     score: float
     rank: int
     source: Mapping[str, Any]
-    vector: Vector | None = None
+    vector: Vector | None = field(default=None, repr=False, compare=False)
     pinned: bool = False  # an operator put it there: it keeps its place before all others
 
 
@@ -231,3 +232,4 @@ class Result:
     reason: str = ""  # of `rerank`: why the order is the engine's own, or what was left out
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
     weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours
+    query_id: str = ""  # of the recorded query, for events on its hits; "" where it was not recorded

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ MAX_LINE_BYTES = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A file or stream of documents, and how to read them."""
+    """A file, a stream or dicts of documents, and how to read them."""
 
-    file: Path | IO[bytes]
+    file: Path | IO[bytes] | Iterable[Mapping[str, Any]]
     fields: tuple[str, ...] = ()  # the searchable ones; found out where none are named
     id_field: str | None = None  # None: the first of `ID_FIELDS` that a document has
 
@@ -48,13 +48,18 @@ class Row(NamedTuple):
 
 
 def read_documents(corpus: Corpus, after: int = 0) -> Iterator[Row]:
-    """The documents of a file, from the line after line `after` on.
+    """The documents of a file, from the line after line `after` on; dicts count as a line each.
 
     A line that holds no valid document comes with the reason. Raises InputError if the file cannot be read to its end.
     """
+    if not isinstance(corpus.file, Path) and not hasattr(corpus.file, "readline"):
+        yield from _read_dicts(corpus.file, corpus.id_field)
+        return
     try:
         with ExitStack() as opened:
-            stream = opened.enter_context(corpus.file.open("rb")) if isinstance(corpus.file, Path) else corpus.file
+            stream: Any = corpus.file
+            if isinstance(corpus.file, Path):
+                stream = opened.enter_context(corpus.file.open("rb"))
             if corpus.suffix in (".csv", ".tsv"):
                 delimiter = "\t" if corpus.suffix == ".tsv" else ","
                 yield from _read_csv(_unpacked(stream), corpus.id_field, after, delimiter)
@@ -62,6 +67,16 @@ def read_documents(corpus: Corpus, after: int = 0) -> Iterator[Row]:
                 yield from _read_json_lines(_unpacked(stream), corpus.id_field, after)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {corpus} to its end: {error}") from error
+
+
+def _read_dicts(documents: Iterable[Mapping[str, Any]], id_field: str | None) -> Iterator[Row]:
+    for number, source in enumerate(documents, 1):
+        try:
+            copy = json.loads(json.dumps(dict(source), allow_nan=False))
+            row = Row(number, _document(copy, id_field))
+        except (TypeError, ValueError, RecursionError) as error:
+            row = Row(number, None, str(error))
+        yield row
 
 
 def find_fields(rows: Iterable[Row]) -> tuple[str, ...]:

@@ -19,10 +19,8 @@ from bespeak.evaluation.systems import STAGES, SYSTEMS, Cell, cells_of, check_na
 from bespeak.evaluation.through import MODES, RunningProxy, measure_served
 from bespeak.evaluation.topics import Collection, read_collection
 from bespeak.models.encoder import load_encoder
-from bespeak.parts import Parts
+from bespeak.parts import Models, Parts, open_parts
 from bespeak.rewriting.rewriter import Rewriter, Unchanged, model_of
-from bespeak.session.context import ContextEncoder, load_context
-from bespeak.session.terms import load_terms
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
@@ -111,7 +109,7 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
             index = index_name(collection.digest, encoder)
             load_collection(collection, engine, encoder, index)
         finally:
-            save_kept(encoder)
+            encoder.save()
     modes = [mode for mode in MODES if mode in names]
     cells = measure_served(collection, index, proxy, modes, bench.report("queries"))
     counts = {"queries": len(collection.topics), "conversations": len(set(collection.groups.values()))}
@@ -121,17 +119,15 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
 @contextmanager
 def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[str], bench: Bench) -> Iterator[Parts]:
     """The parts that these systems need; what they computed is kept, even if measuring fails."""
-    encoder, rewriter, context = None, None, None
-    if set(stages) != {"lexical"}:
-        encoder = open_encoder(bench, collection.digest)
-        context = open_context(bench, encoder, collection.digest)
+    encoder = open_encoder(bench, collection.digest) if set(stages) != {"lexical"} else "none"
+    rewriter: Rewriter = Unchanged()
     if REWRITTEN & set(names):
         rewriter = KeptRewriter(bench.open_model(), bench.kept, collection.digest)
-    settings = systems.unhurried(bench.settings)
+    parts = open_kept(bench, Models(bench.cache, rewriter, encoder), collection.digest)
     try:
-        yield Parts(settings, rewriter or Unchanged(), encoder, terms=load_terms(), context=context)
+        yield parts
     finally:
-        save_kept(encoder, rewriter, context and context.encoder)
+        save_kept(parts)
 
 
 def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Bench) -> Measured:
@@ -147,7 +143,7 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
             means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
             cells = movielens.measure(data, names, means, bench.report("queries"))
         finally:
-            save_kept(encoder)
+            save_kept(parts)
     counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}
     return Measured(cells, describe(data.movies.name, counts, parts))
 
@@ -162,17 +158,18 @@ def open_encoder(bench: Bench, label: str) -> KeptEncoder:
     return KeptEncoder(load_encoder(bench.encoder, bench.cache), bench.kept, label, bench.report("vectors"))
 
 
-def open_context(bench: Bench, encoder: Encoder, label: str) -> ContextEncoder | None:
-    """The context encoder that was trained for this encoder; None if there is none."""
-    context = load_context(encoder, bench.cache)
-    if context is None:
-        return None
-    return replace(context, encoder=KeptEncoder(context.encoder, bench.kept, label, bench.report("sessions")))
+def open_kept(bench: Bench, models: Models, label: str) -> Parts:
+    """The parts that these models make, whose context encoder keeps its vectors too. Nothing in them is hurried."""
+    parts = open_parts(models, systems.unhurried(bench.settings))
+    if parts.context is None:
+        return parts
+    kept = KeptEncoder(parts.context.encoder, bench.kept, label, bench.report("sessions"))
+    return replace(parts, context=replace(parts.context, encoder=kept))
 
 
-def save_kept(*parts: object) -> None:
-    """Saves the vectors and rewrites of those that keep them."""
-    for part in parts:
+def save_kept(parts: Parts) -> None:
+    """Saves the vectors and rewrites of the parts that keep them."""
+    for part in (parts.encoder, parts.rewriter, parts.context and parts.context.encoder):
         if isinstance(part, KeptEncoder | KeptRewriter):
             part.save()
 

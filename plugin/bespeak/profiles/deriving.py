@@ -90,7 +90,9 @@ def _turns(events: Iterable[Event], query_id: str) -> tuple[Turn, ...]:
         if queries and _continues(queries[-1], turn):
             queries.pop()
         queries.append(turn)
-    return tuple(Turn(turn.event.text, turn.response, turn.event.event_id) for turn in queries[-TURNS_KEPT:])
+    return tuple(
+        Turn(turn.event.text, turn.response, turn.event.event_id, turn.event.query_id) for turn in queries[-TURNS_KEPT:]
+    )
 
 
 def _by_query(events: Iterable[Event], query_id: str) -> list[_SessionQuery]:
