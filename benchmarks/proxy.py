@@ -1,16 +1,22 @@
 """What the proxy costs: the engine asked directly, through nginx, and through Bespeak, by the same load in one run.
 
     python benchmarks/proxy.py [--seconds 2] [--rounds 5] [--connections 1 8 64] [--upstream URL]
+    python benchmarks/proxy.py --clients [--seconds 2] [--rounds 5] [--connections 1 16]
 
-Two tables. In the first the engine is an nginx that answers every request with the same 2 KB of JSON, so that what is
-seen is the way and not the engine. In the second it is Elasticsearch (the tests' node with its full JIT, or --upstream)
-with Python's documentation, asked for one page of ten; there Bespeak also personalises: for a user with a session, a
-window of 100, and every vector at hand, without a rewrite, with a rewrite made before, and with one made anew for each
-query (which at more than one connection is mostly late, and then left out).
+The first command prints two tables. In the first table the engine is an nginx that answers every request with the same
+2 KB of JSON, so that the figures show the proxy and not the engine. In the second it is Elasticsearch (the tests' node
+with its full JIT, or --upstream) with Python's documentation, asked for one page of ten. There Bespeak also
+personalises, for a user with a session, a window of 100 and all vectors in the cache: without a rewrite, with a cached
+rewrite, and with a new rewrite for each query (which is mostly late at more than one connection, and then left out).
+CPU is that of the proxy's processes alone, from /proc. Ratios are to nginx, added times to the direct way, each at the
+same number of connections.
 
-Needs `nginx` and `wrk` (both are Debian packages), a JDK and Maven for the node, and the rewriter's model, built. CPU
-is that of the proxy's processes alone, from /proc. Ratios are to nginx, added times to the direct way, each at the same
-number of connections.
+The second command compares the proxy's own client of Elasticsearch with httpcore's connection pool, in one process and
+on the loop that `bespeak serve` uses, against the nginx of the first table.
+
+Needs `nginx` and `wrk` (both are Debian packages), a JDK and Maven for the node, and the rewriter's model, built.
+`--clients` needs only nginx and the Python packages httpcore, anyio and sniffio (without sniffio, httpcore spends most
+of its time on failing imports).
 """
 
 from __future__ import annotations
@@ -40,7 +46,7 @@ NGINX = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log stderr error;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off; keepalive_requests 1000000000; keepalive_timeout 3600;
+  access_log off; client_max_body_size 0; keepalive_requests 1000000000; keepalive_timeout 3600;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   {content}
@@ -128,6 +134,12 @@ INDEX = "bespeak-benchmark"
 
 def main() -> None:
     options = read_options()
+    if options.clients:
+        from proxy_clients import compare_clients
+
+        with static_engine() as served:
+            compare_clients(served.url, options)
+        return
     with contextlib.ExitStack() as ending:
         engine = ending.enter_context(static_engine()).url
         show("an nginx that answers 2 KB", ways(Asked("GET", "/books/_search")), engine, options)
@@ -394,7 +406,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=2, help="how long each load lasts")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn; the medians are shown")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])
-    if not shutil.which("wrk"):
+    parser.add_argument("--clients", action="store_true", help="compare the proxy's own client with httpcore")
+    if not (shutil.which("wrk") or parser.parse_args().clients):
         parser.error("wrk is not installed: it is the package `wrk` of Debian")
     return parser.parse_args()
 
