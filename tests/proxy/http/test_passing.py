@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from bespeak.proxy import Proxy, Upstream
-from bespeak.proxy.http.passing import ClientGone, answer_json, pass_on, read_body, target
+from bespeak.proxy.http.passing import ClientGone, answer_json, pass_on, read_body, request_target
 from proxy_server import (
     PATIENCE_S,
     connected,
@@ -604,7 +604,7 @@ def test_app_may_be_mounted_under_a_path():
 
 
 def test_target_of_a_host_that_keeps_no_raw_path():
-    assert target({"path": "/a b/ü", "query_string": b"x=%20"}) == b"/a%20b/%C3%BC?x=%20"
+    assert request_target({"path": "/a b/ü", "query_string": b"x=%20"}) == b"/a%20b/%C3%BC?x=%20"
 
 
 class OwnRoutes:

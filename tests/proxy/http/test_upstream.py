@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bespeak.errors import UsageError
-from bespeak.proxy.http.upstream import REST_S, TooLarge, Upstream, UpstreamTimeout, UpstreamUnreachable
+from bespeak.proxy.http.node import FIRST_REST_S
+from bespeak.proxy.http.upstream import TooLarge, Upstream, UpstreamTimeout, UpstreamUnreachable
 from proxy_server import PATIENCE_S, raw_engine
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -171,13 +172,13 @@ def test_a_dead_node_rests_longer_each_time_and_is_tried_again():
         upstream = Upstream([dead, engine.url], clock=lambda: now[0])
         tried = upstream_tries(upstream)
         assert tried(2) == 1
-        now[0] = REST_S - 1
+        now[0] = FIRST_REST_S - 1
         assert tried(2) == 0
-        now[0] = REST_S + 1
+        now[0] = FIRST_REST_S + 1
         assert tried(2) == 1
-        now[0] += REST_S + 1
+        now[0] += FIRST_REST_S + 1
         assert tried(2) == 0
-        now[0] += REST_S
+        now[0] += FIRST_REST_S
         assert tried(2) == 1
 
 
@@ -209,7 +210,7 @@ def test_a_node_that_is_back_is_asked_as_before():
     with raw_engine(OK) as other:
         upstream = Upstream([f"http://127.0.0.1:{address[1]}", other.url], clock=lambda: now[0])
         ask(upstream, GET, GET)
-        now[0] = REST_S + 1
+        now[0] = FIRST_REST_S + 1
         back = Back(address)
         with back:
             ask(upstream, *[GET] * 4)
@@ -367,7 +368,7 @@ def test_an_answer_longer_than_its_reader_takes():
         await answer.close()
         again = await upstream.send("GET", b"/", [], None)
         assert await again.read(2) == b"ok"
-        assert [chunk async for chunk in again.chunks()] == []
+        assert await again.next_chunk() == b""
         await again.close()
         await upstream.close()
 
