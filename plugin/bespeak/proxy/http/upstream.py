@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from bespeak.errors import EngineError, EngineUnreachable, UsageError
 from bespeak.proxy.http.connection import ConnectionBroken, ConnectionTimedOut, EngineConnection
 from bespeak.proxy.http.node import Node, explain, tls_context
+from bespeak.proxy.http.slots import Slots
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 """Raw headers in the order received, duplicates and case of names kept."""
@@ -91,7 +92,7 @@ class Upstream:
         self._tls = tls_context(ca_file) if ca_file or any(node.tls for node in self._nodes) else None
         self._timeout_s, self._clock = timeout_s, clock
         self._turn = itertools.count()
-        self._free = asyncio.Semaphore(connections)
+        self._slots = Slots(connections)
 
     async def send(
         self, method: str, target: bytes, headers: Headers, body: bytes | AsyncIterator[bytes] | None
@@ -101,21 +102,18 @@ class Upstream:
         All `headers` are sent except Host, those that concern one connection and Bespeak's own. A body given as bytes
         gets a new content-length. Raises UpstreamUnreachable, UpstreamTimeout, and whatever a streamed body raises.
         """
-        await self._acquire()
+        if not self._slots.take_free():
+            await self._wait_for_slot()
         try:
             node, connection = await self._ask_any(Outgoing(method, target, headers, body))
         except BaseException:
-            self._free.release()
+            self._slots.release()
             raise
         return Answer(self, node, connection)
 
-    async def _acquire(self) -> None:
-        if not self._free.locked():
-            await self._free.acquire()
-            return
+    async def _wait_for_slot(self) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._free.acquire()
+            await self._slots.wait(self._timeout_s)
         except TimeoutError as error:
             raise UpstreamTimeout(f"no connection to the engine became free within {self._timeout_s:g} s") from error
 
@@ -178,7 +176,7 @@ class Upstream:
     def take_back(self, node: Node, connection: EngineConnection) -> None:
         if connection.finish():
             node.keep(connection, self._clock())
-        self._free.release()
+        self._slots.release()
 
 
 class Answer:

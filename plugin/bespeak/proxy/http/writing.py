@@ -15,6 +15,8 @@ CHUNKED = (b"transfer-encoding: chunked",)
 class AnswerWriter:
     """Writes one answer. Header names keep their case; only the headers that frame the body are ours."""
 
+    __slots__ = ("_chunked", "_held_head", "_is_head", "_is_old_client", "_left", "_transport", "keep_alive")
+
     def __init__(self, transport: asyncio.Transport, method: str, http_version: str, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
         self._transport = transport
