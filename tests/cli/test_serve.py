@@ -514,4 +514,4 @@ def test_the_guides_app_can_be_mounted(tmp_path, monkeypatch):
         with serving(mounted) as url:
             assert call(url, "/shop/_bespeak/health/live").json == {"live": True}
             assert call(url, "/shop/things/_search", {}).body == BODY
-        assert [asked.line for asked in engine.asked] == [b"POST /things/_search HTTP/1.1"]
+        assert [request.line for request in engine.requests] == [b"POST /things/_search HTTP/1.1"]
