@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -195,7 +196,7 @@ def measure_once(server: Server, request: Request, connections: int, options: ar
         report["requests"] / report["seconds"],
         report["p50_ms"],
         report["p99_ms"],
-        spent_s / report["requests"] * 1e6,
+        spent_s / (report["requests"] or math.nan) * 1e6,
         sum(map(rss_mb, server.pids)),
         report["errors"],
     )
@@ -285,7 +286,7 @@ def wait_for_vectors(url: str) -> None:
     for n in range(N_USERS):
         ask("POST", search, QUERY, user_headers(n))
     for body in (QUERY, NEW_QUERY):
-        for _ in range(100):
+        for _ in range(600):
             with ask("POST", search, body, user_headers(0)) as answer:
                 if "rerank=full" in answer.headers["X-Bespeak"]:
                     break

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,11 +68,56 @@ class ReceivedRequest:
 Answering = Callable[[socket.socket, ReceivedRequest], object]
 
 
-@dataclass
 class RawEngine:
-    url: str
-    requests: list[ReceivedRequest] = field(default_factory=list)
-    connections: int = 0
+    """An engine that reads requests and answers each with `answer`; see `raw_engine`."""
+
+    def __init__(self, listener: socket.socket, answer: Answering | bytes, tls: ssl.SSLContext | None) -> None:
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        self.requests: list[ReceivedRequest] = []
+        self.connections = 0
+        self._listener, self._answer, self._tls = listener, answer, tls
+        self._opened: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            connection.settimeout(PATIENCE_S)
+            self._opened.append(connection)
+            self._threads.append(threading.Thread(target=self._talk, args=(connection,)))
+            self._threads[-1].start()
+
+    def _talk(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), plain, self._secured(plain) as connection:
+            while request := read_request(connection):
+                self.requests.append(request)
+                if callable(self._answer):
+                    if self._answer(connection, request) is False:
+                        return
+                else:
+                    connection.sendall(self._answer)
+
+    def _secured(self, plain: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return plain
+        self._opened.append(self._tls.wrap_socket(plain, server_side=True))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        for connection in self._opened:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
 
 
 @contextlib.contextmanager
@@ -82,50 +127,11 @@ def raw_engine(answer: Answering | bytes, tls: ssl.SSLContext | None = None) -> 
     The function ends the connection if it closes the socket or returns False.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        engine = RawEngine(f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}")
-        opened: list[socket.socket] = []
-        threads: list[threading.Thread] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                engine.connections += 1
-                connection.settimeout(PATIENCE_S)
-                opened.append(connection)
-                threads.append(threading.Thread(target=talk, args=(connection,)))
-                threads[-1].start()
-
-        def talk(plain: socket.socket) -> None:
-            with contextlib.suppress(OSError), plain, secured(plain) as connection:
-                while request := read_request(connection):
-                    engine.requests.append(request)
-                    if callable(answer) and answer(connection, request) is False:
-                        return
-                    if not callable(answer):
-                        connection.sendall(answer)
-
-        def secured(plain: socket.socket) -> socket.socket:
-            if tls is None:
-                return plain
-            opened.append(tls.wrap_socket(plain, server_side=True))
-            return opened[-1]
-
-        accepting = threading.Thread(target=accept)
-        accepting.start()
+        engine = RawEngine(listener, answer, tls)
         try:
             yield engine
         finally:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            accepting.join()
-            for connection in opened:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            for thread in threads:
-                thread.join()
+            engine.close()
 
 
 @contextlib.contextmanager
