@@ -1,16 +1,22 @@
 """What the proxy costs: the engine asked directly, through nginx, and through Bespeak, by the same load in one run.
 
     python benchmarks/proxy.py [--seconds 2] [--rounds 5] [--connections 1 8 64] [--upstream URL]
+    python benchmarks/proxy.py --clients [--seconds 2] [--rounds 5] [--connections 1 16]
 
-Two tables. In the first the engine is an nginx that answers every request with the same 2 KB of JSON, so that what is
-seen is the way and not the engine. In the second it is Elasticsearch (the tests' node with its full JIT, or --upstream)
-with Python's documentation, asked for one page of ten; there Bespeak also personalises: for a user with a session, a
-window of 100, and every vector at hand, without a rewrite, with a rewrite made before, and with one made anew for each
-query (which at more than one connection is mostly late, and then left out).
+The first command prints two tables. In the first table the engine is an nginx that answers every request with the same
+2 KB of JSON, so that the figures show the proxy and not the engine. In the second it is Elasticsearch (the tests' node
+with its full JIT, or --upstream) with Python's documentation, asked for one page of ten. There Bespeak also
+personalises, for a user with a session, a window of 100 and all vectors in the cache: without a rewrite, with a cached
+rewrite, and with a new rewrite for each query (which is mostly late at more than one connection, and then left out).
+CPU is that of the proxy's processes alone, from /proc. Ratios are to nginx, added times to the direct way, each at the
+same number of connections.
 
-Needs `nginx` and `wrk` (both are Debian packages), a JDK and Maven for the node, and the rewriter's model, built. CPU
-is that of the proxy's processes alone, from /proc. Ratios are to nginx, added times to the direct way, each at the same
-number of connections.
+The second command compares the proxy's own client of Elasticsearch with httpcore's connection pool, in one process and
+on the loop that `bespeak serve` uses, against the nginx of the first table.
+
+Needs `nginx` and `wrk` (both are Debian packages), a JDK and Maven for the node, and the rewriter's model, built.
+`--clients` needs only nginx and the Python packages httpcore, anyio and sniffio (without sniffio, httpcore spends most
+of its time on failing imports).
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -40,7 +47,7 @@ NGINX = """
 daemon off; worker_processes 1; pid {folder}/pid; error_log stderr error;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off; keepalive_requests 1000000000; keepalive_timeout 3600;
+  access_log off; client_max_body_size 0; keepalive_requests 1000000000; keepalive_timeout 3600;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   {content}
@@ -82,14 +89,14 @@ end
 
 
 @dataclass(frozen=True)
-class Served:
+class Server:
     url: str
-    pids: tuple[int, ...] = ()  # of the proxy; none where the engine is asked directly
+    pids: tuple[int, ...] = ()  # the proxy's processes, none for the engine itself
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One request; `%d` in the body is another number each time, in a header the number of a user."""
+class Request:
+    """`%d` stands for a new number each time in the body, and for the number of a user in a header."""
 
     method: str
     path: str
@@ -98,12 +105,12 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """A way to the engine: `start` gives it for as long as its block runs."""
+class Route:
+    """A route to the engine, which exists while the block of `start` runs."""
 
     name: str
-    start: Callable[[str], AbstractContextManager[Served]]
-    asked: Asked
+    start: Callable[[str], AbstractContextManager[Server]]
+    request: Request
 
 
 @dataclass(frozen=True)
@@ -116,58 +123,63 @@ class Figures:
     errors: float
 
 
-PAGES = {"query": {"match": {"text": "read a file line by line"}}, "size": 10}
-"""What is asked of Elasticsearch."""
-NEW = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
-"""What is asked where each query is new."""
-USER = {"X-Bespeak-User": "u%d", "X-Bespeak-Session": "s"}
+QUERY = {"query": {"match": {"text": "read a file line by line"}}, "size": 10}
+NEW_QUERY = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
+"""A new query each time."""
+USER_HEADERS = {"X-Bespeak-User": "u%d", "X-Bespeak-Session": "s"}
 N_USERS = 40
-"""Who ask in turn, each in a session of their own."""
+"""Users who ask in turn, each in a session of their own."""
 INDEX = "bespeak-benchmark"
 
 
 def main() -> None:
     options = read_options()
+    if options.clients:
+        from proxy_clients import compare_clients
+
+        with static_engine() as engine:
+            compare_clients(engine.url, options)
+        return
     with contextlib.ExitStack() as ending:
         engine = ending.enter_context(static_engine()).url
-        show("an nginx that answers 2 KB", ways(Asked("GET", "/books/_search")), engine, options)
+        compare_routes("an nginx that answers 2 KB", plain_routes(Request("GET", "/books/_search")), engine, options)
     with contextlib.ExitStack() as ending:
         engine = options.upstream or ending.enter_context(node())
         load_documentation(engine)
         ending.callback(ask, "DELETE", f"{engine}/{INDEX}")
-        plain = Asked("POST", f"/{INDEX}/_search", json.dumps(PAGES))
-        show("Elasticsearch", [*ways(plain), *personal_ways(plain)], engine, options)
+        plain = Request("POST", f"/{INDEX}/_search", json.dumps(QUERY))
+        compare_routes("Elasticsearch", [*plain_routes(plain), *personal_routes(plain)], engine, options)
 
 
-def show(title: str, asked: Sequence[Way], engine: str, options: argparse.Namespace) -> None:
+def compare_routes(title: str, routes: Sequence[Route], engine: str, options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as ending:
-        served = {way: ending.enter_context(way.start(engine)) for way in asked}
-        found = {count: measure(served, count, options) for count in options.connections}
+        servers = {route: ending.enter_context(route.start(engine)) for route in routes}
+        figures = {count: measure(servers, count, options) for count in options.connections}
     print(f"\nEngine: {title}")
-    print_table(found)
+    print_table(figures)
 
 
-def ways(asked: Asked) -> list[Way]:
-    found = [("direct", direct), ("nginx", through_nginx), ("bespeak passing", through_bespeak)]
-    return [Way(name, start, asked) for name, start in found]
+def plain_routes(request: Request) -> list[Route]:
+    starts = [("direct", direct), ("nginx", through_nginx), ("bespeak passing", through_bespeak)]
+    return [Route(name, start, request) for name, start in starts]
 
 
-def personal_ways(asked: Asked) -> list[Way]:
-    personal = replace(asked, headers=USER)
-    new = replace(personal, body=json.dumps(NEW))
+def personal_routes(request: Request) -> list[Route]:
+    personal = replace(request, headers=USER_HEADERS)
+    new = replace(personal, body=json.dumps(NEW_QUERY))
     return [
-        Way("personal, no rewrite", personalised("none"), personal),
-        Way("personal, cached rewrite", personalised("model"), personal),
-        Way("personal, new rewrite", personalised("model"), new),
+        Route("personal, no rewrite", personalised("none"), personal),
+        Route("personal, cached rewrite", personalised("model"), personal),
+        Route("personal, new rewrite", personalised("model"), new),
     ]
 
 
-def measure(served: Mapping[Way, Served], connections: int, options: argparse.Namespace) -> dict[str, Figures]:
-    """The median of each figure over rounds in which each way has its turn, so that all share the machine's moods."""
-    rounds: dict[str, list[Figures]] = {way.name: [] for way in served}
+def measure(servers: Mapping[Route, Server], connections: int, options: argparse.Namespace) -> dict[str, Figures]:
+    """The median of each figure over all rounds. The routes take turns, so that they share the state of the machine."""
+    rounds: dict[str, list[Figures]] = {route.name: [] for route in servers}
     for _ in range(options.rounds):
-        for way, at in served.items():
-            rounds[way.name].append(measure_once(at, way, connections, options))
+        for route, server in servers.items():
+            rounds[route.name].append(measure_once(server, route.request, connections, options))
     return {name: median(figures) for name, figures in rounds.items()}
 
 
@@ -175,42 +187,42 @@ def median(figures: Sequence[Figures]) -> Figures:
     return Figures(*(statistics.median(column) for column in zip(*map(astuple, figures), strict=True)))
 
 
-def measure_once(served: Served, way: Way, connections: int, options: argparse.Namespace) -> Figures:
-    load(served.url, way.asked, connections, WARM_S)
-    before_s = sum(map(cpu_s, served.pids))
-    told = load(served.url, way.asked, connections, options.seconds)
-    spent_s = sum(map(cpu_s, served.pids)) - before_s
+def measure_once(server: Server, request: Request, connections: int, options: argparse.Namespace) -> Figures:
+    load(server.url, request, connections, WARM_S)
+    cpu_before_s = sum(map(cpu_s, server.pids))
+    report = load(server.url, request, connections, options.seconds)
+    spent_s = sum(map(cpu_s, server.pids)) - cpu_before_s
     return Figures(
-        told["requests"] / told["seconds"],
-        told["p50_ms"],
-        told["p99_ms"],
-        spent_s / told["requests"] * 1e6,
-        sum(map(rss_mb, served.pids)),
-        told["errors"],
+        report["requests"] / report["seconds"],
+        report["p50_ms"],
+        report["p99_ms"],
+        spent_s / (report["requests"] or math.nan) * 1e6,
+        sum(map(rss_mb, server.pids)),
+        report["errors"],
     )
 
 
-def load(url: str, asked: Asked, connections: int, seconds: int) -> dict[str, float]:
-    """What wrk tells of so many connections that ask again as soon as they are answered."""
-    given = dict(asked.headers) | ({"Content-Type": "application/json"} if asked.body else {})
+def load(url: str, request: Request, connections: int, seconds: int) -> dict[str, float]:
+    """The report of wrk, which asks again on each connection as soon as it is answered."""
+    given = dict(request.headers) | ({"Content-Type": "application/json"} if request.body else {})
     headers = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in given.items())
-    body = json.dumps(asked.body) if asked.body else "nil"
+    body = json.dumps(request.body) if request.body else "nil"
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        changing = CHANGING % N_USERS if asked.headers else ""
-        script.write(LOAD % (asked.method, body, headers) + changing)
+        changing = CHANGING % N_USERS if request.headers else ""
+        script.write(LOAD % (request.method, body, headers) + changing)
         script.flush()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url + asked.path]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    told: dict[str, float] = json.loads(printed.splitlines()[-1])
-    return told
+        wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url + request.path]
+        printed = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
+    report: dict[str, float] = json.loads(printed.splitlines()[-1])
+    return report
 
 
-def print_table(found: Mapping[int, Mapping[str, Figures]]) -> None:
+def print_table(figures: Mapping[int, Mapping[str, Figures]]) -> None:
     print(
-        f"{'way':<24}{'conn':>5}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'+p50':>8}{'+p99':>8}"
+        f"{'route':<24}{'conn':>5}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'+p50':>8}{'+p99':>8}"
         f"{'CPU us':>9}{'x nginx':>9}{'RSS MB':>8}{'errors':>8}"
     )
-    for count, by_name in found.items():
+    for count, by_name in figures.items():
         plain, nginx = by_name["direct"], by_name["nginx"]
         for name, row in by_name.items():
             ratio = f"{row.cpu_us / nginx.cpu_us:.1f}" if row.cpu_us and nginx.cpu_us else "-"
@@ -221,66 +233,61 @@ def print_table(found: Mapping[int, Mapping[str, Figures]]) -> None:
             )
 
 
-# The ways.
+@contextlib.contextmanager
+def direct(engine: str) -> Iterator[Server]:
+    yield Server(engine)
 
 
 @contextlib.contextmanager
-def direct(engine: str) -> Iterator[Served]:
-    yield Served(engine)
+def through_nginx(engine: str) -> Iterator[Server]:
+    with nginx(PASSING.replace("{engine}", urlsplit(engine).netloc)) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def through_nginx(engine: str) -> Iterator[Served]:
-    with nginx(PASSING.replace("{engine}", urlsplit(engine).netloc)) as served:
-        yield served
-
-
-@contextlib.contextmanager
-def through_bespeak(engine: str) -> Iterator[Served]:
+def through_bespeak(engine: str) -> Iterator[Server]:
     port = free_port()
-    with running([sys.executable, "-c", BESPEAK, engine, str(port)], port) as served:
-        yield served
+    with running([sys.executable, "-c", BESPEAK, engine, str(port)], port) as server:
+        yield server
 
 
-def personalised(rewriter: str) -> Callable[[str], AbstractContextManager[Served]]:
-    """Bespeak with a user who has a session, and with the vectors of what is asked at hand."""
+def personalised(rewriter: str) -> Callable[[str], AbstractContextManager[Server]]:
+    """Bespeak for users who have a session, with all vectors of the window in the cache."""
 
     @contextlib.contextmanager
-    def start(engine: str) -> Iterator[Served]:
+    def start(engine: str) -> Iterator[Server]:
         port = free_port()
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "bespeak_cli", "--data-dir", folder, "serve", "--upstream", engine]
-            with running([*command, "--port", str(port), "--rewriter", rewriter], port) as served:
-                tell_sessions(served.url)
-                wait_for_vectors(served.url)
-                yield served
+            with running([*command, "--port", str(port), "--rewriter", rewriter], port) as server:
+                record_sessions(server.url)
+                wait_for_vectors(server.url)
+                yield server
 
     return start
 
 
-def tell_sessions(url: str) -> None:
-    """What each user asked and said before."""
+def record_sessions(url: str) -> None:
+    """Records an earlier query, its answer and a statement for each user."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    answer = {"action_name": "answer", "message": "The function open returns a file object."}
+    statement = {"action_name": "statement", "message": "I write for Windows."}
     for n in range(N_USERS):
-        who = {"user_id": f"u{n}", "session_id": "s", "timestamp": now}
-        asked = {**who, "query_id": f"q{n}"}
-        answer = {"action_name": "answer", "message": "The function open returns a file object."}
-        said = {"action_name": "statement", "message": "I write for Windows."}
+        session = {"user_id": f"u{n}", "session_id": "s", "timestamp": now}
+        query = {**session, "query_id": f"q{n}"}
         ask("POST", f"{url}/_bespeak/events", [
-            {**asked, "user_query": "how do I open a text file"}, {**asked, **answer}, {**who, **said},
+            {**query, "user_query": "how do I open a text file"}, {**query, **answer}, {**session, **statement},
         ])  # fmt: skip
 
 
 def wait_for_vectors(url: str) -> None:
-    """Until a search has its window's vectors, which are made after the answers, and each user has asked once."""
+    """Waits until each user has asked once and the vectors of the window, made after the answers, are there."""
+    search = f"{url}/{INDEX}/_search"
     for n in range(N_USERS):
-        ask(
-            "POST", f"{url}/{INDEX}/_search", PAGES, {name: value.replace("%d", str(n)) for name, value in USER.items()}
-        )
-    headers = {name: value.replace("%d", "0") for name, value in USER.items()}
-    for body in (PAGES, NEW):
-        for _ in range(100):
-            with ask("POST", f"{url}/{INDEX}/_search", body, headers) as answer:
+        ask("POST", search, QUERY, user_headers(n))
+    for body in (QUERY, NEW_QUERY):
+        for _ in range(600):
+            with ask("POST", search, body, user_headers(0)) as answer:
                 if "rerank=full" in answer.headers["X-Bespeak"]:
                     break
             time.sleep(0.5)
@@ -288,9 +295,13 @@ def wait_for_vectors(url: str) -> None:
             raise SystemExit("the vectors of the window were not made in time")
 
 
+def user_headers(n: int) -> dict[str, str]:
+    return {name: value.replace("%d", str(n)) for name, value in USER_HEADERS.items()}
+
+
 @contextlib.contextmanager
 def node() -> Iterator[str]:
-    """The tests' Elasticsearch."""
+    """A node as the tests use it."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from elasticsearch_node import build_node, find_jdk, running_node
 
@@ -320,17 +331,17 @@ def ask(method: str, url: str, content: object = None, headers: Mapping[str, str
 
 
 @contextlib.contextmanager
-def static_engine() -> Iterator[Served]:
+def static_engine() -> Iterator[Server]:
     hits = [
         {"_index": "books", "_id": f"d{i}", "_score": 12.5 - i, "_source": {"text": "word " * 33}} for i in range(9)
     ]
     answer = json.dumps({"took": 1, "timed_out": False, "hits": {"max_score": 12.5, "hits": hits}})
-    with nginx(STATIC.replace("{json}", answer)) as served:
-        yield served
+    with nginx(STATIC.replace("{json}", answer)) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def nginx(content: str) -> Iterator[Served]:
+def nginx(content: str) -> Iterator[Server]:
     port = free_port()
     binary = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     if binary is None:
@@ -339,18 +350,18 @@ def nginx(content: str) -> Iterator[Served]:
         text = content.replace("{port}", str(port))
         config = Path(folder) / "nginx.conf"
         config.write_text(NGINX.format(folder=folder, content=text))
-        with running([binary, "-e", "stderr", "-p", folder, "-c", str(config)], port) as served:
-            yield served
+        with running([binary, "-e", "stderr", "-p", folder, "-c", str(config)], port) as server:
+            yield server
 
 
 @contextlib.contextmanager
-def running(command: list[str], port: int) -> Iterator[Served]:
-    """Ended by the process it was started with."""
+def running(command: list[str], port: int) -> Iterator[Server]:
+    """A server that ends with its block."""
     process = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(url, process)
-        yield Served(url, (process.pid, *children(process.pid)))
+        yield Server(url, (process.pid, *children(process.pid)))
     finally:
         process.terminate()
         process.wait()
@@ -378,7 +389,7 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """Time that a process has run so far, all its threads, those that ended too; to a hundredth of a second."""
+    """CPU time of a process so far, including threads that have ended; to a hundredth of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -391,10 +402,11 @@ def rss_mb(pid: int) -> float:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", help="URL of an Elasticsearch in place of the tests' node")
-    parser.add_argument("--seconds", type=int, default=2, help="how long each load lasts")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn; the medians are shown")
+    parser.add_argument("--seconds", type=int, default=2, help="length of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, whose medians are shown")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])
-    if not shutil.which("wrk"):
+    parser.add_argument("--clients", action="store_true", help="compare the proxy's own client with httpcore")
+    if not (shutil.which("wrk") or parser.parse_args().clients):
         parser.error("wrk is not installed: it is the package `wrk` of Debian")
     return parser.parse_args()
 

@@ -30,15 +30,17 @@ def main() -> None:
     with proxy.node() as engine:
         proxy.load_documentation(engine)
         with proxy.personalised("none")(engine) as served:
-            soak("passing", served, proxy.Asked("POST", path, json.dumps(proxy.PAGES)), options.passing)
-            soak("personal", served, proxy.Asked("POST", path, json.dumps(proxy.NEW), proxy.USER), options.personal)
+            passing = proxy.Request("POST", path, json.dumps(proxy.QUERY))
+            personal = proxy.Request("POST", path, json.dumps(proxy.NEW_QUERY), proxy.USER_HEADERS)
+            soak("passing", served, passing, options.passing)
+            soak("personal", served, personal, options.personal)
 
 
-def soak(name: str, served: proxy.Served, asked: proxy.Asked, n_requests: int) -> None:
+def soak(name: str, served: proxy.Server, request: proxy.Request, n_requests: int) -> None:
     print(f"{name}: MB resident after so many requests")
     done, tenth, began = 0.0, 1, time.monotonic()
     while done < n_requests:
-        done += proxy.load(served.url, asked, CONNECTIONS, 2)["requests"]
+        done += proxy.load(served.url, request, CONNECTIONS, 2)["requests"]
         while tenth <= 10 and done >= n_requests * tenth / 10:
             memory = sum(map(proxy.rss_mb, served.pids))
             print(f"{done:>10.0f} {memory:>8.1f}   {time.monotonic() - began:.0f} s", flush=True)

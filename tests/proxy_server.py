@@ -1,4 +1,4 @@
-"""What tests of the proxy need of the world: an app on a real port, an engine and a client that speak raw bytes."""
+"""Surroundings for tests of the proxy: an app on a real port, and an engine and a client that speak raw bytes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
 
+from bespeak.proxy import Proxy, Upstream
 from bespeak.proxy.http.serving import server_config
 
 PATIENCE_S = 20
-"""Beyond this a test hangs; none waits for it when all is well."""
+"""A test that takes longer hangs. None waits this long when all is well."""
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+"""A small answer of an engine."""
 
 
 @contextlib.contextmanager
 def serving(app: Any, **options: Any) -> Iterator[str]:
-    """The URL under which `app` answers until the block is left; what is in flight then is finished."""
-    with serving_until_told(app, **options) as (url, _):
+    """The URL of `app` while the block runs. Requests in flight at its end are finished."""
+    with serving_until_stopped(app, **options) as (url, _):
         yield url
 
 
 @contextlib.contextmanager
-def serving_until_told(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
-    """As `serving`, with the server: `should_exit = True` ends it early."""
+def serving_until_stopped(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
+    """As `serving`, with the server, which `should_exit = True` ends early."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(server_config(app, **options))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -46,8 +50,8 @@ def serving_until_told(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.
 
 
 @dataclass
-class Asked:
-    """A request as an engine got it, byte for byte; `body` as it was framed."""
+class ReceivedRequest:
+    """A request as an engine received it, byte for byte, with the framing of its body."""
 
     head: bytes
     body: bytes
@@ -61,71 +65,84 @@ class Asked:
         return [tuple(line.split(b": ", 1)) for line in self.head.split(b"\r\n")[1:] if line]  # type: ignore[misc]
 
 
-Answering = Callable[[socket.socket, Asked], object]
+Answering = Callable[[socket.socket, ReceivedRequest], object]
 
 
-@dataclass
 class RawEngine:
-    url: str
-    asked: list[Asked] = field(default_factory=list)
-    connections: int = 0
+    """An engine that reads requests and answers each with `answer`; see `raw_engine`."""
+
+    def __init__(self, listener: socket.socket, answer: Answering | bytes, tls: ssl.SSLContext | None) -> None:
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        self.requests: list[ReceivedRequest] = []
+        self.connections = 0
+        self._listener, self._answer, self._tls = listener, answer, tls
+        self._opened: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            connection.settimeout(PATIENCE_S)
+            self._opened.append(connection)
+            self._threads.append(threading.Thread(target=self._talk, args=(connection,)))
+            self._threads[-1].start()
+
+    def _talk(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), plain, self._secured(plain) as connection:
+            while request := read_request(connection):
+                self.requests.append(request)
+                if callable(self._answer):
+                    if self._answer(connection, request) is False:
+                        return
+                else:
+                    connection.sendall(self._answer)
+
+    def _secured(self, plain: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return plain
+        self._opened.append(self._tls.wrap_socket(plain, server_side=True))
+        return self._opened[-1]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        for connection in self._opened:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
 
 
 @contextlib.contextmanager
 def raw_engine(answer: Answering | bytes, tls: ssl.SSLContext | None = None) -> Iterator[RawEngine]:
-    """An engine that reads requests and answers each with these bytes, or as the function does with the socket.
+    """An engine that answers each request with these bytes, or leaves the answer to a function that gets the socket.
 
-    The function ends the connection by closing the socket or by returning False.
+    The function ends the connection if it closes the socket or returns False.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        engine = RawEngine(f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}")
-        opened: list[socket.socket] = []
-        threads: list[threading.Thread] = []
-
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                engine.connections += 1
-                connection.settimeout(PATIENCE_S)
-                opened.append(connection)
-                threads.append(threading.Thread(target=talk, args=(connection,)))
-                threads[-1].start()
-
-        def talk(plain: socket.socket) -> None:
-            with contextlib.suppress(OSError), plain, secured(plain) as connection:
-                while asked := read_request(connection):
-                    engine.asked.append(asked)
-                    if callable(answer) and answer(connection, asked) is False:
-                        return
-                    if not callable(answer):
-                        connection.sendall(answer)
-
-        def secured(plain: socket.socket) -> socket.socket:
-            if tls is None:
-                return plain
-            opened.append(tls.wrap_socket(plain, server_side=True))
-            return opened[-1]
-
-        accepting = threading.Thread(target=accept)
-        accepting.start()
+        engine = RawEngine(listener, answer, tls)
         try:
             yield engine
         finally:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            accepting.join()
-            for connection in opened:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            for thread in threads:
-                thread.join()
+            engine.close()
 
 
-def read_request(connection: socket.socket) -> Asked | None:
-    """The next request, its body by content-length or to the last chunk; None at the end of the connection."""
+@contextlib.contextmanager
+def proxied(answer: Answering | bytes, **parts: Any) -> Iterator[tuple[RawEngine, str]]:
+    """A raw engine and the URL of a proxy in front of it."""
+    with raw_engine(answer) as engine, serving(Proxy(Upstream([engine.url]), **parts)) as url:
+        yield engine, url
+
+
+def read_request(connection: socket.socket) -> ReceivedRequest | None:
+    """The next request with its body, None at the end of the connection."""
     read = b""
     while b"\r\n\r\n" not in read:
         data = connection.recv(65536)
@@ -141,7 +158,7 @@ def read_request(connection: socket.socket) -> Asked | None:
             if not data:
                 return None
             body += data
-    return Asked(head, body)
+    return ReceivedRequest(head, body)
 
 
 @contextlib.contextmanager
@@ -152,7 +169,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def exchange(url: str, *sent: bytes) -> bytes:
-    """All that comes back on one connection until it is closed: the last request should ask for that."""
+    """All that comes back on one connection. The last request has to ask for the connection to be closed."""
     with connected(url) as client:
         for data in sent:
             client.sendall(data)

@@ -114,7 +114,7 @@ def index(elasticsearch_url):
     [
         ([], "Missing option '--upstream'"),
         (["--upstream", "localhost:9200"], "must be http://HOST:PORT or https://HOST:PORT"),
-        (["--upstream", "http://me:secret@es:9200"], "the upstream's URL for es holds credentials: take them out"),
+        (["--upstream", "http://me:secret@es:9200"], "the upstream's URL for es holds credentials: remove them"),
         (["--upstream", NOWHERE, "--host", "0.0.0.0"], "give a token, or bind to 127.0.0.1"),
         (["--upstream", NOWHERE, "--share", "ten"], "a share is written as 10% or 0.1"),
         (["--upstream", NOWHERE, "--share", "150%"], "a share lies between 0% and 100%"),
@@ -454,4 +454,4 @@ def test_the_guides_app_can_be_mounted(tmp_path, monkeypatch):
         with serving(mounted) as url:
             assert call(url, "/shop/_bespeak/health/live").json == {"live": True}
             assert call(url, "/shop/things/_search", {}).body == BODY
-        assert [asked.line for asked in engine.asked] == [b"POST /things/_search HTTP/1.1"]
+        assert [request.line for request in engine.requests] == [b"POST /things/_search HTTP/1.1"]

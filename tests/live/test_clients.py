@@ -88,7 +88,7 @@ def test_the_engine_gets_what_python_says_of_itself():
     with raw_engine(answer % b"Elasticsearch") as engine, serving(Proxy(Upstream([engine.url]))) as url:
         with Elasticsearch(url, basic_auth=("me", "secret"), http_compress=True) as client:
             client.options(headers=ADA).count(index="a", query=COAT)
-        got = dict(engine.asked[0].headers)
+        got = dict(engine.requests[0].headers)
     assert got[b"user-agent"].startswith(b"elasticsearch-py/")
     assert got[b"x-elastic-client-meta"].startswith(b"es=")
     assert got[b"authorization"] == b"Basic bWU6c2VjcmV0"

@@ -1,4 +1,4 @@
-"""A real Elasticsearch answers through the proxy what it answers directly, byte for byte but for the time it took."""
+"""A real Elasticsearch gives the same answers through the proxy as directly, byte for byte except for `took`."""
 
 import gzip
 import http.client
@@ -38,7 +38,7 @@ def filled(elasticsearch_url, index_name):
 
 
 def ask(url, method, target, headers=None, body=None):
-    """Status, headers and body as they come, nothing decoded."""
+    """Status, headers and body, not decoded."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     try:
         connection.putrequest(method, target, skip_accept_encoding=True)
@@ -54,7 +54,7 @@ def ask(url, method, target, headers=None, body=None):
 
 
 def timeless(answer):
-    """Without how long it took, and without how the connection goes on."""
+    """An answer without `took` and without headers that concern the connection."""
     status, headers, body = answer
     kept = [item for item in headers if item[0].lower() not in ("connection", "transfer-encoding", "content-length")]
     return status, kept, re.sub(rb'"took" ?: ?\d+|(?m:^took: \d+)', b"", body)
@@ -106,7 +106,7 @@ def filled_in(text, index):
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: f"{r[0]} {r[1]} {r[2] or ''}")
-def test_what_is_direct_is_proxied(request_, elasticsearch_url, proxy_url, filled):
+def test_answer_through_the_proxy_is_the_direct_answer(request_, elasticsearch_url, proxy_url, filled):
     method, target, headers, body = request_
     sent = filled_in(body, filled) if body and "{{" in body else body
     asked = (method, filled_in(target, filled), headers, sent.encode() if sent else None)
@@ -124,7 +124,7 @@ def test_compressed_bulk(elasticsearch_url, proxy_url, index_name):
     assert json.loads(counted)["count"] == len(ROWS)
 
 
-def test_official_client_sees_no_proxy(proxy_url, index_name):
+def test_official_client_notices_no_proxy(proxy_url, index_name):
     with Elasticsearch(proxy_url, http_compress=True) as client:
         rows = [{"_index": index_name, "_id": str(n), "_source": row} for n, row in enumerate(ROWS)]
         assert bulk(client, rows, chunk_size=30, refresh=True) == (len(ROWS), [])

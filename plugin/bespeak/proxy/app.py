@@ -15,8 +15,8 @@ from bespeak.proxy.http.passing import (
     Send,
     answer_error,
     answer_fault,
+    log_fault,
     pass_on,
-    report,
 )
 from bespeak.proxy.http.upstream import Headers, Upstream
 
@@ -76,7 +76,7 @@ class Proxy:
         try:
             return searches.concerns(scope["method"], path_of(scope), scope["headers"])
         except Exception as error:
-            report("which requests are searches", error)
+            log_fault("which requests are searches", error)
             return False
 
     async def _answer_own(self, own: Own, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +86,7 @@ class Proxy:
         except ClientGone:
             return
         except Exception as error:
-            report("own routes", error)
+            log_fault("own routes", error)
             if sent.started:
                 raise
             await answer_error(send, 500, "bespeak_exception", "Bespeak failed at this; its log says where")
@@ -103,7 +103,7 @@ class Proxy:
                 raise
             await answer_fault(send, error)
         except Exception as error:
-            report("searches", error)
+            log_fault("searches", error)
             if sent.started:
                 raise
             if not read.whole:
@@ -130,7 +130,7 @@ class Proxy:
                 if inspect.isawaitable(closing):
                     await closing
             except Exception as error:
-                report("closing", error)
+                log_fault("closing", error)
 
 
 class Sent:

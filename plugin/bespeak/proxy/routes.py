@@ -33,11 +33,11 @@ from bespeak.proxy.http.passing import (
     Receive,
     Scope,
     Send,
-    WhileThere,
+    WhileClientWaits,
     answer_error,
     answer_json,
     read_body,
-    target,
+    request_target,
 )
 from bespeak.proxy.http.upstream import Headers
 from bespeak.proxy.identity import Share, tenant_of
@@ -217,7 +217,7 @@ class Routes:
         events = self._store.export(user)
         lines = await self._stored(partial(next_lines, events))
         headers = [(b"content-type", b"application/x-ndjson")]
-        with WhileThere(receive) as there:
+        with WhileClientWaits(receive) as there:
             there.listen()
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             while lines:
@@ -389,7 +389,7 @@ def values(scope: Scope, name: bytes) -> list[bytes]:
 def segments(scope: Scope) -> list[str]:
     """The parts of the path below `/_bespeak`, each percent-decoded by itself. Raises Refusal."""
     try:
-        path = target(scope).partition(b"?")[0]
+        path = request_target(scope).partition(b"?")[0]
         parts = [unquote_to_bytes(part).decode("utf-8") for part in path.split(b"/")]
     except UnicodeDecodeError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, "the path is not UTF-8") from error

@@ -24,7 +24,16 @@ from bespeak.proxy.app import path_of
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.filter_path import apply
 from bespeak.proxy.body.search import Found, Params, Search, read_reply, read_search
-from bespeak.proxy.http.passing import Message, Receive, Scope, Send, WhileThere, pass_on, read_body, target
+from bespeak.proxy.http.passing import (
+    Message,
+    Receive,
+    Scope,
+    Send,
+    WhileClientWaits,
+    pass_on,
+    read_body,
+    request_target,
+)
 from bespeak.proxy.http.upstream import Headers, Upstream, end_to_end
 from bespeak.proxy.identity import Identify, Identity, Share
 from bespeak.proxy.metrics import Metrics
@@ -70,7 +79,7 @@ class Called:
     @property
     def path(self) -> bytes:
         """Of the search that is asked, without the path that the proxy is mounted under, or anything of the query."""
-        path = target(self.scope).partition(b"?")[0].rstrip(b"/")
+        path = request_target(self.scope).partition(b"?")[0].rstrip(b"/")
         return path.removesuffix(b"/template") if self.rendered else path
 
 
@@ -144,7 +153,7 @@ class Searches:
             return
         outcome: Answered | Declined
         try:
-            with WhileThere(receive) as there, stage(Stage.PERSONALISE):
+            with WhileClientWaits(receive) as there, stage(Stage.PERSONALISE):
                 there.listen_later()
                 prepared = await self._prepare(search, identity)
                 outcome = await self._personalise(called, prepared) if isinstance(prepared, Personal) else prepared
@@ -210,7 +219,7 @@ class Searches:
         if all(who.user is None and not who.reason for who in identities) and not edited(parts):
             await self._pass(called, receive, send)
             return
-        with WhileThere(receive) as there:
+        with WhileClientWaits(receive) as there:
             there.listen_later()
             prepared = await self._prepare_parts(parts, identities)
             found = None

@@ -1,4 +1,4 @@
-"""Which node is asked, what is kept of its connections, and what happens where it does not answer."""
+"""The order of nodes, the reuse of connections, and what happens if a node does not answer."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bespeak.errors import UsageError
-from bespeak.proxy.http.upstream import REST_S, TooLarge, Upstream, UpstreamTimeout, UpstreamUnreachable
-from proxy_server import PATIENCE_S, raw_engine
-
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+from bespeak.proxy.http.node import FIRST_REST_S
+from bespeak.proxy.http.upstream import TooLarge, Upstream, UpstreamTimeout, UpstreamUnreachable
+from proxy_server import OK, PATIENCE_S, raw_engine
 
 
 def ask(upstream, *requests):
-    """Status and body of each request, one after the other, each by (method, target, body)."""
+    """Status and body for each request (method, target, body), sent one after the other."""
 
     async def run():
         try:
@@ -51,7 +50,7 @@ GET = ("GET", b"/", None)
 
 
 @pytest.mark.parametrize(
-    ("urls", "said"),
+    ("urls", "message"),
     [
         ([], "no upstream"),
         (["127.0.0.1:9200"], "must be http"),
@@ -65,43 +64,43 @@ GET = ("GET", b"/", None)
         (["http://bücher:9200"], "Punycode"),
     ],
 )
-def test_a_url_that_cannot_be_is_refused_in_words(urls, said):
-    with pytest.raises(UsageError, match=said) as caught:
+def test_invalid_url_is_refused_with_a_reason(urls, message):
+    with pytest.raises(UsageError, match=message) as caught:
         Upstream(urls)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_ca_file_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_ca_file_is_named(tmp_path):
     (tmp_path / "ca.pem").write_text("nothing")
     for name in ("ca.pem", "missing.pem"):
         with pytest.raises(UsageError, match=name):
             Upstream(["https://h"], ca_file=tmp_path / name)
 
 
-def test_the_path_of_the_url_goes_before_every_target():
+def test_path_of_the_url_precedes_every_target():
     with raw_engine(OK) as engine:
         ask(Upstream([engine.url + "/es/"]), ("GET", b"/_search?q=1", None), ("GET", b"/", None))
-    assert [asked.line for asked in engine.asked] == [b"GET /es/_search?q=1 HTTP/1.1", b"GET /es/ HTTP/1.1"]
+    assert [received.line for received in engine.requests] == [b"GET /es/_search?q=1 HTTP/1.1", b"GET /es/ HTTP/1.1"]
 
 
 def test_nodes_are_asked_in_turn():
     with raw_engine(OK) as one, raw_engine(OK) as two:
         ask(Upstream([one.url, two.url]), *[GET] * 6)
-    assert (len(one.asked), len(two.asked)) == (3, 3)
+    assert (len(one.requests), len(two.requests)) == (3, 3)
 
 
-def test_connections_are_kept():
+def test_connections_are_reused():
     with raw_engine(OK) as engine:
         assert ask(Upstream([engine.url]), *[GET] * 5) == [(200, b"ok")] * 5
     assert engine.connections == 1
 
 
-def test_an_ipv6_address_may_be_written():
+def test_ipv6_address():
     with pytest.raises(UpstreamUnreachable, match="could not be reached"):
         ask(Upstream(["http://[::1]:1"]), GET)
 
 
-def test_connections_that_are_too_many_are_closed_after_a_while():
+def test_surplus_connections_are_closed_after_a_while():
     async def run():
         upstream = Upstream([engine.url], clock=lambda: now[0])
         answers = [await upstream.send("GET", b"/", [], None) for _ in range(3)]
@@ -116,7 +115,7 @@ def test_connections_that_are_too_many_are_closed_after_a_while():
         await ask_once(upstream, *GET)
         await upstream.close()
 
-    def answer(side, asked):
+    def answer(side, received):
         side.sendall(OK)
         if side.recv(1, socket.MSG_PEEK) == b"":
             closed.release()
@@ -127,7 +126,7 @@ def test_connections_that_are_too_many_are_closed_after_a_while():
     assert engine.connections == 3
 
 
-def test_a_dead_cluster_is_logged_once_not_by_every_request(caplog):
+def test_dead_cluster_is_logged_once(caplog):
     upstream = Upstream([free_url()])
     for _ in range(3):
         with pytest.raises(UpstreamUnreachable):
@@ -135,7 +134,7 @@ def test_a_dead_cluster_is_logged_once_not_by_every_request(caplog):
     assert caplog.text.count("could not be reached") == 1
 
 
-def test_a_body_that_is_slow_to_come_does_not_make_the_engine_late():
+def test_slow_request_body_is_not_the_engines_timeout():
     async def body():
         for _ in range(3):
             await asyncio.sleep(0.15)
@@ -143,46 +142,46 @@ def test_a_body_that_is_slow_to_come_does_not_make_the_engine_late():
 
     with raw_engine(OK) as engine:
         assert ask(Upstream([engine.url], timeout_s=0.1), ("POST", b"/_bulk", body())) == [(200, b"ok")]
-    assert engine.asked[0].body == b"1\r\nx\r\n" * 3 + b"0\r\n\r\n"
+    assert engine.requests[0].body == b"1\r\nx\r\n" * 3 + b"0\r\n\r\n"
 
 
-def test_a_connection_that_the_engine_will_close_is_not_kept():
+def test_connection_that_the_engine_will_close_is_not_reused():
     with raw_engine(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")) as engine:
         ask(Upstream([engine.url]), *[GET] * 3)
     assert engine.connections == 3
 
 
-def test_a_connection_on_which_a_request_could_not_be_read_is_not_kept():
+def test_connection_is_not_reused_after_400():
     with raw_engine(OK.replace(b"200 OK", b"400 Bad Request")) as engine:
         assert ask(Upstream([engine.url]), *[GET] * 3) == [(400, b"ok")] * 3
     assert engine.connections == 3
 
 
-def test_a_dead_node_costs_no_request():
+def test_dead_node_loses_no_request():
     with raw_engine(OK) as engine:
         found = ask(Upstream([free_url(), engine.url, free_url()]), *[("POST", b"/_bulk", b"{}")] * 6)
     assert found == [(200, b"ok")] * 6
 
 
-def test_a_dead_node_rests_longer_each_time_and_is_tried_again():
+def test_dead_node_is_retried_after_longer_and_longer_rests():
     dead = free_url()
     now = [0.0]
     with raw_engine(OK) as engine:
         upstream = Upstream([dead, engine.url], clock=lambda: now[0])
         tried = upstream_tries(upstream)
         assert tried(2) == 1
-        now[0] = REST_S - 1
+        now[0] = FIRST_REST_S - 1
         assert tried(2) == 0
-        now[0] = REST_S + 1
+        now[0] = FIRST_REST_S + 1
         assert tried(2) == 1
-        now[0] += REST_S + 1
+        now[0] += FIRST_REST_S + 1
         assert tried(2) == 0
-        now[0] += REST_S
+        now[0] += FIRST_REST_S
         assert tried(2) == 1
 
 
 def upstream_tries(upstream):
-    """Asks so many times, and counts how often a node was found dead."""
+    """A function that sends some requests and counts how often a node was found dead."""
     counted = []
 
     class Counting(logging.Handler):
@@ -202,25 +201,25 @@ def upstream_tries(upstream):
     return tries
 
 
-def test_a_node_that_is_back_is_asked_as_before():
+def test_recovered_node_is_asked_as_before():
     now = [0.0]
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         address = reserved.getsockname()
     with raw_engine(OK) as other:
         upstream = Upstream([f"http://127.0.0.1:{address[1]}", other.url], clock=lambda: now[0])
         ask(upstream, GET, GET)
-        now[0] = REST_S + 1
-        back = Back(address)
-        with back:
+        now[0] = FIRST_REST_S + 1
+        recovered = RecoveredEngine(address)
+        with recovered:
             ask(upstream, *[GET] * 4)
-    assert back.asked == 2
+    assert recovered.n_requests == 2
 
 
-class Back:
+class RecoveredEngine:
     """An engine at a given address."""
 
     def __init__(self, address):
-        self.address, self.asked = address, 0
+        self.address, self.n_requests = address, 0
 
     def __enter__(self):
         self.listener = socket.create_server(self.address)
@@ -233,7 +232,7 @@ class Back:
                 connection, _ = self.listener.accept()
                 with connection:
                     while connection.recv(1000):
-                        self.asked += 1
+                        self.n_requests += 1
                         connection.sendall(OK)
 
     def __exit__(self, *_):
@@ -242,21 +241,21 @@ class Back:
         self.listener.close()
 
 
-def test_all_nodes_dead_is_said():
+def test_all_nodes_dead():
     with pytest.raises(UpstreamUnreachable, match="could not be reached: connection refused"):
         ask(Upstream([free_url(), free_url()]), GET)
 
 
-def test_an_unknown_host_is_said():
+def test_unknown_host():
     with pytest.raises(UpstreamUnreachable, match="could not be reached"):
         ask(Upstream(["http://host.invalid"]), GET)
 
 
-def closes_on_second(side, asked):
+def closes_on_second(side, received):
     """Answers the first request of a connection, and closes it at the second without a byte."""
-    if asked.line in seen_on(side):
+    if received.line in seen_on(side):
         return False
-    seen_on(side).add(asked.line)
+    seen_on(side).add(received.line)
     side.sendall(OK)
     return None
 
@@ -277,14 +276,14 @@ def seen_on(side):
         ("POST", b"/_msearch", b"{}\n{}\n"),
     ],
 )
-def test_a_kept_connection_closed_meanwhile_costs_no_request(again):
+def test_request_survives_an_idle_connection_that_was_closed(again):
     SEEN.clear()
     with raw_engine(closes_on_second) as engine:
         assert ask(Upstream([engine.url]), again, again) == [(200, b"ok")] * 2
     assert engine.connections == 2
 
 
-def test_what_may_have_been_done_is_not_done_twice():
+def test_write_is_not_sent_twice():
     SEEN.clear()
     bulk = ("POST", b"/_bulk", b"{}")
     with raw_engine(closes_on_second) as engine:
@@ -294,10 +293,10 @@ def test_what_may_have_been_done_is_not_done_twice():
     assert engine.connections == 1
 
 
-def test_a_connection_closed_while_it_rested_is_not_used():
+def test_connection_closed_while_idle_is_not_used():
     closed = threading.Event()
 
-    def answer(side, asked):
+    def answer(side, received):
         side.sendall(OK)
         side.shutdown(socket.SHUT_RDWR)
         closed.set()
@@ -320,45 +319,45 @@ def test_a_connection_closed_while_it_rested_is_not_used():
     assert engine.connections == 3
 
 
-def test_an_engine_that_breaks_off_before_answering_is_left_for_another_node():
-    with raw_engine(lambda side, asked: False) as broken, raw_engine(OK) as engine:
+def test_another_node_is_asked_if_one_closes_before_its_answer():
+    with raw_engine(lambda side, received: False) as broken, raw_engine(OK) as engine:
         assert ask(Upstream([broken.url, engine.url]), GET) == [(200, b"ok")]
         with pytest.raises(UpstreamUnreachable):
             ask(Upstream([broken.url, engine.url]), ("POST", b"/_bulk", b"{}"))
-    assert len(broken.asked) == 2
+    assert len(broken.requests) == 2
 
 
-def test_a_body_that_streams_goes_to_the_next_node_while_nothing_of_it_was_sent():
+def test_streamed_body_goes_to_the_next_node_if_none_of_it_was_sent():
     async def body():
         yield b"hello"
 
     with raw_engine(OK) as engine:
         assert ask(Upstream([free_url(), engine.url]), ("POST", b"/_bulk", body())) == [(200, b"ok")]
-    assert engine.asked[0].body == b"5\r\nhello\r\n0\r\n\r\n"
+    assert engine.requests[0].body == b"5\r\nhello\r\n0\r\n\r\n"
 
 
-def test_a_fault_of_a_body_is_raised_and_the_request_ended():
+def test_fault_of_a_streamed_body_is_raised_and_ends_the_request():
     async def body():
         yield b"hello"
         raise ValueError("the client is gone")
 
     with raw_engine(OK) as engine, pytest.raises(ValueError, match="gone"):
         ask(Upstream([engine.url]), ("POST", b"/_bulk", body()))
-    assert engine.asked == []
+    assert engine.requests == []
 
 
-def test_a_late_engine():
-    with raw_engine(lambda side, asked: None) as engine, pytest.raises(UpstreamTimeout, match=r"within 0\.1 s"):
+def test_silent_engine():
+    with raw_engine(lambda side, received: None) as engine, pytest.raises(UpstreamTimeout, match=r"within 0\.1 s"):
         ask(Upstream([engine.url], timeout_s=0.1), GET)
 
 
-def test_an_engine_that_stops_in_the_middle():
+def test_engine_that_falls_silent_during_its_answer():
     begun = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab"
     with raw_engine(begun) as engine, pytest.raises(UpstreamTimeout, match="in the middle"):
         ask(Upstream([engine.url], timeout_s=0.1), GET)
 
 
-def test_an_answer_longer_than_its_reader_takes():
+def test_answer_longer_than_the_limit():
     async def run():
         upstream = Upstream([engine.url])
         answer = await upstream.send("GET", b"/", [], None)
@@ -367,7 +366,7 @@ def test_an_answer_longer_than_its_reader_takes():
         await answer.close()
         again = await upstream.send("GET", b"/", [], None)
         assert await again.read(2) == b"ok"
-        assert [chunk async for chunk in again.chunks()] == []
+        assert await again.next_chunk() == b""
         await again.close()
         await upstream.close()
 
@@ -375,7 +374,7 @@ def test_an_answer_longer_than_its_reader_takes():
         asyncio.run(run())
 
 
-def test_an_answer_left_unread_gives_its_place_but_not_its_connection():
+def test_unread_answer_frees_its_slot_but_not_its_connection():
     async def run():
         upstream = Upstream([engine.url], connections=1, timeout_s=PATIENCE_S)
         for _ in range(3):
@@ -389,14 +388,14 @@ def test_an_answer_left_unread_gives_its_place_but_not_its_connection():
     assert engine.connections == 3
 
 
-def test_no_more_requests_are_under_way_than_allowed():
+def test_number_of_requests_under_way_is_bounded():
     async def run():
         upstream = Upstream([engine.url], connections=2)
         under_way = [await upstream.send("GET", b"/", [], None) for _ in range(2)]
         third = asyncio.create_task(upstream.send("GET", b"/", [], None))
         gone = asyncio.create_task(upstream.send("GET", b"/", [], None))
         await asyncio.sleep(0.05)
-        assert len(engine.asked) == 2
+        assert len(engine.requests) == 2
         gone.cancel()
         for answer in under_way:
             await answer.read(10)
@@ -411,10 +410,10 @@ def test_no_more_requests_are_under_way_than_allowed():
 
     with raw_engine(OK) as engine:
         asyncio.run(run())
-    assert len(engine.asked) == 5
+    assert len(engine.requests) == 5
 
 
-def test_waiting_for_a_place_is_bounded():
+def test_wait_for_a_slot_is_bounded():
     async def run():
         upstream = Upstream([engine.url], connections=1, timeout_s=0.1)
         answer = await upstream.send("GET", b"/", [], None)
@@ -428,7 +427,7 @@ def test_waiting_for_a_place_is_bounded():
         asyncio.run(run())
 
 
-def test_a_request_given_up_gives_its_place_back():
+def test_cancelled_request_frees_its_slot():
     async def run():
         upstream = Upstream([engine.url], connections=1)
         for _ in range(3):
@@ -437,7 +436,7 @@ def test_a_request_given_up_gives_its_place_back():
                     await upstream.send("GET", b"/", [], None)
         await upstream.close()
 
-    with raw_engine(lambda side, asked: None) as engine:
+    with raw_engine(lambda side, received: None) as engine:
         asyncio.run(run())
     assert engine.connections == 3
 
@@ -447,7 +446,7 @@ def test_a_request_given_up_gives_its_place_back():
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    """A CA file, and the files of a certificate for 127.0.0.1 that it signed."""
+    """A folder with a CA file, and a certificate for 127.0.0.1 that the CA signed."""
     folder = tmp_path_factory.mktemp("tls")
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
@@ -485,11 +484,11 @@ def tls_engine(authority):
         yield engine
 
 
-def test_tls_with_an_authority_of_ones_own(tls_engine, authority):
+def test_tls_with_a_private_authority(tls_engine, authority):
     assert ask(Upstream([tls_engine.url], ca_file=authority / "ca.pem"), GET, GET) == [(200, b"ok")] * 2
 
 
-def test_a_certificate_is_always_checked(tls_engine, authority):
+def test_certificate_is_always_checked(tls_engine, authority):
     with pytest.raises(UpstreamUnreachable, match="its certificate was refused"):
         ask(Upstream([tls_engine.url]), GET)
     elsewhere = tls_engine.url.replace("127.0.0.1", "localhost")
@@ -497,6 +496,6 @@ def test_a_certificate_is_always_checked(tls_engine, authority):
         ask(Upstream([elsewhere], ca_file=authority / "ca.pem"), GET)
 
 
-def test_an_engine_that_speaks_no_tls(authority):
+def test_engine_without_tls(authority):
     with raw_engine(b"HTTP/1.1 400 Bad Request\r\n\r\n") as engine, pytest.raises(UpstreamUnreachable):
         ask(Upstream([engine.url.replace("http:", "https:")], ca_file=authority / "ca.pem", timeout_s=1), GET)

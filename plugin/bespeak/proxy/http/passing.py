@@ -1,4 +1,4 @@
-"""What is not personalised: a request streamed to the engine and its answer streamed back, byte for byte."""
+"""Requests that are not personalised: each streams to the engine, and its answer streams back, byte for byte."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 LISTEN_AFTER_S = 0.05
-"""What is over sooner is not watched for a client that goes away: most is, and watching costs a task."""
+"""Requests that end sooner are not watched for a client that disconnects: most do, and watching costs a task."""
 
 BODY_FOLLOWS = "bespeak.body_follows"
-"""In the start of an answer: all of its body is sent next, so that a server that knows this may write both at once."""
+"""Key in the start of an answer: the next message holds all of its body, so a server may write both at once."""
 FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 PRODUCT = (b"X-Elastic-Product", b"Elasticsearch")
-"""On errors of ours too: official clients of some versions look for it before they look at the status, and would
-report a foreign product where the engine is down."""
+"""Sent with our own errors too: official clients of some versions check it before the status, and would report a
+foreign product while the engine is down."""
 
 logger = logging.getLogger("bespeak.proxy")
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected, so nobody waits for the answer."""
 
 
 async def pass_on(
@@ -47,35 +47,36 @@ async def pass_on(
     more: bool = False,
     added: Headers = (),
 ) -> None:
-    """Asks the engine what the client asked, and answers what it answered with the headers `added`.
+    """Sends the client's request to the engine, and the engine's answer to the client with the headers `added`.
 
-    `body` is what was already read of the request, all of it unless `more`; None: nothing was. A fault of the engine's
-    before its answer is answered in its own shape; one in the middle of it is raised, so that the server breaks the
-    client's connection off too: a cut body never looks whole.
+    `body` is what was already read of the request's body, None if nothing was; `more` says that the rest is still to be
+    read. If the engine fails before it answers, the client gets an error in Elasticsearch's shape. If it fails during
+    the answer, the error is raised, so that the server breaks off the client's connection: a cut body must never look
+    complete.
     """
     try:
         if body is None and has_body(scope["headers"]):
-            body, more = (b"", True) if expects(scope["headers"]) else await next_part(receive)
-        with WhileThere(receive) as there:
-            content = RequestBody(receive, body or b"", there.listen) if more else body
+            body, more = (b"", True) if expects_continue(scope["headers"]) else await next_part(receive)
+        with WhileClientWaits(receive) as waiting:
+            content = RequestBody(receive, body or b"", waiting.listen) if more else body
             if not more:
-                there.listen_later()
+                waiting.listen_later()
             try:
-                answer = await upstream.send(scope["method"], target(scope), scope["headers"], content)
+                answer = await upstream.send(scope["method"], request_target(scope), scope["headers"], content)
             except EngineUnreachable as error:
                 await answer_fault(send, error, added)
                 return
             try:
-                await give(answer, send, added)
+                await relay(answer, send, added)
             finally:
                 answer.release()
     except ClientGone:
         return
 
 
-async def give(answer: Answer, send: Send, added: Headers = ()) -> None:
-    """An answer to the client as it comes. Raises EngineUnreachable where it is cut."""
-    body = answer.take_whole()
+async def relay(answer: Answer, send: Send, added: Headers = ()) -> None:
+    """Sends an answer to the client as it arrives. Raises EngineUnreachable if it is cut."""
+    body = answer.take_rest()
     start: Message = {"type": "http.response.start", "status": answer.status}
     start["headers"] = [*end_to_end(answer.headers), *added]
     if body is not None:
@@ -90,7 +91,7 @@ async def give(answer: Answer, send: Send, added: Headers = ()) -> None:
 
 
 async def answer_json(send: Send, status: int, content: object, headers: Headers = ()) -> None:
-    """A whole small answer of our own."""
+    """Sends a small answer of our own."""
     body = json.dumps(content, ensure_ascii=False).encode()
     own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     await send({"type": "http.response.start", "status": status, "headers": own})
@@ -98,28 +99,28 @@ async def answer_json(send: Send, status: int, content: object, headers: Headers
 
 
 async def answer_error(send: Send, status: int, kind: str, reason: str, headers: Headers = ()) -> None:
-    """An error in the shape of Elasticsearch's, so that its clients raise what they raise for it."""
+    """Sends an error in Elasticsearch's shape, so that its clients raise the matching exception."""
     error = {"type": kind, "reason": reason}
     content = {"error": {"root_cause": [error], **error}, "status": status}
     await answer_json(send, status, content, (PRODUCT, *headers))
 
 
 async def answer_fault(send: Send, error: EngineUnreachable, headers: Headers = ()) -> None:
-    """502 for an engine that cannot be reached, 504 for one that is late."""
-    late = isinstance(error, UpstreamTimeout)
-    kind = "upstream_timeout_exception" if late else "upstream_unreachable_exception"
-    await answer_error(send, 504 if late else 502, kind, str(error), headers)
+    """Sends 504 for an engine that did not answer in time, 502 for any other failure to reach it."""
+    timed_out = isinstance(error, UpstreamTimeout)
+    kind = "upstream_timeout_exception" if timed_out else "upstream_unreachable_exception"
+    await answer_error(send, 504 if timed_out else 502, kind, str(error), headers)
 
 
 async def read_body(receive: Receive, limit: int) -> tuple[bytes, bool]:
-    """The request's body, and whether that is all: reading stops once it is longer than `limit` bytes.
+    """The request's body, and whether it is complete: reading stops once it is longer than `limit` bytes.
 
-    What was read of a longer one goes on by `pass_on(..., body=..., more=True)`. Raises ClientGone.
+    A longer request can go on by `pass_on(..., body=..., more=True)`. Raises ClientGone.
     """
-    found, more = await next_part(receive)
+    part, more = await next_part(receive)
     if not more:
-        return found, True
-    parts, size = [found], len(found)
+        return part, True
+    parts, size = [part], len(part)
     while more and size <= limit:
         part, more = await next_part(receive)
         parts.append(part)
@@ -128,7 +129,7 @@ async def read_body(receive: Receive, limit: int) -> tuple[bytes, bool]:
 
 
 async def next_part(receive: Receive) -> tuple[bytes, bool]:
-    """The next of a request's body, and whether more comes. Raises ClientGone."""
+    """The next part of a request's body, and whether more follows. Raises ClientGone."""
     message = await receive()
     if message["type"] != "http.request":
         raise ClientGone
@@ -136,19 +137,19 @@ async def next_part(receive: Receive) -> tuple[bytes, bool]:
 
 
 class RequestBody:
-    """A request's body as it comes: what was read already, then the rest; `at_end` is called once there is no more."""
+    """A request's body as it arrives: what was already read, then the rest. Calls `at_end` after the last part."""
 
-    def __init__(self, receive: Receive, read: bytes, at_end: Callable[[], None]) -> None:
-        self._receive, self._read, self._at_end = receive, read, at_end
+    def __init__(self, receive: Receive, already_read: bytes, at_end: Callable[[], None]) -> None:
+        self._receive, self._already_read, self._at_end = receive, already_read, at_end
         self._more = True
 
     def __aiter__(self) -> RequestBody:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._read:
-            read, self._read = self._read, b""
-            return read
+        if self._already_read:
+            part, self._already_read = self._already_read, b""
+            return part
         if not self._more:
             raise StopAsyncIteration
         part, self._more = await next_part(self._receive)
@@ -157,11 +158,10 @@ class RequestBody:
         return part
 
 
-class WhileThere:
-    """Ends what is under way in its block once the client is gone: by a cancellation, as `asyncio.timeout` does.
+class WhileClientWaits:
+    """Cancels its block once the client disconnects, as `asyncio.timeout` does. The block then raises ClientGone.
 
-    Listening may start only when the request's body is read, since the client's going is told in its place. Raises
-    ClientGone out of the block.
+    Listen only after the request's body has been read: ASGI reports a disconnect in place of the next part.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -170,7 +170,7 @@ class WhileThere:
         self._listener: asyncio.Task[None] | None = None
         self._gone = False
 
-    def __enter__(self) -> WhileThere:
+    def __enter__(self) -> WhileClientWaits:
         task = asyncio.current_task()
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
@@ -199,7 +199,7 @@ class WhileThere:
             raise ClientGone from error
 
 
-def target(scope: Scope) -> bytes:
+def request_target(scope: Scope) -> bytes:
     """Path and query as the client wrote them, without the path that the app is mounted under."""
     path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     root = quote(scope.get("root_path", "")).encode()
@@ -210,18 +210,18 @@ def target(scope: Scope) -> bytes:
 
 
 def has_body(headers: Headers) -> bool:
-    for name, _ in headers:  # noqa: SIM110 - asked of every request, and `any` takes twice as long
+    for name, _ in headers:  # noqa: SIM110 - runs for every request, and `any` takes twice as long
         if name.lower() in FRAMING:
             return True
     return False
 
 
-def expects(headers: Headers) -> bool:
-    """Whether the client waits for the engine's word before it sends the body."""
+def expects_continue(headers: Headers) -> bool:
+    """Whether the client waits for `100 Continue` before it sends the body."""
     return any(name.lower() == b"expect" for name, _ in headers)
 
 
-def report(stage: str, error: Exception) -> None:
-    """Where it failed and with what kind of error. Its message may hold what the client sent, so it is not logged."""
+def log_fault(stage: str, error: Exception) -> None:
+    """Logs where a stage failed and the kind of error, but not its message, which may hold what the client sent."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     logger.error("%s failed: %s at %s:%s", stage, type(error).__name__, Path(place.filename).name, place.lineno)

@@ -1,8 +1,8 @@
-"""How uvicorn serves the proxy: HTTP/1.1 in which nothing is changed, added or logged.
+"""The HTTP/1.1 protocol with which uvicorn serves the proxy: it changes, adds and logs nothing.
 
-uvicorn's own protocol writes header names in lower case, sends HTTP/1.0 clients chunks that they cannot read (nginx
-asks so by default), and loses the body of a request that offers an upgrade to h2c (Java's client does). Its Server is
-used as it is: sockets, signals, lifespan, and the end that waits for what is in flight.
+uvicorn's own protocol writes header names in lower case, sends chunks to HTTP/1.0 clients, which cannot read them
+(nginx uses HTTP/1.0 by default), and loses the body of a request that offers an upgrade to h2c (Java's client does).
+uvicorn's Server is used as it is: sockets, signals, lifespan and graceful shutdown.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
-import struct
 from collections import deque
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -23,38 +20,38 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.server import ServerState
 
 from bespeak.errors import EngineUnreachable
-from bespeak.proxy.http.passing import BODY_FOLLOWS, Message, Scope, answer_error, report
+from bespeak.proxy.http.passing import BODY_FOLLOWS, Message, Scope, answer_error, log_fault
+from bespeak.proxy.http.writing import AnswerWriter
 
 KEEP_ALIVE_S = 3600
-"""Elasticsearch closes no connection that rests, and its clients count on that."""
+"""Elasticsearch never closes an idle connection, and its clients rely on that."""
 READ_AHEAD_BYTES = 64 * 1024
 LONGEST_HEAD_BYTES = 256 * 1024
 
-STATUS_LINES = {status.value: b"HTTP/1.1 %d %s" % (status, status.phrase.encode()) for status in HTTPStatus}
-UNREADABLE = b"HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-
+REFUSAL = b"HTTP/1.1 %d %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CONTROL = re.compile(rb"[\x00-\x20\x7f]")
-CHUNKED = (b"transfer-encoding: chunked",)
-SPOKEN = {"version": "3.0", "spec_version": "2.3"}
+ASGI_VERSIONS = {"version": "3.0", "spec_version": "2.3"}
+UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
 logger = logging.getLogger("bespeak.proxy")
 
 
 def server_config(app: Any, host: str = "127.0.0.1", port: int = 0, **options: Any) -> uvicorn.Config:
-    """For `uvicorn.Server`. `options` are uvicorn's own and go before those set here."""
-    settled: dict[str, Any] = {
-        "http": PlainProtocol,
+    """The configuration for `uvicorn.Server`. `options` are uvicorn's own and override those set here."""
+    defaults: dict[str, Any] = {
+        "http": ClientConnection,
         "ws": "none",
         "proxy_headers": False,
         "access_log": False,
         "log_config": None,
         "timeout_keep_alive": KEEP_ALIVE_S,
     }
-    return uvicorn.Config(app, host=host, port=port, **(settled | options))
+    return uvicorn.Config(app, host=host, port=port, **(defaults | options))
 
 
-class PlainProtocol(asyncio.Protocol):
-    """One connection of a client's."""
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client: reads requests, and answers them in turn."""
 
     transport: asyncio.Transport
 
@@ -72,9 +69,9 @@ class PlainProtocol(asyncio.Protocol):
         self._server, self._state = server_state, app_state
         self._keep_alive_s = config.timeout_keep_alive
         self._parser = self._new_parser()
-        self._exchange: Exchange | None = None  # the one being read
-        self._waiting: deque[Exchange] = deque()  # pipelined: answered in turn
-        self._current: Exchange | None = None  # the one being answered
+        self._arriving: Exchange | None = None  # its request is being read
+        self._current: Exchange | None = None  # its answer is being written
+        self._pipelined: deque[Exchange] = deque()  # they wait for their turn to be answered
         self.writable: asyncio.Future[None] | None = None
         self._reading_paused = False
         self._idle_since = self.loop.time()
@@ -84,18 +81,18 @@ class PlainProtocol(asyncio.Protocol):
         self._refused = False
 
     def _new_parser(self) -> HttpRequestParser:
-        """Some clients end a body with a line break that is not of it, even where they close the connection."""
+        """A parser that tolerates a line break after a body, which some clients send before they close."""
         parser = HttpRequestParser(self)
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
-    # What the transport tells.
+    # Called by the transport and by uvicorn.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)  # type: ignore[arg-type]
         local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        self._ends = {
+        self._endpoints = {
             "server": tuple(local[:2]) if isinstance(local, tuple) else None,
             "client": tuple(peer[:2]) if isinstance(peer, tuple) else None,
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
@@ -106,10 +103,10 @@ class PlainProtocol(asyncio.Protocol):
         self._server.connections.discard(self)
         self._idle_timer.cancel()
         self.resume_writing()
-        for exchange in (self._current, *self._waiting):
+        for exchange in (self._current, *self._pipelined):
             if exchange is not None:
-                exchange.lose()
-        self._waiting.clear()
+                exchange.disconnect()
+        self._pipelined.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -124,13 +121,13 @@ class PlainProtocol(asyncio.Protocol):
             self._decline_upgrade(data[upgrade.args[0] :])
         except HttpParserError as error:
             if isinstance(error.__context__, Exception):
-                report("reading a request", error.__context__)
+                log_fault("reading a request", error.__context__)
             self._refuse(HTTPStatus.BAD_REQUEST)
         if self._in_head and self._head_bytes > LONGEST_HEAD_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def _mask(self, data: bytes) -> bytes:
-        """A target with bytes beyond ASCII, as shells and curl send it, is hidden from the parser, that refuses it."""
+        """Hides a target with bytes beyond ASCII, as shells and curl send it: the parser would refuse it."""
         line, newline, rest = data.partition(b"\n")
         words = line.split(b" ")
         if line.isascii() or len(words) != 3 or CONTROL.search(words[1]):
@@ -147,11 +144,11 @@ class PlainProtocol(asyncio.Protocol):
         self.writable = None
 
     def shutdown(self) -> None:
-        """What is in flight is finished, and the connection then closed."""
+        """Closes the connection, after the answer under way if there is one."""
         if self._current is None:
             self.transport.close()
         else:
-            self._current.keep_alive = False
+            self._current.writer.keep_alive = False
 
     def _check_idle(self) -> None:
         left_s = self._idle_since + self._keep_alive_s - self.loop.time()
@@ -163,44 +160,44 @@ class PlainProtocol(asyncio.Protocol):
             self.transport.close()
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """What cannot be read as HTTP ends the connection, after the answer under way if that is to another request."""
+        """Ends the connection for input that is not HTTP, but lets the answer to an earlier request finish."""
         self._refused = True
-        self._waiting.clear()
-        if self._current is not None and self._current is not self._exchange:
-            self._current.keep_alive = False
+        self._pipelined.clear()
+        if self._current is not None and self._current is not self._arriving:
+            self._current.writer.keep_alive = False
             return
         if self._current is None and not self.transport.is_closing():
-            self.transport.write(UNREADABLE % (status, status.phrase.encode()))
+            self.transport.write(REFUSAL % (status, status.phrase.encode()))
         self.transport.close()
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Reads the request again without its offer: the parser would take what follows for another protocol."""
+        """Reads the request again without its offer: the parser takes what follows for another protocol."""
         if self._method == b"CONNECT":
             self._refuse(HTTPStatus.NOT_IMPLEMENTED)
             return
         self._parser = self._new_parser()
-        kept = [item for item in self._headers if item[0] not in (b"connection", b"upgrade", b"http2-settings")]
+        kept = [item for item in self._headers if item[0] not in UPGRADE_HEADERS]
         if not self._keep_alive:
             kept.append((b"connection", b"close"))
         lines = [b"%s %s HTTP/1.1" % (self._method, self._url), *(b"%s: %s" % item for item in kept), b"\r\n"]
         self.data_received(b"\r\n".join(lines) + rest)
 
-    # What the parser tells.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._in_head, self._expects = True, False
+        self._in_head, self._expects_continue = True, False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else a trailer, which may be discarded (RFC 9110 6.5.1)
+        if self._in_head:  # else it is a trailer, which may be discarded (RFC 9110 6.5.1)
             lower = name.lower()
             self._headers.append((lower, value))
             if lower == b"expect":
-                self._expects = value.lower() == b"100-continue"
+                self._expects_continue = value.lower() == b"100-continue"
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes = False, 0
@@ -208,13 +205,21 @@ class PlainProtocol(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         if self._parser.should_upgrade():
             return
+        exchange = self._arriving = Exchange(self, self._scope(), self._keep_alive, self._expects_continue)
+        if self._current is None:
+            self._start(exchange)
+        else:
+            self._pipelined.append(exchange)
+            self.pause_reading()
+
+    def _scope(self) -> Scope:
         url, self._masked_url = self._masked_url or self._url, b""
         if not url.startswith(b"/"):
             url = origin_form(url)
         raw_path, _, query = url.partition(b"?")
-        scope = {
+        return {
             "type": "http",
-            "asgi": SPOKEN,
+            "asgi": ASGI_VERSIONS,
             "http_version": self._parser.get_http_version(),
             "method": self._method.decode(),
             "path": (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace"),
@@ -223,26 +228,20 @@ class PlainProtocol(asyncio.Protocol):
             "root_path": "",
             "headers": self._headers,
             "state": self._state.copy(),
-            **self._ends,
+            **self._endpoints,
         }
-        exchange = self._exchange = Exchange(self, scope, self._keep_alive, self._expects)
-        if self._current is None:
-            self._start(exchange)
-        else:
-            self._waiting.append(exchange)
-            self.pause_reading()
 
     def on_body(self, data: bytes) -> None:
-        if self._exchange is not None:
-            self._exchange.take(data)
+        if self._arriving is not None:
+            self._arriving.add_body(data)
 
     def on_message_complete(self) -> None:
         self._in_head = True
-        if self._exchange is not None:
-            self._exchange.take_end()
-            self._exchange = None
+        if self._arriving is not None:
+            self._arriving.end_body()
+            self._arriving = None
 
-    # What an exchange asks.
+    # Called by exchanges.
 
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange
@@ -250,19 +249,19 @@ class PlainProtocol(asyncio.Protocol):
         self._server.tasks.add(exchange.task)
 
     def forget(self, exchange: Exchange) -> None:
-        """Told by the task itself: a callback at its end would cost the loop another turn."""
+        """Called by the task itself: a callback at its end would cost another turn of the loop."""
         self._server.tasks.discard(exchange.task)
 
-    def next(self) -> None:
-        """An answer is complete."""
+    def start_next(self) -> None:
+        """Goes on to the next request, once an answer is complete."""
         self._server.total_requests += 1
         self._current = None
         self._idle_since = self.loop.time()
         if self.transport.is_closing():
-            self._waiting.clear()
+            self._pipelined.clear()
         self.resume_reading()
-        if self._waiting:
-            self._start(self._waiting.popleft())
+        if self._pipelined:
+            self._start(self._pipelined.popleft())
 
     def pause_reading(self) -> None:
         if not self._reading_paused:
@@ -276,179 +275,111 @@ class PlainProtocol(asyncio.Protocol):
 
 
 class Exchange:
-    """One request and its answer."""
+    """One request and its answer, as an ASGI app sees them."""
 
     task: asyncio.Task[None]
 
-    def __init__(self, protocol: PlainProtocol, scope: Scope, keep_alive: bool, expects: bool) -> None:
-        self.keep_alive = keep_alive
-        self._protocol, self._scope = protocol, scope
-        self._transport = protocol.transport
+    def __init__(self, connection: ClientConnection, scope: Scope, keep_alive: bool, expects_continue: bool) -> None:
+        self.writer = AnswerWriter(connection.transport, scope["method"], scope["http_version"], keep_alive)
+        self._connection, self._scope = connection, scope
+        self._transport = connection.transport
         self._waiter: asyncio.Future[None] | None = None
-        # of the request
         self._parts: list[bytes] = []
-        self._held_bytes = 0
-        self._complete = False
-        self._told = False  # that the body is complete
-        self._expects = expects
-        self._gone = False
-        # of the answer
+        self._buffered_bytes = 0
+        self._body_complete = False
+        self._end_delivered = False  # the app knows that the body is complete
+        self._expects_continue = expects_continue
+        self._disconnected = False
         self._started = False
         self._ended = False
-        self._chunked = False
-        self._held_head = b""
-        self._left: int | None = None  # bytes to come; None: as many as come
 
-    # What the protocol tells.
-
-    def take(self, data: bytes) -> None:
+    def add_body(self, data: bytes) -> None:
         if self._ended:
             return
         self._parts.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > READ_AHEAD_BYTES:
-            self._protocol.pause_reading()
+        self._buffered_bytes += len(data)
+        if self._buffered_bytes > READ_AHEAD_BYTES:
+            self._connection.pause_reading()
         self._wake()
 
-    def take_end(self) -> None:
-        self._complete = True
+    def end_body(self) -> None:
+        self._body_complete = True
         self._wake()
 
-    def lose(self) -> None:
-        self._gone = True
+    def disconnect(self) -> None:
+        self._disconnected = True
         self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What the app does.
-
     async def run(self) -> None:
         try:
             await self._answer()
         finally:
-            self._protocol.forget(self)
+            self._connection.forget(self)
 
     async def _answer(self) -> None:
         try:
-            await self._protocol.app(self._scope, self.receive, self.send)
+            await self._connection.app(self._scope, self.receive, self.send)
         except EngineUnreachable as error:
             logger.warning("an answer was cut: %s", error)
         except Exception as error:
-            report("answering", error)
+            log_fault("answering", error)
         finally:
-            if not self._ended and not self._gone:
-                await self._end_badly()
+            if not self._ended and not self._disconnected:
+                await self._fail()
 
-    async def _end_badly(self) -> None:
-        """500 where nothing was sent; else the connection is broken off, so that what was sent does not look whole."""
-        if not self._started:
-            self.keep_alive = False
+    async def _fail(self) -> None:
+        """Answers 500 if nothing was sent, else breaks off, so that the answer does not look complete."""
+        if self._started:
+            self.writer.break_off()
+        else:
+            self.writer.keep_alive = False
             await answer_error(self.send, 500, "bespeak_exception", "Bespeak failed at this; its log says where")
-        elif self._chunked or self._left is not None:
-            self._write(b"")
-            self._transport.close()
-        else:  # its end is that of the connection: only a reset says that it is not the answer's
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
 
     async def receive(self) -> Message:
-        if self._expects and not self._transport.is_closing():
-            self._expects = False
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not (self._gone or self._ended):
-            if self._parts or (self._complete and not self._told):
-                return self._part()
-            self._protocol.resume_reading()
-            self._waiter = self._protocol.loop.create_future()
+        if self._expects_continue and not self._transport.is_closing():
+            self._expects_continue = False
+            self._transport.write(CONTINUE)
+        while not (self._disconnected or self._ended):
+            if self._parts or (self._body_complete and not self._end_delivered):
+                return self._next_message()
+            self._connection.resume_reading()
+            self._waiter = self._connection.loop.create_future()
             await self._waiter
         return {"type": "http.disconnect"}
 
-    def _part(self) -> Message:
+    def _next_message(self) -> Message:
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts, self._held_bytes, self._told = [], 0, self._complete
-        return {"type": "http.request", "body": body, "more_body": not self._complete}
+        self._parts, self._buffered_bytes, self._end_delivered = [], 0, self._body_complete
+        return {"type": "http.request", "body": body, "more_body": not self._body_complete}
 
     async def send(self, message: Message) -> None:
-        if self._protocol.writable is not None:
-            await self._protocol.writable
-        if self._gone:
+        if self._connection.writable is not None:
+            await self._connection.writable
+        if self._disconnected:
             return
         if not self._started:
-            self._held_head = self._head(message["status"], message.get("headers", ()))
+            if self._expects_continue and not self._body_complete:  # the client may still send the body, or may not
+                self.writer.keep_alive = False
+            self.writer.start(message["status"], message.get("headers", ()), BODY_FOLLOWS in message)
             self._started = True
-            if BODY_FOLLOWS not in message:
-                self._write(b"")
         elif message["type"] == "http.response.body" and not self._ended:
-            self._send_body(message.get("body", b""), message.get("more_body", False))
+            more = message.get("more_body", False)
+            self.writer.write_body(message.get("body", b""), more)
+            if not more:
+                self._end()
         else:
             raise RuntimeError(f"{message['type']} is out of turn")
-
-    def _write(self, data: bytes) -> None:
-        """The head goes with the body where that is there at once: a write costs more than all else."""
-        if self._held_head:
-            head, self._held_head = self._held_head, b""
-            self._transport.write(head + data)
-        elif data:
-            self._transport.write(data)
-
-    def _head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-        if self._expects and not self._complete:  # who was not told to go on may send no body, or may
-            self.keep_alive = False
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
-        for name, value in headers:
-            lower = name.lower()
-            if lower == b"content-length":
-                self._left = int(value)
-            elif lower == b"connection":
-                self.keep_alive = self.keep_alive and value.lower() != b"close"
-                continue
-            elif lower == b"transfer-encoding":
-                continue
-            lines.append(name + b": " + value)
-        lines += self._framing(status)
-        lines.append(b"\r\n")
-        head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
-            raise RuntimeError("a header of the answer holds a line break")
-        return head
-
-    def _framing(self, status: int) -> Sequence[bytes]:
-        """How the end of the body is told (RFC 9112 6.3)."""
-        old = self._scope["http_version"] == "1.0"
-        if self._scope["method"] == "HEAD" or status in (204, 304):
-            self._left = 0
-        elif self._left is None and not old:
-            self._chunked = True
-        elif self._left is None:
-            self.keep_alive = False
-        framing = CHUNKED if self._chunked else ()
-        if not self.keep_alive:
-            return (*framing, b"connection: close")
-        return (*framing, b"connection: keep-alive") if old else framing
-
-    def _send_body(self, body: bytes, more: bool) -> None:
-        if self._chunked:
-            end = b"" if more else b"0\r\n\r\n"
-            self._write(b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end)
-        elif self._scope["method"] != "HEAD":
-            if self._left is not None:
-                self._left -= len(body)
-                if self._left < 0 or (self._left and not more):
-                    raise RuntimeError("the answer is not as long as its content-length")
-            self._write(body)
-        if not more:
-            self._end()
 
     def _end(self) -> None:
         self._ended = True
         self._wake()
-        self._write(b"")
-        if not self.keep_alive:
+        if not self.writer.keep_alive:
             self._transport.close()
-        self._protocol.next()
+        self._connection.start_next()
 
 
 def origin_form(url: bytes) -> bytes:

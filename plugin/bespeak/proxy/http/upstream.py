@@ -1,51 +1,39 @@
-"""The engine behind the proxy: its nodes, connections that are kept, and what to do when a node does not answer."""
+"""The engine behind the proxy: which node gets a request, and what happens if it does not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import ssl
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
-from urllib.parse import urlsplit
 
 from bespeak.errors import EngineError, EngineUnreachable, UsageError
-from bespeak.proxy.http.connection import Broken, Connection, Late
+from bespeak.proxy.http.connection import ConnectionBroken, ConnectionTimedOut, EngineConnection
+from bespeak.proxy.http.node import Node, explain, tls_context
+from bespeak.proxy.http.slots import Slots
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
-"""Raw, in order, duplicates kept, names as received."""
-
-CONNECT_S = 5.0
-IDLE_S = 30.0
-"""A connection that rested longer is not used again: balancers close theirs after a minute or so."""
-REST_S, LONGEST_REST_S = 30.0, 480.0
-"""How long a node that could not be reached is left alone at first, doubling up to the second."""
+"""Raw headers in the order received, duplicates and case of names kept."""
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding"
     b" upgrade".split()
 )
-"""Headers that speak of one connection only (RFC 9110 7.6.1); what Connection names besides goes with them."""
-NAMES_NONE = frozenset((b"", b",keep-alive", b",close"))
+"""Headers that concern one connection only (RFC 9110 7.6.1). So do those that Connection names."""
+CONNECTION_NAMES_NO_HEADER = frozenset((b"", b",keep-alive", b",close"))
 OWN_PREFIX = b"x-bespeak-"
 
-REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
-READING = tuple(
+REPEATABLE_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+READING_APIS = tuple(
     b"/" + name for name in b"_search _search/template _msearch _msearch/template _count _mget _field_caps".split()
 )
-"""POST to these only reads, so that it may be sent twice."""
-
-logger = logging.getLogger("bespeak.proxy")
+"""A POST to one of these only reads, so it may be sent twice."""
 
 
 class UpstreamUnreachable(EngineUnreachable):
-    """No node could be reached, or one broke off."""
+    """No node could be reached, or one closed the connection."""
 
 
 class UpstreamTimeout(EngineUnreachable):
@@ -53,53 +41,15 @@ class UpstreamTimeout(EngineUnreachable):
 
 
 class TooLarge(EngineError):
-    """An answer is longer than its reader can take."""
+    """An answer is longer than its reader accepts."""
 
 
-class Unsent(Exception):
-    """A node got nothing of the request, or may get it again: another may be asked."""
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    host: str
-    port: int
-    authority: bytes  # as in the URL, for the header Host
-    prefix: bytes  # path before every target, without a slash at its end
-    tls: bool
-    idle: list[Connection] = field(default_factory=list)
-    rests_until: float = 0.0
-    rest_s: float = 0.0  # 0: it answered when last asked
-
-    @classmethod
-    def at(cls, url: str) -> Node:
-        """Raises UsageError, which never repeats the URL: it may hold a password."""
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise UsageError("an upstream's URL cannot be read: write http://HOST:PORT or https://HOST:PORT") from error
-        if parts.scheme not in ("http", "https") or not host:
-            raise UsageError("an upstream's URL must be http://HOST:PORT or https://HOST:PORT, with a path if need be")
-        if "@" in parts.netloc:
-            raise UsageError(
-                f"the upstream's URL for {host} holds credentials: take them out, each client sends its own"
-            )
-        if parts.query or parts.fragment:
-            raise UsageError(f"the upstream's URL for {host} has a query or fragment: take it out")
-        tls = parts.scheme == "https"
-        if not url.isascii():
-            raise UsageError("an upstream's URL must be ASCII: write the host in Punycode, the path percent-encoded")
-        prefix = parts.path.rstrip("/").encode()
-        return cls(host, port or (443 if tls else 80), parts.netloc.encode(), prefix, tls)
-
-    @property
-    def name(self) -> str:
-        return f"{self.host}:{self.port}"
+class NotProcessed(Exception):
+    """A node did not get the request, or may get it twice: another node can be asked."""
 
 
 class Outgoing(NamedTuple):
-    """A request as the client sent it, apart from the node that gets it."""
+    """A request as the client sent it, whichever node gets it."""
 
     method: str
     target: bytes
@@ -112,14 +62,17 @@ class Outgoing(NamedTuple):
 
     @property
     def repeatable(self) -> bool:
-        """Whether sending it twice does no more than sending it once."""
+        """Whether sending it twice has the same effect as sending it once."""
         if self.streamed:
             return False
-        return self.method in REPEATABLE or self.target.partition(b"?")[0].endswith(READING)
+        return self.method in REPEATABLE_METHODS or self.target.partition(b"?")[0].endswith(READING_APIS)
 
 
 class Upstream:
-    """Nodes of one cluster, asked in turn. `connections` bounds the requests under way, the others wait for a place."""
+    """The nodes of one cluster, asked in turn.
+
+    At most `connections` requests are under way at once. Further ones wait.
+    """
 
     def __init__(
         self,
@@ -130,237 +83,154 @@ class Upstream:
         connections: int = 100,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`timeout_s`: for a place, and between two signs of life of the engine. Raises UsageError."""
+        """`timeout_s` bounds the wait for a free connection and any silence of the engine. Raises UsageError."""
         if not urls:
             raise UsageError("no upstream is named: give at least one URL")
         if timeout_s <= 0 or connections < 1:
             raise UsageError(f"timeout_s and connections must be above 0, but are {timeout_s} and {connections}")
         self._nodes = [Node.at(url) for url in urls]
-        self._tls = read_authority(ca_file) if ca_file or any(node.tls for node in self._nodes) else None
+        self._tls = tls_context(ca_file) if ca_file or any(node.tls for node in self._nodes) else None
         self._timeout_s, self._clock = timeout_s, clock
         self._turn = itertools.count()
-        self._free = connections
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._slots = Slots(connections)
 
     async def send(
         self, method: str, target: bytes, headers: Headers, body: bytes | AsyncIterator[bytes] | None
     ) -> Answer:
-        """The answer, its head read. `target` is path and query as the client wrote them.
+        """The engine's answer, once its head has arrived. `target` is path and query as the client wrote them.
 
-        Of `headers` all go on but what concerns one connection, the host and Bespeak's own; the length of a body given
-        as bytes is set anew. Raises UpstreamUnreachable, UpstreamTimeout, and what a streamed body raises.
+        All `headers` are sent except Host, those that concern one connection and Bespeak's own. A body given as bytes
+        gets a new content-length. Raises UpstreamUnreachable, UpstreamTimeout, and whatever a streamed body raises.
         """
-        if self._free > 0:
-            self._free -= 1
-        else:
-            await self._wait_for_place()
+        if not self._slots.take_free():
+            await self._wait_for_slot()
         try:
             node, connection = await self._ask_any(Outgoing(method, target, headers, body))
         except BaseException:
-            self._give_place()
+            self._slots.release()
             raise
         return Answer(self, node, connection)
 
+    async def _wait_for_slot(self) -> None:
+        try:
+            await self._slots.wait(self._timeout_s)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"no connection to the engine became free within {self._timeout_s:g} s") from error
+
     async def close(self) -> None:
         for node in self._nodes:
-            while node.idle:
-                node.idle.pop().drop()
+            node.close_idle()
         await asyncio.sleep(0)  # lets the transports close
 
-    # Which node.
-
-    async def _ask_any(self, request: Outgoing) -> tuple[Node, Connection]:
+    async def _ask_any(self, request: Outgoing) -> tuple[Node, EngineConnection]:
         reason = ""
-        for node in self._order():
+        for node in self._in_order():
             try:
                 connection = await self._ask(node, request)
-            except Unsent as error:
+            except NotProcessed as error:
                 reason = str(error)
                 continue
-            except Late as error:
+            except ConnectionTimedOut as error:
                 raise UpstreamTimeout(f"the engine did not answer within {self._timeout_s:g} s") from error
-            except Broken as error:
+            except ConnectionBroken as error:
                 raise UpstreamUnreachable(f"{error} before it answered") from error
-            if node.rest_s:
-                node.rest_s = node.rests_until = 0.0
-                logger.info("upstream %s answers again", node.name)
+            node.end_rest()
             return node, connection
         raise UpstreamUnreachable(f"the engine could not be reached: {reason}")
 
-    def _order(self) -> list[Node]:
-        """Those that answered when last asked, in turn; then those at rest, the soonest due first."""
+    def _in_order(self) -> list[Node]:
+        """First the nodes that could be reached when last asked, in turn; then those at rest, the soonest due first."""
         if len(self._nodes) == 1:
             return self._nodes
         first, now = next(self._turn) % len(self._nodes), self._clock()
-        turned = self._nodes[first:] + self._nodes[:first]
-        return sorted(turned, key=lambda node: max(node.rests_until - now, 0.0))
+        rotated = self._nodes[first:] + self._nodes[:first]
+        return sorted(rotated, key=lambda node: max(node.rests_until - now, 0.0))
 
-    async def _ask(self, node: Node, request: Outgoing) -> Connection:
-        """A connection kept by the node's side may have been closed there meanwhile: then once more on a new one."""
+    async def _ask(self, node: Node, request: Outgoing) -> EngineConnection:
+        """Asks on an idle connection, and once more on a new one if the node had closed that meanwhile."""
         head, body = frame(node, request)
         expect = request.streamed and any(name.lower() == b"expect" for name, _ in request.headers)
-        for connection in (self._kept(node), None):
+        for connection in (node.take_idle(self._clock()), None):
             if connection is None:
                 connection = await self._connect(node)
             try:
                 await connection.ask(request.method, head, body, expect)
                 return connection
-            except Broken as error:
-                connection.drop()
-                if connection.touched or not request.repeatable:
+            except ConnectionBroken as error:
+                connection.abort()
+                if connection.answer_began or not request.repeatable:
                     raise
                 if not connection.used:
-                    raise Unsent(str(error)) from error
+                    raise NotProcessed(str(error)) from error
             except BaseException:
-                connection.drop()
+                connection.abort()
                 raise
         raise AssertionError("a new connection was used before")
 
-    def _kept(self, node: Node) -> Connection | None:
-        """The one used last: what is too many grows old, and is dropped."""
-        now = self._clock()
-        while node.idle:
-            connection = node.idle.pop()
-            if connection.open and now - connection.idle_since < IDLE_S:
-                return connection
-            connection.drop()
-        return None
-
-    async def _connect(self, node: Node) -> Connection:
-        """Raises Unsent; the node then rests. One whose rest is over is tried by one request, not by all that wait."""
-        trying = node.rest_s > 0 and self._clock() >= node.rests_until
-        if trying:
-            node.rests_until = self._clock() + node.rest_s
-        loop, tls = asyncio.get_running_loop(), self._tls if node.tls else None
+    async def _connect(self, node: Node) -> EngineConnection:
         try:
-            async with asyncio.timeout(min(CONNECT_S, self._timeout_s)):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self._timeout_s), node.host, node.port, ssl=tls
-                )
-            return connection
+            return await node.connect(self._timeout_s, self._tls, self._clock)
         except OSError as error:
-            reason = explain(error)
-            if trying or not node.rest_s:
-                node.rest_s = min(node.rest_s * 2, LONGEST_REST_S) or REST_S
-                node.rests_until = self._clock() + node.rest_s
-                logger.warning("upstream %s could not be reached: %s", node.name, reason)
-            raise Unsent(reason) from error
+            raise NotProcessed(explain(error)) from error
 
-    # Places.
-
-    async def _wait_for_place(self) -> None:
-        given = asyncio.get_running_loop().create_future()
-        self._waiting.append(given)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await given
-        except TimeoutError as error:
-            self._leave_queue(given)
-            raise UpstreamTimeout(f"no connection to the engine became free within {self._timeout_s:g} s") from error
-        except BaseException:
-            self._leave_queue(given)
-            raise
-
-    def _leave_queue(self, given: asyncio.Future[None]) -> None:
-        """A place given at the last moment goes to the next."""
-        with suppress(ValueError):
-            self._waiting.remove(given)
-        if given.done() and not given.cancelled():
-            self._give_place()
-
-    def _give_place(self) -> None:
-        while self._waiting:
-            given = self._waiting.popleft()
-            if not given.done():
-                given.set_result(None)
-                return
-        self._free += 1
-
-    def take_back(self, node: Node, connection: Connection) -> None:
+    def take_back(self, node: Node, connection: EngineConnection) -> None:
         if connection.finish():
-            now = connection.idle_since = self._clock()
-            while node.idle and now - node.idle[0].idle_since > IDLE_S:
-                node.idle.pop(0).drop()
-            node.idle.append(connection)
-        self._give_place()
+            node.keep(connection, self._clock())
+        self._slots.release()
 
 
 class Answer:
-    """An answer whose head is there. Whoever has it closes it."""
+    """An answer whose head has arrived. Its receiver has to close it."""
 
-    def __init__(self, upstream: Upstream, node: Node, connection: Connection) -> None:
+    def __init__(self, upstream: Upstream, node: Node, connection: EngineConnection) -> None:
         self._upstream, self._node = upstream, node
-        self._connection: Connection | None = connection
+        self._connection: EngineConnection | None = connection
         self.status: int = connection.status
         self.headers: Headers = connection.headers
-        """As received, those of the connection included."""
+        """As received, including those that concern the connection."""
 
-    def take_whole(self) -> bytes | None:
-        """The body where all of it that was not yet taken is here, else None."""
+    def take_rest(self) -> bytes | None:
+        """The rest of the body if all of it has arrived, else None."""
         connection = self._connection
-        return connection.take() if connection is not None and connection.ended else None
+        return connection.take_buffered() if connection is not None and connection.complete else None
 
     async def next_chunk(self) -> bytes:
-        """The next of the body, its chunked coding undone and its content coding kept; b"" at its end.
+        """The next bytes of the body, b"" at its end. Chunked framing is removed, any content encoding is kept.
 
-        Raises UpstreamUnreachable where the engine breaks off, UpstreamTimeout.
+        Raises UpstreamUnreachable if the engine closes the connection, and UpstreamTimeout.
         """
         if self._connection is None:
             return b""
         try:
             return await self._connection.next_chunk()
-        except Broken as error:
+        except ConnectionBroken as error:
             raise UpstreamUnreachable(f"{error} in the middle of its answer") from error
-        except Late as error:
+        except ConnectionTimedOut as error:
             raise UpstreamTimeout("the engine stopped in the middle of its answer") from error
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while chunk := await self.next_chunk():
-            yield chunk
-
     async def read(self, limit: int) -> bytes:
-        """The whole body. Raises TooLarge beyond `limit` bytes, and as `next_chunk`."""
-        found: list[bytes] = []
+        """The whole body. Raises TooLarge beyond `limit` bytes, and what `next_chunk` raises."""
+        chunks: list[bytes] = []
         size = 0
         while chunk := await self.next_chunk():
-            found.append(chunk)
+            chunks.append(chunk)
             size += len(chunk)
             if size > limit:
                 raise TooLarge(f"the engine's answer is longer than {limit} bytes")
-        return found[0] if len(found) == 1 else b"".join(found)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def close(self) -> None:
         self.release()
 
     def release(self) -> None:
-        """Gives the connection back, or drops it where the body was not read to its end."""
+        """Returns the connection to its node, or closes it if the body was not read to its end."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             self._upstream.take_back(self._node, connection)
 
 
-def read_authority(ca_file: Path | None) -> ssl.SSLContext:
-    """Certificates and host names are always checked. Raises UsageError."""
-    try:
-        return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the CA file {ca_file} cannot be read as PEM: {explain(error)}") from error
-
-
-def explain(error: OSError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate was refused ({error.verify_message})"
-    if isinstance(error, ssl.SSLError):
-        return "no TLS connection could be agreed"
-    if isinstance(error, TimeoutError):
-        return "it did not accept a connection in time"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return error.strerror or type(error).__name__
-
-
 def frame(node: Node, request: Outgoing) -> tuple[bytes, bytes | AsyncIterator[bytes] | None]:
-    """The head as this node gets it, and the body as it goes on the wire."""
+    """The head of a request for this node, and its body as it goes on the wire."""
     lines = [b"%s %s%s HTTP/1.1\r\nhost: %s" % (request.method.encode(), node.prefix, request.target, node.authority)]
     body, length = request.body, None
     for name, value in end_to_end(request.headers):
@@ -381,22 +251,22 @@ def frame(node: Node, request: Outgoing) -> tuple[bytes, bytes | AsyncIterator[b
 
 
 def end_to_end(headers: Headers) -> Headers:
-    """Headers without those that speak of one connection only."""
-    kept, named = [], b""
+    """The headers without those that concern one connection only."""
+    kept, connection_options = [], b""
     for item in headers:
         name = item[0].lower()
         if name not in HOP_BY_HOP:
             kept.append(item)
         elif name == b"connection":
-            named += b"," + item[1].lower()
-    if named in NAMES_NONE:
+            connection_options += b"," + item[1].lower()
+    if connection_options in CONNECTION_NAMES_NO_HEADER:
         return kept
-    dropped = {token.strip() for token in named.split(b",")}
+    dropped = {option.strip() for option in connection_options.split(b",")}
     return [item for item in kept if item[0].lower() not in dropped]
 
 
 async def chunked(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A body of unknown length as HTTP/1.1 frames it (RFC 9112 7.1)."""
+    """A body of unknown length with HTTP/1.1's chunked framing (RFC 9112 7.1)."""
     async for data in body:
         if data:
             yield b"%x\r\n%s\r\n" % (len(data), data)
