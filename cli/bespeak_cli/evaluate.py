@@ -15,7 +15,7 @@ from bespeak_cli.store import profiles_option
 
 if TYPE_CHECKING:
     from bespeak.engines import Engine
-    from bespeak.evaluation.measurement import Bench, Selection
+    from bespeak.evaluation.measurement import Bench, Measured, Selection
     from bespeak.evaluation.regressions import ExpectedScores
     from bespeak.rewriting.rewriter import Rewriter
 
@@ -55,6 +55,11 @@ class NamesOption(click.Option):
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="For MovieLens: plot the gain by length of history to FILE (.png, .svg or .pdf). "
               "Needs the extra 'plot'.")  # fmt: skip
+@click.option("--through", metavar="URL",
+              help="Measure what clients of the proxy at this URL are served: systems direct, boost and recall. "
+              "The documents are loaded into its cluster.")  # fmt: skip
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="With --through: the token for the proxy's own routes.")  # fmt: skip
 @click.option("--interleaving", is_flag=True, help="Report what clicks say about the sides of `serve --compare`.")
 @profiles_option
 @click.option("--check", "checks", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -84,6 +89,11 @@ def check_usage(options: dict[str, Any]) -> None:
 
     if options["profiles"] != "sqlite":
         raise click.UsageError("--profiles is for --interleaving: judged data bring their own profiles")
+    if options["through"]:
+        if options["elasticsearch"] or options["checks"] or options["plot"]:
+            raise click.UsageError("--through measures a proxy alone: leave --elasticsearch, --check and --plot out")
+    elif options["token_file"]:
+        raise click.UsageError("--token-file is for --through: add the proxy's URL")
     if options["data"] is None:
         raise click.MissingParameter(param_hint="'--data'", param_type="option")
     if options["plot"]:
@@ -96,12 +106,30 @@ def show_scores(ctx: click.Context, options: dict[str, Any]) -> None:
     from bespeak.evaluation.measurement import baseline_of, measure
     from bespeak_cli.scores import as_json, as_text
 
-    found = measure(options["data"], read_selection(options), make_bench(ctx, options))
+    if options["through"]:
+        found = measure_through(ctx, options)
+    else:
+        found = measure(options["data"], read_selection(options), make_bench(ctx, options))
     if options["plot"]:
         from bespeak.evaluation.plot import plot_gains
 
         plot_gains(found.cells, baseline_of(found.cells), options["plot"])
     click.echo(as_json(found) if options["format_"] == "json" else as_text(found))
+
+
+def measure_through(ctx: click.Context, options: dict[str, Any]) -> Measured:
+    from bespeak.evaluation.measurement import measure_proxy
+    from bespeak.evaluation.movielens import is_movielens
+    from bespeak.evaluation.through import RunningProxy
+    from bespeak.evaluation.topics import read_collection
+
+    if is_movielens(options["data"]):
+        raise click.UsageError("MovieLens is not measured through a proxy: leave --through out")
+    selection = read_selection(options)
+    collection = read_collection(options["data"]).cut(selection.limit, selection.every)
+    token = options["token_file"].read_text("utf-8").strip() if options["token_file"] else ""
+    bench = make_bench(ctx, options | {"elasticsearch": options["through"]})
+    return measure_proxy(collection, selection, RunningProxy(options["through"], token), bench)
 
 
 def report_comparisons(ctx: click.Context, options: dict[str, Any]) -> None:

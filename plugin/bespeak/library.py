@@ -18,12 +18,15 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from bespeak import records
 from bespeak.engines import Engine
+from bespeak.engines.corpus import Corpus
 from bespeak.engines.loading import Checkpoints, Loaded, load
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
 from bespeak.parts import Models, Parts, Warn, forget_user, open_encoder, open_parts, open_rewriter, remember_vectors
 from bespeak.pipeline import check
 from bespeak.pipeline import search as run_search
-from bespeak.profiles.events import EventStore, new_event, query_event, read_event, ubi_line, user_key
+from bespeak.profiles.events import new_event, query_event, user_key
+from bespeak.profiles.stores import EventStore
+from bespeak.profiles.ubi import read_event, ubi_line
 from bespeak.reading import rewrite_query, same_text
 from bespeak.records import Event, Profile, Request, Rewrite, UserKey
 from bespeak.settings import Settings
@@ -61,7 +64,7 @@ class Result(records.Result):
     def _repr_html_(self) -> str:
         from bespeak.show.render import render
 
-        return render(self, "html")
+        return render(self, "fragment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +223,7 @@ class Bespeak:
         encoder = open_encoder(self._models)
         checkpoints = Checkpoints(self._folder / "loads") if self._folder else None
         with self._loading:
-            return load(self._engine, to, source, encoder, fields, id_field, checkpoints, progress)
+            return load(self._engine, to, Corpus(source, tuple(fields), id_field), encoder, checkpoints, progress)
 
     def search(
         self,

@@ -229,3 +229,18 @@ def test_measured_scores_are_compared_with_expected_ones(run, folder, tmp_path, 
     assert re.search(rf"^{re.escape(verdict)} +human +lexical +nDCG@10 ", result.stdout, re.MULTILINE)
     assert re.search(r"^\[OK\] +human +lexical +MRR ", result.stdout, re.MULTILINE)
     assert ("1 of the scores" in result.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--through", "http://127.0.0.1:9", "--elasticsearch", "http://127.0.0.1:9"], "--through measures a proxy"),
+        (["--through", "http://127.0.0.1:9", "--stage", "dense"], "leave --stage and --examples out"),
+        (["--through", "http://127.0.0.1:9", "--system", "raw"], "choose from direct, boost, recall"),
+        (["--token-file", __file__], "--token-file is for --through"),
+    ],
+)
+def test_what_does_not_fit_a_measure_through_a_proxy_is_refused(run, folder, arguments, said):
+    done = run("--data", str(folder), *arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())

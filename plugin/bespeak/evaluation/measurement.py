@@ -16,6 +16,7 @@ from bespeak.evaluation.examples import Examples, check_systems, find_examples
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
 from bespeak.evaluation.memory import embed
 from bespeak.evaluation.systems import STAGES, SYSTEMS, Cell, cells_of, check_names, load_collection, run_all
+from bespeak.evaluation.through import MODES, RunningProxy, measure_served
 from bespeak.evaluation.topics import Collection, read_collection
 from bespeak.models.encoder import load_encoder
 from bespeak.parts import Models, Parts, open_parts
@@ -96,6 +97,25 @@ def measure_topics(collection: Collection, selection: Selection, bench: Bench) -
     return Measured(cells_of(runs, collection, names), describe(collection.name, counts, parts), examples)
 
 
+def measure_proxy(collection: Collection, selection: Selection, proxy: RunningProxy, bench: Bench) -> Measured:
+    """What the clients of a proxy are served; the engine must be its cluster. Raises what `measure` raises."""
+    names = selection.systems or MODES
+    check_names("system", names, MODES)
+    if selection.stages or selection.n_examples:
+        raise UsageError("a proxy is measured as a whole: leave --stage and --examples out")
+    encoder = open_encoder(bench, collection.digest)
+    with closing(bench.open_engine()) as engine:
+        try:
+            index = index_name(collection.digest, encoder)
+            load_collection(collection, engine, encoder, index)
+        finally:
+            encoder.save()
+    modes = [mode for mode in MODES if mode in names]
+    cells = measure_served(collection, index, proxy, modes, bench.report("queries"))
+    counts = {"queries": len(collection.topics), "conversations": len(set(collection.groups.values()))}
+    return Measured(cells, {"data": collection.name, **counts, "through": proxy.url, "index by": encoder.name})
+
+
 @contextmanager
 def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[str], bench: Bench) -> Iterator[Parts]:
     """The parts that these systems need; what they computed is kept, even if measuring fails."""
@@ -123,7 +143,7 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
             means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
             cells = movielens.measure(data, names, means, bench.report("queries"))
         finally:
-            save_kept(parts)
+            encoder.save()
     counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}
     return Measured(cells, describe(data.movies.name, counts, parts))
 
@@ -170,5 +190,7 @@ def describe(name: str, counts: dict[str, int], parts: Parts) -> dict[str, Any]:
 
 def baseline_of(cells: Sequence[Cell]) -> str:
     """The system that the others are compared with."""
+    if {cell.system for cell in cells} & set(MODES):
+        return MODES[0]
     is_movielens = {cell.system for cell in cells} & set(movielens.SYSTEMS)
     return movielens.BASELINE if is_movielens else systems.BASELINE

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bespeak.errors import InputError, StoreError
-from bespeak.profiles.events import EventStore, new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores import EventStore
 from bespeak.records import Event, UserKey
 
 logger = logging.getLogger("bespeak.proxy")

@@ -25,17 +25,9 @@ from urllib.parse import unquote_to_bytes
 
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
 from bespeak.profiles.deriving import STRENGTHS
-from bespeak.profiles.events import (
-    MAX_ID_CHARS,
-    MAX_LINE_BYTES,
-    STRICT,
-    EventStore,
-    Forgotten,
-    Rejected,
-    read_events,
-    ubi_line,
-    user_key,
-)
+from bespeak.profiles.events import MAX_ID_CHARS, user_key
+from bespeak.profiles.stores import EventStore, Forgotten
+from bespeak.profiles.ubi import MAX_LINE_BYTES, STRICT, RejectedLine, read_events, ubi_line
 from bespeak.proxy.http.passing import (
     Message,
     Receive,
@@ -209,7 +201,7 @@ class Routes:
         answered: tuple[UserKey, str] | None = None
         while some := list(itertools.islice(items, EVENTS_BATCH)):
             events = [item for _, item in some if isinstance(item, Event)]
-            rejected = [(line_no, item.reason) for line_no, item in some if isinstance(item, Rejected)]
+            rejected = [(line_no, item.reason) for line_no, item in some if isinstance(item, RejectedLine)]
             if events:
                 self._store.add(events)
             told = [event for event in events if event.session_id and event.action in ANSWERING]
