@@ -219,6 +219,7 @@ def test_a_result_prints_as_the_command_line_shows_it_and_a_notebook_as_html(kit
     html = result._repr_html_()
     assert "<ol" in html
     assert "Stew" in html
+    assert "<html" not in html
 
 
 def test_a_result_is_a_record_that_compares_and_hides_no_markup(kitchen):

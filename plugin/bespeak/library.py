@@ -223,8 +223,7 @@ class Bespeak:
         encoder = open_encoder(self._models)
         checkpoints = Checkpoints(self._folder / "loads") if self._folder else None
         with self._loading:
-            corpus = Corpus(source, tuple(fields), id_field)
-            return load(self._engine, to, corpus, encoder, checkpoints, progress)
+            return load(self._engine, to, Corpus(source, tuple(fields), id_field), encoder, checkpoints, progress)
 
     def search(
         self,

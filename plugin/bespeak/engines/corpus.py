@@ -24,7 +24,7 @@ MAX_LINE_BYTES = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A file, a stream or dicts of documents, and how to read them."""
+    """A file or stream of documents, or the documents as dicts, and how to read them."""
 
     file: Path | IO[bytes] | Iterable[Mapping[str, Any]]
     fields: tuple[str, ...] = ()  # the searchable ones; found out where none are named
@@ -48,18 +48,18 @@ class Row(NamedTuple):
 
 
 def read_documents(corpus: Corpus, after: int = 0) -> Iterator[Row]:
-    """The documents of a file, from the line after line `after` on; dicts count as a line each.
+    """The documents of a file, from the line after line `after` on.
 
-    A line that holds no valid document comes with the reason. Raises InputError if the file cannot be read to its end.
+    A line that holds no valid document comes with the reason; of dicts, each counts as a line. Raises InputError if the
+    file cannot be read to its end.
     """
-    if not isinstance(corpus.file, Path) and not hasattr(corpus.file, "readline"):
-        yield from _read_dicts(corpus.file, corpus.id_field)
+    given: Any = corpus.file
+    if not isinstance(given, Path) and not hasattr(given, "readline"):
+        yield from _read_dicts(given, corpus.id_field)
         return
     try:
         with ExitStack() as opened:
-            stream: Any = corpus.file
-            if isinstance(corpus.file, Path):
-                stream = opened.enter_context(corpus.file.open("rb"))
+            stream = opened.enter_context(given.open("rb")) if isinstance(given, Path) else given
             if corpus.suffix in (".csv", ".tsv"):
                 delimiter = "\t" if corpus.suffix == ".tsv" else ","
                 yield from _read_csv(_unpacked(stream), corpus.id_field, after, delimiter)
@@ -73,10 +73,13 @@ def _read_dicts(documents: Iterable[Mapping[str, Any]], id_field: str | None) ->
     for number, source in enumerate(documents, 1):
         try:
             copy = json.loads(json.dumps(dict(source), allow_nan=False))
-            row = Row(number, _document(copy, id_field))
         except (TypeError, ValueError, RecursionError) as error:
-            row = Row(number, None, str(error))
-        yield row
+            yield Row(number, None, f"not JSON ({error})")
+            continue
+        try:
+            yield Row(number, _document(copy, id_field))
+        except ValueError as error:
+            yield Row(number, None, str(error))
 
 
 def find_fields(rows: Iterable[Row]) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
             means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
             cells = movielens.measure(data, names, means, bench.report("queries"))
         finally:
-            save_kept(parts)
+            encoder.save()
     counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}
     return Measured(cells, describe(data.movies.name, counts, parts))
 
