@@ -450,8 +450,8 @@ BY_API = {"async_search", "msearch_template"}
 
 
 def reasons_in_code():
-    names = ("session/gate", "pipeline", "proxy/identity", "proxy/personal", "proxy/searches", "proxy/body/query",
-             "proxy/body/search")  # fmt: skip
+    names = ("session/gate", "pipeline", "proxy/identity", "proxy/personal", "proxy/searches", "proxy/exchanges",
+             "proxy/body/query", "proxy/body/search")  # fmt: skip
     return set().union(*(reasons_in(Path(bespeak.__file__).parent / f"{name}.py") for name in names))
 
 

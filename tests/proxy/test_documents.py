@@ -11,9 +11,10 @@ import pytest
 from bespeak.deadline import Deadline
 from bespeak.errors import EngineRefused
 from bespeak.models.vectors import VectorCache
+from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.search import read_reply
 from bespeak.proxy.bounds import Bounds
-from bespeak.proxy.documents import ABSENT_S, DESCRIBED_S, MAX_TARGET_CHARS, Asker, Documents, chunks
+from bespeak.proxy.documents import ABSENT_S, DESCRIBED_S, MAX_TARGET_CHARS, Documents, chunks
 from fakes import BagEncoder
 
 

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from bespeak.profiles.events import new_event
-from bespeak.proxy.searches import MAX_ANSWER_BYTES, MAX_PERSONAL_PARTS
+from bespeak.proxy.asking import MAX_ANSWER_BYTES
+from bespeak.proxy.exchanges import MAX_PERSONAL_SEARCHES
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.records import UserKey
 from bespeak.settings import Settings, Weights
@@ -137,13 +138,13 @@ def test_what_is_known_of_a_user_is_known_in_one_tenant(tmp_path):
 
 
 def test_of_many_searches_the_first_are_personal(tmp_path):
-    n = MAX_PERSONAL_PARTS + 15
+    n = MAX_PERSONAL_SEARCHES + 15
     lines = "".join(f"{{}}\n{json.dumps({'query': {'match': {'text': f'coat {n}'}}})}\n" for n in range(n)).encode()
     with proxied(tmp_path) as (_, url, _):
         ours = call(url, "/i/_msearch", lines, Content_Type="application/x-ndjson", **AS_ADA)
     told = ours.headers["X-Bespeak"].split(", ")
     assert len(ours.json["responses"]) == n
-    assert ["rerank=full" in one for one in told] == [True] * MAX_PERSONAL_PARTS + [False]
+    assert ["rerank=full" in one for one in told] == [True] * MAX_PERSONAL_SEARCHES + [False]
     assert told[-1].endswith("reason=too_many_searches")
     plain = [hit["_id"] for hit in ours.json["responses"][-1]["hits"]["hits"]]
     assert plain == [f"d{n}" for n in range(6)]

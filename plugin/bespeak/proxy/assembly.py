@@ -19,7 +19,7 @@ from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Upstream
-from bespeak.proxy.identity import Identify, JwtKey, Share
+from bespeak.proxy.identity import Audience, Identify, JwtKey, Share
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.personal import Personaliser
 from bespeak.proxy.recording import Recorder
@@ -67,7 +67,7 @@ def assemble(
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: users.value)
     ahead = Ahead(parts.rewriter, store, chains, (rewrites, encodings))
-    searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
+    searches = Searches(upstream, personaliser, Audience(Identify(jwt_key), users), recorder, metrics, ahead)
     # In this order: what is read ahead ends before the rewriter forgets.
     forgets: list[Callable[[UserKey], object]] = [chains.forget, ahead.forget, parts.rewriter.forget]
     forgets += [encoder.forget] if encoder else []

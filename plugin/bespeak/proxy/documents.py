@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -14,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import numpy as np
 
@@ -22,18 +19,18 @@ from bespeak.deadline import Deadline
 from bespeak.document import document_text, text_of
 from bespeak.engines import VECTOR_FIELD, IndexInfo
 from bespeak.engines.dsl import read_mapping
-from bespeak.errors import EngineError, EngineRefused
+from bespeak.errors import EngineError
 from bespeak.models.encoder import Encoder, encode_until
 from bespeak.models.vectors import VectorCache
 from bespeak.pipeline import EMBEDDED_CHARS
-from bespeak.proxy.body.search import Found, Params, Search, these, version_of
+from bespeak.proxy.asking import Asker
+from bespeak.proxy.body.search import Found, these, version_of
 from bespeak.proxy.bounds import Bounds, Busy
-from bespeak.proxy.http.upstream import Headers, Upstream
+from bespeak.proxy.http.upstream import Upstream
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
 
-MAX_ANSWER_BYTES = 64_000_000
 DESCRIBED_S = 10.0
 """How long a mapping is believed: a new index of an old name has its vectors made anew after this."""
 MAX_DESCRIBED = 2_000
@@ -47,45 +44,8 @@ LATER_TEXTS = 2
 """Embedded at once after an answer, so that the searches that come meanwhile wait little."""
 MAX_REMEMBERED = 100_000
 
-CREDENTIALS = (
-    b"authorization", b"cookie", b"es-client-authentication", b"es-secondary-authorization", b"es-security-runas-user",
-)  # fmt: skip
-INDEX_OPTIONS = ("ignore_unavailable", "allow_no_indices", "expand_wildcards", "ignore_throttled")
-
 Key: TypeAlias = tuple[str, str]
 """Index and doc_id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, and where: our own questions go where the client's search went, by the same names and with the same
-    rights, so that what an alias's filter or a right on an alias alone keeps from the client is kept from us too.
-    """
-
-    headers: Headers
-    index: str = ""  # as in the client's path; "" for all
-    params: Params = ()
-    pit: object = None
-
-    @classmethod
-    def of(cls, search: Search, headers: Headers) -> Asker:
-        options = tuple(pair for pair in search.params if pair[0] in INDEX_OPTIONS)
-        return cls(headers, search.index, options, search.body.get("pit"))
-
-    async def search(self, upstream: Upstream, body: Mapping[str, object], deadline: Deadline) -> list[dict[str, Any]]:
-        """The hits. Raises EngineError, and TimeoutError at the deadline."""
-        if self.pit is not None:
-            target, body = "/_search", {**body, "pit": self.pit}
-        else:
-            index = f"/{quote(self.index, safe=',')}" if self.index else ""
-            target = f"{index}/_search" + (f"?{urlencode(self.params)}" if self.params else "")
-        answer = await ask(upstream, "POST", target, self.headers, body, deadline)
-        hits: list[dict[str, Any]] = answer["hits"]["hits"]
-        return hits
-
-    def digest(self) -> bytes:
-        content = repr((credentials(self.headers), self.index, self.params))
-        return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +285,7 @@ class Documents:
             if target and "*" not in target:
                 with suppress(EngineError):
                     place = f"/{quote(target, safe=',')}"
-                    return await ask(self._upstream, "GET", place, asker.headers, None, deadline)
+                    return await asker.ask(self._upstream, place, deadline)
         return {}
 
     def _read(self, name: str, answer: Mapping[str, Any]) -> Described:
@@ -387,41 +347,6 @@ def _fetched(hit: Mapping[str, Any], comparable: bool) -> Fetched:
 def all_text(source: Mapping[str, Any]) -> str:
     """All texts of a document, for an index whose mapping is not known."""
     return " ".join(value for value in source.values() if isinstance(value, str) and text_of(value))
-
-
-def credentials(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """What of a client's headers says who it is to Elasticsearch."""
-    return [(name, value) for name, value in headers if name.lower() in CREDENTIALS]
-
-
-async def ask(
-    upstream: Upstream, method: str, target: str, asker: Headers, content: object | None, deadline: Deadline
-) -> dict[str, Any]:
-    """A question of our own, with the client's credentials.
-
-    Raises EngineRefused where the client may not ask it, else EngineError, and TimeoutError at the deadline.
-    """
-    body = None if content is None else json.dumps(content).encode()
-    headers = [*credentials(asker), (b"accept", b"application/json")]
-    if body is not None:
-        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    async with asyncio.timeout(None if deadline.at == math.inf else deadline.left_s):
-        answer = await upstream.send(method, target.encode(), headers, body)
-        try:
-            text = await answer.read(MAX_ANSWER_BYTES)
-        finally:
-            await answer.close()
-    if answer.status == 429 or answer.status >= 500:
-        raise EngineError(f"the engine could not answer a question about an index (status {answer.status})")
-    if answer.status != 200:
-        raise EngineRefused(f"the engine refused a question about an index (status {answer.status})")
-    try:
-        read = json.loads(text)
-    except ValueError as error:
-        raise EngineRefused("the engine's answer is no JSON") from error
-    if not isinstance(read, dict):
-        raise EngineRefused("the engine's answer is no JSON object")
-    return read
 
 
 def _bound(kept: OrderedDict[Any, Any], limit: int) -> None:

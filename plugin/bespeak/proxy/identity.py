@@ -133,6 +133,19 @@ class Share:
         return int.from_bytes(place) < self._value * 2**64
 
 
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who asks, and whose searches are personalised."""
+
+    identify: Identify = field(default_factory=Identify)
+    share: Share = field(default_factory=Share)
+
+
+def names_user(headers: Headers) -> bool:
+    """Whether a header names a user, or tries to."""
+    return any(name.lower() == USER for name, _ in headers)
+
+
 def tenant_of(headers: Headers) -> str:
     """The header's tenant, "" where there is none. Raises UsageError where it stands twice or is not UTF-8."""
     try:

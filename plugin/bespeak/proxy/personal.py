@@ -36,6 +36,7 @@ from bespeak.pipeline import (
     steady,
     with_picked,
 )
+from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.query import Typed
 from bespeak.proxy.body.search import (
     Asked,
@@ -51,7 +52,7 @@ from bespeak.proxy.body.search import (
 )
 from bespeak.proxy.bounds import Bounds, Breaker, Busy
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Asker, Documents, Embedded, all_text
+from bespeak.proxy.documents import Documents, Embedded, all_text
 from bespeak.proxy.http.upstream import Headers, TooLarge, Upstream
 from bespeak.proxy.metrics import Metrics
 from bespeak.ranking.interleaving import Comparison, Side

@@ -1,6 +1,5 @@
 """One search taken apart and put together again, without any engine."""
 
-import gzip
 import json
 
 import pytest
@@ -18,18 +17,6 @@ from bespeak.proxy.body.search import (
     words_body,
     write_page,
 )
-from bespeak.proxy.personal import Told
-from bespeak.proxy.searches import (
-    MAX_PERSONAL_PARTS,
-    Called,
-    Searches,
-    filtered,
-    gunzip,
-    header,
-    read_call,
-    read_msearch,
-    without_source,
-)
 from bespeak.records import Clause, UserKey
 
 ADA = UserKey("", "ada")
@@ -38,11 +25,6 @@ COAT = {"match": {"text": "coat"}}
 
 def search(body=None, params=(), index="i"):
     return read_search(index, tuple(params), "" if body is None else json.dumps(body))
-
-
-def called(text, path="/i/_msearch", query=b"", headers=()):
-    body = text.encode()
-    return read_call({"path": path, "query_string": query, "headers": list(headers)}, body)
 
 
 @pytest.mark.parametrize(
@@ -265,91 +247,3 @@ def test_the_rewrites_words_are_asked_of_the_hits_alone():
 
 
 # Requests.
-
-
-def lines(*pairs):
-    return "".join(f"{head}\n{body}\n" for head, body in pairs)
-
-
-def test_several_searches_are_read_as_the_engine_reads_them():
-    text = lines(("", "{}"), ("{}", '{"size": 3}\r'), ('{"index": ["a", "b"], "preference": "p"}', "{}"),
-                 ('{"indices": "c", "allow_no_indices": false}', '{"ext": {"ubi": {"user_query": "q"}}}'))  # fmt: skip
-    for end in ("", "\n"):
-        parts = read_msearch(called(text + end))
-        assert [part.search.index for part in parts] == ["i", "i", "a,b", "c"]
-        assert parts[2].search.params == (("index", "a,b"), ("preference", "p"))
-        assert ("allow_no_indices", "false") in parts[3].search.params
-        assert parts[3].search.ubi == {"user_query": "q"}
-        assert "".join(part.lines for part in parts).count("\n") == 8
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "{}\n", "{}\n{}", lines(("{}", "{}"), ("{}", "")), lines(("[]", "{}")), lines(("{}", "{")),
-             "\n\n{}\n{}\n"]
-)  # fmt: skip
-def test_lines_that_the_engine_refuses_are_not_read(text):
-    with pytest.raises(InputError):
-        read_msearch(called(text))
-
-
-def test_the_header_of_many_searches_is_short():
-    told = [Told("full", "full", query_id="q" * 100)] * MAX_PERSONAL_PARTS + [Told(reason="too_many_searches")] * 500
-    _, value = header(*told)
-    assert value.count(b", ") == MAX_PERSONAL_PARTS
-    assert value.endswith(b"reason=too_many_searches")
-    assert len(value) < 4096
-
-
-def test_a_packed_body_is_read_whole_or_not_at_all():
-    one, two = gzip.compress(b"{}\n"), gzip.compress(b"{}\n")
-    assert gunzip(one, 100) == b"{}\n"
-    for bad in (one + two, one + b"x", one[:-1], b"", b"{}", gzip.compress(bytes(1000))):
-        with pytest.raises(InputError):
-            gunzip(bad, 100)
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [[(b"Content-Encoding", b"br")], [(b"Content-Type", b"application/yaml")], [(b"Accept", b"application/cbor")],
-     [(b"content-type", b"application/x-www-form-urlencoded")], [(b"content-encoding", b"gzip")]],
-)  # fmt: skip
-def test_other_forms_are_not_read(headers):
-    with pytest.raises(InputError):
-        called("{}", "/i/_search", headers=headers)
-
-
-def test_the_body_in_a_url_is_left_out_beside_another():
-    query = b"a=1&source=%7B%7D&source_content_type=application/json&sources=2"
-    assert without_source({"query_string": query}) == b"a=1&sources=2"
-    assert without_source({"query_string": b"a=%2F"}) == b"a=%2F"
-    assert without_source({"query_string": b"source=1;b=2"}) == b"b=2"
-
-
-def test_a_filtered_answer_is_json():
-    asked = called("{}", "/i/_search", b"filter_path=took&filter_path=hits.total")
-    assert json.loads(filtered(asked, answer_of())) == {"hits": {"total": {"value": 9}}}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        filtered(called("{}", "/i/_search", b"filter_path=n"), '{"n": 1e400}')
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "concerned"),
-    [
-        ("GET", "/_search", True), ("POST", "/a,b*/_search", True), ("POST", "/i/_msearch", True),
-        ("POST", "/i/_search/template", True), ("POST", "/i/_async_search", True), ("GET", "/i/_search/", True),
-        ("HEAD", "/_search", False), ("OPTIONS", "/i/_search", False), ("PUT", "/i/_search", False),
-        ("POST", "/_search/scroll", False), ("GET", "/_async_search/abc", False), ("POST", "/i/_doc/_search", False),
-        ("DELETE", "/_search", False), ("GET", "/_search/template/x", False), ("POST", "/i/_searchx", False),
-        ("GET", "/i/_search\n", False), ("GET", "/<i-{now/d}>,<j-{now/M}>/_search", True), ("GET", "/</_search", False),
-    ],
-)  # fmt: skip
-def test_which_requests_are_searches(method, path, concerned):
-    assert Searches.concerns(None, method, path, []) is concerned
-
-
-def test_a_call_holds_what_came():
-    found = called('{"size": 1}', "/a,<b-{now/d}>/_search", b"pretty&x=%20;y=1")
-    assert isinstance(found, Called)
-    assert found.index == "a,<b-{now/d}>"
-    assert found.params == (("pretty", ""), ("x", " "), ("y", "1"))
-    assert found.text == '{"size": 1}'
