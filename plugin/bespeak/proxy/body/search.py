@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from bespeak.engines.dsl import MAX_WINDOW
 from bespeak.errors import InputError
 from bespeak.proxy.body import splice
-from bespeak.proxy.body.query import Typed, find_typed, hoist, replace_text
+from bespeak.proxy.body.query import Typed, find_typed, with_alternatives, words_query
 from bespeak.records import Clause, UserKey
 
 Params: TypeAlias = tuple[tuple[str, str], ...]
@@ -205,7 +205,7 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
     if inside and not holds_inner_hits(search.body):
         changes["seq_no_primary_term"] = "true"
     if clauses and search.mode == "recall":
-        found = replace_text(queried(search), typed, clauses)
+        found = with_alternatives(queried(search), typed, clauses)
         changes |= {name: json.dumps(value) for name, value in found.items() if value != search.body.get(name)}
     dropped = ["from", "size", "filter_path", "seq_no_primary_term"]
     if "query" in changes:
@@ -230,7 +230,7 @@ def words_body(search: Search, typed: Typed, clauses: Sequence[Clause], hits: Se
 
     None where there is nothing to ask. In `recall` mode the hits' own scores hold it already.
     """
-    words = hoist(typed, clauses) if clauses and search.mode == "boost" else None
+    words = words_query(typed, clauses) if clauses and search.mode == "boost" else None
     if words is None or not hits:
         return None
     kept = {name: search.body[name] for name in ("pit", "runtime_mappings") if name in search.body}
