@@ -12,9 +12,10 @@ from bespeak.deadline import Deadline
 from bespeak.errors import EngineRefused
 from bespeak.models.vectors import VectorCache
 from bespeak.proxy.asking import Asker
-from bespeak.proxy.body.search import read_reply
+from bespeak.proxy.body.reply import read_reply
 from bespeak.proxy.bounds import Bounds
-from bespeak.proxy.documents import ABSENT_S, DESCRIBED_S, MAX_TARGET_CHARS, Documents, chunks
+from bespeak.proxy.documents import ABSENT_S, Documents
+from bespeak.proxy.indices import DESCRIBED_S, MAX_TARGET_CHARS, chunks
 from fakes import BagEncoder
 
 

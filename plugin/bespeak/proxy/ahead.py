@@ -56,7 +56,7 @@ class Ahead:
             if self._running or self._closed:
                 return
             self._running = user, deadline, thread
-        if any(each.busy for each in self._bounds) or not self._chains.counts(user, begun):
+        if any(each.busy for each in self._bounds) or not self._chains.is_current(user, begun):
             self._end(deadline)
             return
         thread.start()

@@ -12,7 +12,8 @@ from bespeak.errors import BespeakError, InputError
 from bespeak.models.encoder import well_formed
 from bespeak.pipeline import Context
 from bespeak.proxy.body import splice
-from bespeak.proxy.body.search import Found, Search, read_reply
+from bespeak.proxy.body.reply import EngineHit, read_reply
+from bespeak.proxy.body.search import Search
 from bespeak.proxy.identity import Identity
 from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Told
 from bespeak.proxy.recording import Shown, impressions, query_recorded
@@ -36,7 +37,7 @@ class Exchange:
     outcome: Told = field(default_factory=Told)
     query: str = ""  # as typed, if it is to be recorded
     text: str | None = None  # its answer, once there is one
-    shown: Sequence[Found] = ()  # the hits of its answer, if they are to be recorded
+    shown: Sequence[EngineHit] = ()  # the hits of its answer, if they are to be recorded
 
     @property
     def concerns_us(self) -> bool:
@@ -121,7 +122,7 @@ def last_rewritten(exchanges: Sequence[Exchange]) -> Personal | None:
     return None
 
 
-def shown_hits(answer: str) -> tuple[Found, ...]:
+def shown_hits(answer: str) -> tuple[EngineHit, ...]:
     """The hits of an answer in the engine's own order; none if they have no ids."""
     try:
         return read_reply(answer).hits

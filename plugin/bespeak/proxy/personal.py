@@ -38,18 +38,11 @@ from bespeak.pipeline import (
 )
 from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.query import Typed
-from bespeak.proxy.body.search import (
-    Asked,
-    Found,
-    Reply,
-    Search,
-    decline,
-    read_reply,
-    typed_text,
-    widen,
-    words_body,
-    write_page,
-)
+from bespeak.proxy.body.reply import EngineHit as Found
+from bespeak.proxy.body.reply import Reply, read_reply, write_page
+from bespeak.proxy.body.search import Search, decline, typed_text
+from bespeak.proxy.body.window import Widened as Asked
+from bespeak.proxy.body.window import widen, words_body
 from bespeak.proxy.bounds import Bounds, Breaker, Busy
 from bespeak.proxy.chains import Chain, Chains
 from bespeak.proxy.documents import Documents, Embedded, all_text

@@ -6,12 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from bespeak.caching import RecentlyUsed
 from bespeak.errors import InputError, StoreError
 from bespeak.profiles.events import EventStore, new_event
 from bespeak.records import Event, UserKey
@@ -24,8 +25,9 @@ PATIENCE_S = 60.0
 """How long one batch is tried again while the store fails, before it is dropped."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-FORGOTTEN_KEPT = timedelta(minutes=10)
-"""Longer than any search is under way: its events, from before its user was forgotten, are not taken."""
+FORGOTTEN_S = 600.0
+"""How long a forgotten user's older events are refused: longer than any search takes."""
+MAX_FORGOTTEN = 1_000_000
 
 
 class Counts(NamedTuple):
@@ -60,7 +62,9 @@ class Recorder:
         self._queue: deque[tuple[int, Event]] = deque()
         self._batch: list[tuple[int, Event]] = []  # taken from the queue, neither written nor dropped yet
         self._in_store: frozenset[UserKey] = frozenset()  # whose events the store is writing at this moment
-        self._forgotten: OrderedDict[UserKey, datetime] = OrderedDict()
+        self._forgotten_at = RecentlyUsed[UserKey, datetime](
+            MAX_FORGOTTEN, FORGOTTEN_S, lambda: self._clock().timestamp()
+        )
         self._taken = self._written = self._dropped = 0
         self._closing = False
         self._thread = threading.Thread(target=self._write_all, name="bespeak-recorder", daemon=True)
@@ -88,11 +92,7 @@ class Recorder:
         Waits while the store is writing some of them.
         """
         with self._changed:
-            now = self._clock()
-            self._forgotten.pop(user, None)
-            while self._forgotten and next(iter(self._forgotten.values())) < now - FORGOTTEN_KEPT:
-                self._forgotten.popitem(last=False)
-            self._forgotten[user] = now
+            self._forgotten_at.put(user, self._clock())
             self._queue = deque(entry for entry in self._queue if entry[1].user != user)
             self._batch = [entry for entry in self._batch if entry[1].user != user]
             self._changed.notify_all()
@@ -117,8 +117,8 @@ class Recorder:
             return Counts(len(self._queue) + len(self._batch), self._written, self._dropped)
 
     def _is_forgotten(self, event: Event) -> bool:
-        since = self._forgotten.get(event.user)
-        return since is not None and event.timestamp <= since
+        forgotten_at = self._forgotten_at.get(event.user)
+        return forgotten_at is not None and event.timestamp <= forgotten_at
 
     def _oldest(self) -> float:
         entries = self._batch or self._queue

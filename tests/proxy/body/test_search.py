@@ -7,16 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import InputError
-from bespeak.proxy.body.search import (
-    decline,
-    read_reply,
-    read_search,
-    these,
-    typed_text,
-    widen,
-    words_body,
-    write_page,
-)
+from bespeak.proxy.body.reply import read_reply, write_page
+from bespeak.proxy.body.search import decline, read_search, typed_text
+from bespeak.proxy.body.window import hits_query, widen, words_body
 from bespeak.records import Clause, UserKey
 
 ADA = UserKey("", "ada")
@@ -230,8 +223,8 @@ def test_hits_are_named_by_index_and_id():
     hits = read_reply(answer_of(hit("a", 3.0), hit("b", 2.0, "j"), hit("a", 1.0, "j"))).hits
     one = {"bool": {"filter": [{"term": {"_index": "i"}}, {"ids": {"values": ["a"]}}]}}
     other = {"bool": {"filter": [{"term": {"_index": "j"}}, {"ids": {"values": ["b", "a"]}}]}}
-    assert these(hits) == {"bool": {"should": [one, other], "minimum_should_match": 1}}
-    assert these(hits[:1]) == one
+    assert hits_query(hits) == {"bool": {"should": [one, other], "minimum_should_match": 1}}
+    assert hits_query(hits[:1]) == one
 
 
 def test_the_rewrites_words_are_asked_of_the_hits_alone():
@@ -239,7 +232,7 @@ def test_the_rewrites_words_are_asked_of_the_hits_alone():
     hits = read_reply(answer_of(hit("a", 3.0))).hits
     body = words_body(asked, typed_text(asked), [Clause("silk coat")], hits)
     assert (body["pit"], body["size"], body["runtime_mappings"]) == ({"id": "p"}, 1, {"r": {}})
-    assert body["query"]["bool"]["filter"] == [these(hits)]
+    assert body["query"]["bool"]["filter"] == [hits_query(hits)]
     assert words_body(asked, typed_text(asked), [], hits) is None
     assert words_body(asked, typed_text(asked), [Clause("silk")], []) is None
     recall = search({"query": COAT, "ext": {"bespeak": {"mode": "recall"}}})
