@@ -67,10 +67,10 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
 
     All else passes untouched. Stop it with Ctrl-C or SIGTERM: what is in flight is finished. Twice breaks it off.
     """
-    from bespeak.proxy.assembly import assemble
+    from bespeak.proxy.access import check_binding, read_token
+    from bespeak.proxy.assembly import ProxyOptions, assemble
     from bespeak.proxy.http.upstream import Upstream
     from bespeak.proxy.identity import JwtKey, Share
-    from bespeak.proxy.routes import check_binding, read_token
     from bespeak_cli.compare import read_comparison
 
     token = read_token(options["token_file"]) if options["token_file"] else None
@@ -89,11 +89,9 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         store = open_store(ctx, options)
         ctx.call_on_close(store.close)
         parts = open_parts(ctx, options, store)
-        proxy = assemble(
-            upstream, store, parts, ctx.obj.cache / "vectors.db", token=token, jwt_key=jwt_key, share=share,
-            model_runs=options["model_runs"], typed_path=options["typed"],
-            comparison=read_comparison(options["compare"], parts.settings) if options["compare"] else None,
-        )  # fmt: skip
+        comparison = read_comparison(options["compare"], parts.settings) if options["compare"] else None
+        chosen = ProxyOptions(token, jwt_key, share, options["model_runs"], options["typed"], comparison)
+        proxy = assemble(upstream, store, parts, ctx.obj.cache / "vectors.db", chosen)
         users = f"as signed ({jwt_key.algorithm})" if jwt_key else "as each request says; --user-key wants them signed"
         tell(ctx, options, listener.getsockname()[1], store, parts, users)
         listen(proxy, listener)
@@ -290,7 +288,7 @@ def bind(host: str, port: int) -> socket.socket:
 def refuse_itself(urls: Sequence[str], host: str, port: int) -> None:
     """A proxy in front of itself would pass each request on without end. Raises UsageError."""
     from bespeak.errors import UsageError
-    from bespeak.proxy.routes import is_loopback
+    from bespeak.proxy.access import is_loopback
 
     for parts in map(urlsplit, urls):
         named = parts.hostname or ""

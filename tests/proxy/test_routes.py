@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from bespeak.errors import EngineUnreachable, InputError, ModelError, StoreError, UsageError
 from bespeak.profiles.events import MAX_LINE_BYTES, Forgotten, new_event, read_event, ubi_line
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.proxy.access import check_binding, is_loopback, read_token
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.http.passing import ClientGone
 from bespeak.proxy.identity import Share
 from bespeak.proxy.metrics import Metrics
+from bespeak.proxy.posted import MAX_EVENTS_BYTES
 from bespeak.proxy.recording import Recorder
-from bespeak.proxy.routes import MAX_EVENTS_BYTES, REJECTED_LISTED, Routes, check_binding, is_loopback, read_token
+from bespeak.proxy.routes import Hooks, Routes
+from bespeak.proxy.user_data import REJECTED_LISTED, UserData
 from bespeak.records import Rewrite, Term, UserKey
 
 ADA, NOW = UserKey("", "ada"), datetime(2025, 6, 1, tzinfo=UTC)
@@ -88,9 +91,10 @@ def built(store, recorder):
     made = []
 
     def make(**given):
-        parts = {"store": store, "recorder": recorder, "metrics": Metrics(), "share": Share(), "rewrite": rewrite,
-                 "ready": ready}  # fmt: skip
-        made.append(Routes(**(parts | given)))
+        data = UserData(given.pop("store", store), recorder, given.pop("forgets", ()))
+        hooked = {name: given.pop(name) for name in ("rewrite", "ready", "ready_s") if name in given}
+        hooks = Hooks(**{"rewrite": rewrite, "ready": ready} | hooked)
+        made.append(Routes(data, hooks, **{"metrics": Metrics(), "share": Share()} | given))
         return made[-1]
 
     yield make

@@ -8,13 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import BespeakError
-
-__all__ = ["Bounds", "Breaker", "Busy", "Late"]
 
 T = TypeVar("T")
 Job: TypeAlias = tuple["Future[Any]", Callable[[Deadline], Any], Deadline]
@@ -23,6 +22,8 @@ GRACE_S = 0.05
 """So long after its deadline a run's result is still taken: what was done in time is handed over a little later."""
 
 CLOSING_S = 1.0
+PROFILE_READS = 8
+"""Profiles read at once; a store that hangs takes no more threads than this."""
 
 
 class Busy(BespeakError):
@@ -151,6 +152,20 @@ class Bounds:
     def _end(self, deadline: Deadline) -> None:
         with self._lock:
             self._running.discard(deadline)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What a proxy runs at once: rewrites, encodings, and reads of profiles."""
+
+    rewrites: Bounds
+    encodings: Bounds
+    reads: Bounds
+
+    @classmethod
+    def bounded(cls, model_runs: int | None = None) -> Runs:
+        """At most `model_runs` rewrites and as many encodings; half of the cores if not given."""
+        return cls(Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS))
 
 
 class Breaker:
