@@ -11,7 +11,7 @@ import pytest
 from bespeak.deadline import Deadline, Late
 from bespeak.models.catalogue import asset_folder
 from bespeak.models.encoder import open_tokenizer
-from bespeak.proxy.ahead import Ahead, followed
+from bespeak.proxy.ahead import Ahead, with_turn
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
@@ -273,7 +273,7 @@ def test_a_reading_is_under_no_deadline_of_the_request():
 
 
 def test_the_query_is_the_latest_turn_of_what_follows():
-    assert turns(followed(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
+    assert turns(with_turn(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
 
 
 def test_a_session_read_beside_a_query_is_remembered_until_somebody_is_forgotten(tmp_path):

@@ -141,7 +141,7 @@ def test_who_cannot_begin_in_time_never_begins(bounds):
     async def main():
         first = asyncio.create_task(bounds.run(hanging, FOREVER_MS))
         await until(lambda: hanging.begun)
-        with pytest.raises(Busy, match="could begin within 200 ms"):
+        with pytest.raises(Busy, match="could start within 200 ms"):
             await bounds.run(begun.append, SHORT_MS)
         hanging.let_go.set()
         await first

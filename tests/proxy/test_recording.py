@@ -7,7 +7,7 @@ import pytest
 from bespeak.errors import InputError, StoreError
 from bespeak.profiles.events import new_event, read_event, ubi_line
 from bespeak.profiles.stores.sqlite import SqliteStore
-from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, Shown, impressions, query_recorded
+from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, ShownHit, impressions, query_recorded
 from bespeak.records import UserKey
 
 ADA, BOB = UserKey("", "ada"), UserKey("shop", "bob")
@@ -56,7 +56,9 @@ def test_what_is_recorded_comes_into_the_store(tmp_path, recorded):
     store = SqliteStore(tmp_path / "bespeak.db")
     recorder = recorded(store)
     asked = query_recorded(ADA, "s", "q1", "cake", "shop", NOW)
-    shown = impressions(ADA, "s", "q1", [Shown("d7", "Lemon cake"), Shown("d8", "")], 11, NOW + timedelta(seconds=1))
+    shown = impressions(
+        ADA, "s", "q1", [ShownHit("d7", "Lemon cake"), ShownHit("d8", "")], 11, NOW + timedelta(seconds=1)
+    )
     assert recorder.record([asked, *shown]) == 0
     recorder.flush()
     assert {event.event_id for event in store.export(ADA)} == {event.event_id for event in [asked, *shown]}
@@ -72,7 +74,7 @@ def test_events_have_ubis_form():
         "user_query": "cake", "user_id": "ada", "session_id": "s", "query_id": "q1",
         "timestamp": NOW.isoformat(), "query_attributes": {"index": "shop"},
     }  # fmt: skip
-    (shown,) = impressions(ADA, "s", "q1", [Shown("d7", "Lemon cake")], 11, NOW)
+    (shown,) = impressions(ADA, "s", "q1", [ShownHit("d7", "Lemon cake")], 11, NOW)
     assert ubi_line(shown) == {
         "action_name": "impression", "user_id": "ada", "session_id": "s", "query_id": "q1",
         "timestamp": NOW.isoformat(),
@@ -83,7 +85,7 @@ def test_events_have_ubis_form():
 
 
 def test_ranks_go_on_over_hits_that_no_event_can_hold():
-    found = impressions(ADA, "s", "q", [Shown("a", "x" * 5000), Shown("b" * 400, ""), Shown("c", "")], 1, NOW)
+    found = impressions(ADA, "s", "q", [ShownHit("a", "x" * 5000), ShownHit("b" * 400, ""), ShownHit("c", "")], 1, NOW)
     assert [(e.doc_id, e.attributes["event_attributes"]["position"]["ordinal"]) for e in found] == [("a", 1), ("c", 3)]
     assert found[0].title == "x" * TITLE_CHARS
     with pytest.raises(InputError):

@@ -16,7 +16,7 @@ from bespeak.proxy.body.reply import EngineHit, read_reply
 from bespeak.proxy.body.search import Search
 from bespeak.proxy.identity import Identity
 from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Told
-from bespeak.proxy.recording import Shown, impressions, query_recorded
+from bespeak.proxy.recording import ShownHit, impressions, query_recorded
 from bespeak.records import Event
 
 MAX_PERSONAL_SEARCHES = 20
@@ -102,7 +102,7 @@ def events_of(exchange: Exchange, at: datetime) -> list[Event]:
     identity, search, query_id = exchange.identity, exchange.search, exchange.outcome.query_id
     if not exchange.query or identity.user is None or not query_id:
         return []
-    shown = [Shown(hit.doc_id, title_of(hit.source), hit.noted) for hit in exchange.shown]
+    shown = [ShownHit(hit.doc_id, title_of(hit.source), hit.noted) for hit in exchange.shown]
     whose = (identity.user, identity.session_id, query_id)
     try:
         events = impressions(*whose, shown, search.offset + 1, at)

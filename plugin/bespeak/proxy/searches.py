@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from bespeak.errors import InputError
 from bespeak.pipeline import Context
-from bespeak.proxy.ahead import Ahead, followed
+from bespeak.proxy.ahead import Ahead, with_turn
 from bespeak.proxy.asking import EngineAnswer, Question, ask_instead
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.msearch import HeadedSearch, read_msearch, read_responses
@@ -291,7 +291,7 @@ class Searches:
         for exchange in exchanges:
             self._record(call, exchange)
         if personal := last_rewritten(exchanges):
-            self._ahead.read(followed(personal.profile, personal.typed.text), personal.chain.begun)
+            self._ahead.read(with_turn(personal.profile, personal.typed.text), personal.chain.begun)
 
     def _record(self, call: Call, exchange: Exchange) -> None:
         if events := events_of(exchange, call.at):
