@@ -21,12 +21,12 @@ def called(text, path="/i/_msearch", query=b"", headers=()):
     [[(b"Content-Encoding", b"br")], [(b"Content-Type", b"application/yaml")], [(b"Accept", b"application/cbor")],
      [(b"content-type", b"application/x-www-form-urlencoded")], [(b"content-encoding", b"gzip")]],
 )  # fmt: skip
-def test_other_forms_are_not_read(headers):
+def test_other_formats_are_not_read(headers):
     with pytest.raises(InputError):
         called("{}", "/i/_search", headers=headers)
 
 
-def test_the_body_in_a_url_is_left_out_beside_another():
+def test_the_body_in_a_url_is_dropped_if_there_is_another():
     query = b"a=1&source=%7B%7D&source_content_type=application/json&sources=2"
     assert query_without_source(query) == b"a=1&sources=2"
     assert query_without_source(b"a=%2F") == b"a=%2F"
@@ -55,7 +55,7 @@ def test_which_requests_are_searches(method, path, concerned):
     assert Searches.concerns(None, method, path, []) is concerned
 
 
-def test_a_call_holds_what_came():
+def test_a_call_holds_the_request():
     found = called('{"size": 1}', "/a,<b-{now/d}>/_search", b"pretty&x=%20;y=1")
     assert isinstance(found, Call)
     assert found.index == "a,<b-{now/d}>"

@@ -40,6 +40,6 @@ def test_nothing_is_recorded_after_a_fault_or_without_consent():
     assert not events_of(without_consent.answered_by_engine(ANSWER), NOW)
 
 
-def test_only_personal_searches_of_an_msearch_are_asked_otherwise():
+def test_a_search_that_is_not_personal_is_asked_as_it_came():
     exchange = Exchange(read_search("i", (), '{"size": 3}'), ADA, head='{"index": "i"}')
     assert exchange.lines == exchange.asked_lines == '{"index": "i"}\n{"size": 3}\n'

@@ -25,7 +25,7 @@ def test_several_searches_are_read_as_the_engine_reads_them():
     "text", ["", "{}", "{}\n", "{}\n{}", lines(("{}", "{}"), ("{}", "")), lines(("[]", "{}")), lines(("{}", "{")),
              "\n\n{}\n{}\n"]
 )  # fmt: skip
-def test_lines_that_the_engine_refuses_are_not_read(text):
+def test_broken_lines_are_refused(text):
     with pytest.raises(InputError):
         read_msearch(text, "i")
 

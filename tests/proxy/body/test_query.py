@@ -305,7 +305,7 @@ def test_every_other_node_comes_out_equal(case):
 
 
 @given(bodies())
-def test_a_text_stands_for_all_leaves_that_hold_it(case):
+def test_equal_texts_are_one_text(case):
     body, planted = case
     typed = find_typed(body)
     counted = [p for p in planted if p.scoring] or planted
@@ -396,7 +396,7 @@ def test_two_texts_are_ambiguous_until_somebody_says_which():
     assert find_typed(body, path="query.bool.should").reason == "ambiguous"
 
 
-def test_what_was_typed_may_stand_in_a_leaf_in_another_form_or_nowhere():
+def test_the_typed_text_may_differ_from_the_leafs_or_be_in_none():
     body = {"query": {"bool": {"must": [
         {"query_string": {"query": "(boots OR boot) AND year:2020", "fields": ["title"]}}, {"match": {"brand": "Acme"}},
     ]}}}  # fmt: skip
@@ -407,7 +407,7 @@ def test_what_was_typed_may_stand_in_a_leaf_in_another_form_or_nowhere():
     assert find_typed({}, "  ") == Typed("", (), "no_text")
 
 
-def test_a_filter_counts_where_there_is_nothing_else():
+def test_a_filter_counts_if_there_is_nothing_else():
     filtered = {"query": {"bool": {"filter": [{"match": {"title": "boots"}}]}}}
     assert find_typed(filtered).text == "boots"
     assert with_alternatives(filtered, find_typed(filtered), REWRITE) == filtered
@@ -416,7 +416,7 @@ def test_a_filter_counts_where_there_is_nothing_else():
     assert find_typed(both, "acme").leaves[0].fields == ("brand",)
 
 
-def test_a_body_of_very_many_texts_has_none_that_was_typed():
+def test_a_body_with_very_many_texts_has_no_typed_text():
     body = {"query": {"bool": {"should": [MATCH] * (MAX_LEAVES + 1)}}}
     assert find_typed(body).reason == "ambiguous"
     assert find_typed(body, "boots") == Typed("boots", ())
@@ -424,7 +424,7 @@ def test_a_body_of_very_many_texts_has_none_that_was_typed():
 
 
 @pytest.mark.parametrize("member", ["query", "retriever"])
-def test_what_lies_too_deep_is_opaque(member):
+def test_deeply_nested_parts_are_opaque(member):
     deep = MATCH if member == "query" else {"standard": {"query": MATCH}}
     for _ in range(100_000):
         deep = {"bool": {"must": [deep]}} if member == "query" else {"rescorer": {"retriever": deep}}
@@ -475,11 +475,11 @@ def test_what_lies_too_deep_is_opaque(member):
         ),
     ],
 )  # fmt: skip
-def test_other_words_are_asked_as_the_text_is_but_none_of_them_is_demanded(query, expected):
+def test_other_words_are_searched_as_the_text_is_but_may_be_missing(query, expected):
     assert words_query(find_typed({"query": query}), REWRITE) == {"bool": {"should": [expected]}}
 
 
-def test_leaves_on_the_same_fields_speak_once():
+def test_leaves_on_the_same_fields_count_once():
     phrase = {"match_phrase": {"title": {"query": "boots", "boost": 10}}}
     fields = {"multi_match": {"query": "boots", "fields": ["title^2", "body"]}}
     body = {"query": {"bool": {"should": [phrase, MATCH, MATCH, fields]}}}
@@ -494,7 +494,7 @@ def test_leaves_on_the_same_fields_speak_once():
     assert found[1]["bool"]["should"][1]["match"]["title"]["boost"] == 1.0
 
 
-def test_joins_stand_around_other_words_as_around_the_leaf():
+def test_joins_around_a_leaf_are_around_other_words_too():
     inner = {"nested": {"path": "parts.makers", "query": {"match": {"parts.makers.name": "boots"}}}}
     body = {"query": {"has_child": {"type": "answer", "query": {"nested": {"path": "parts", "query": inner}}}}}
     (asked,) = words_query(find_typed(body), [Clause("hiking")])["bool"]["should"]
@@ -502,7 +502,7 @@ def test_joins_stand_around_other_words_as_around_the_leaf():
     assert (within["path"], list(within["query"]["match"])) == ("parts.makers", ["parts.makers.name"])
 
 
-def test_two_rules_of_one_query_are_one_choice():
+def test_two_rules_of_one_query_get_alternatives_once():
     rules = [{"match": {"query": "boots"}}, {"match": {"query": "boots", "ordered": True}}]
     query = {"intervals": {"title": {"any_of": {"intervals": rules}}}}
     typed = find_typed({"query": query})
@@ -511,7 +511,7 @@ def test_two_rules_of_one_query_are_one_choice():
 
 
 @pytest.mark.parametrize("boost", ["high", None, [], -1, float("nan"), float("inf"), 10**400, True])
-def test_a_boost_that_is_none_counts_once(boost):
+def test_an_invalid_boost_counts_as_one(boost):
     body = {"query": {"bool": {"boost": boost, "must": {"match": {"title": {"query": "boots", "boost": boost}}}}}}
     (asked,) = words_query(find_typed(body), [Clause("hiking")])["bool"]["should"]
     assert asked["match"]["title"]["boost"] == 1.0
@@ -530,7 +530,7 @@ def test_odd_types_hold_no_text(kind, odd):
     with_alternatives(highlighted, find_typed(highlighted), REWRITE)
 
 
-def test_words_have_no_place_beside_a_search_by_meaning():
+def test_a_search_by_meaning_gets_no_other_words():
     body = {"query": {"semantic": {"field": "body", "query": "boots"}}}
     assert find_typed(body).text == "boots"
     assert words_query(find_typed(body), REWRITE) is None
@@ -551,7 +551,7 @@ def test_highlights_keep_the_words_of_the_client():
     assert with_alternatives(kept, find_typed(kept), REWRITE)["highlight"] == {"highlight_query": own}
 
 
-def test_a_body_that_does_not_hold_the_text_stays():
+def test_a_body_without_the_text_stays_as_it_is():
     typed = find_typed({"query": MATCH})
     for other in ({}, {"query": {"match": {"title": "shoes"}}}, {"query": {"term": {"title": "boots"}}}):
         assert with_alternatives(other, typed, REWRITE) == other
@@ -616,7 +616,7 @@ EACH_FORM = [
 
 @pytest.mark.elasticsearch
 @pytest.mark.parametrize("query", EACH_FORM, ids=lambda query: next(iter(query)))
-def test_the_node_takes_other_words_beside_every_form_and_lifts_what_holds_them(ask, query):
+def test_a_node_accepts_other_words_with_every_form_and_ranks_by_them(ask, query):
     body = {"query": query}
     typed = find_typed(body)
     before, after = ask(body), ask(rescored(body, typed))
@@ -628,7 +628,7 @@ def test_the_node_takes_other_words_beside_every_form_and_lifts_what_holds_them(
 
 
 @pytest.mark.elasticsearch
-def test_words_are_asked_of_a_field_of_numbers_without_harm(ask):
+def test_words_on_a_field_of_numbers_do_no_harm(ask):
     body = {"query": {"match": {"year": "1999"}}}
     assert list(shown(ask(rescored(body, find_typed(body))))) == ["1"]
     assert list(shown(ask(with_alternatives(body, find_typed(body), REWRITE)))) == ["1"]
@@ -649,7 +649,7 @@ def highlights(hit):
             "name": "all", "size": 9, "highlight": {"fields": {"title": {}}}}}},
     ],
 )  # fmt: skip
-def test_more_is_found_and_the_words_of_the_client_are_marked(ask, body):
+def test_more_is_found_and_the_clients_words_are_highlighted(ask, body):
     asked = body | {"highlight": {"fields": {"title": {}}}}
     before, more = (
         {name: marks for hit in ask(one)["hits"]["hits"] for name, marks in highlights(hit).items()}
@@ -665,7 +665,7 @@ def test_more_is_found_and_the_words_of_the_client_are_marked(ask, body):
 @pytest.mark.elasticsearch
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(trees(lexical, COMPOUND))
-def test_the_matching_set_stays_or_grows_by_what_was_asked(ask, pair):
+def test_the_matching_set_stays_in_boost_and_grows_in_recall(ask, pair):
     body = {"query": pair[0], "highlight": {"fields": {"title": {}, "parts.name": {}}}}
     try:
         before = ask(body)
