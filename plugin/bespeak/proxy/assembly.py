@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bespeak.errors import EngineError
@@ -63,12 +64,8 @@ def assemble(
     metrics.watch_share(lambda: share.value)
     ahead = Ahead(parts.rewriter, store, chains, (runs.rewrites, runs.encodings))
     audience = Audience(Identify(options.jwt_key), share)
-    data = UserData(
-        store,
-        recorder,
-        [chains.forget, ahead.forget, *forgetting(parts)],  # reading ahead ends before the rewriter forgets
-        lambda tenant: parts.learnt is not None and parts.learnt.holds(tenant),
-    )
+    # Reading ahead ends before the rewriter forgets.
+    data = UserData(store, recorder, [chains.forget, ahead.forget, *forgetting(parts)], partial(is_learnt, parts))
     hooks = Hooks(
         rewriting(store, parts, runs.rewrites),
         lambda: missing(upstream),
@@ -76,16 +73,9 @@ def assemble(
     )
     own = Routes(data, hooks, metrics, share, options.token)
     closing = [
-        *([documents.close] if documents else []),
-        recorder.close,
-        own.close,
-        ahead.close,
-        runs.rewrites.close,
-        runs.encodings.close,
-        cache.close,
-        runs.reads.close,
-        store.close,
-    ]
+        *([documents.close] if documents else []), recorder.close, own.close, ahead.close,
+        runs.rewrites.close, runs.encodings.close, cache.close, runs.reads.close, store.close,
+    ]  # fmt: skip
     searches = Searches(upstream, personaliser, audience, recorder, metrics, ahead)
     return Proxy(upstream, searches=searches, own=own, passed=metrics.passed, closing=closing)
 
@@ -104,6 +94,11 @@ def forgetting(parts: Parts) -> list[Callable[[UserKey], object]]:
     forgets += [parts.context.forget] if parts.context else []
     forgets += [parts.terms.forget] if parts.terms else []
     return forgets
+
+
+def is_learnt(parts: Parts, tenant: str) -> bool:
+    """Whether something was learnt from the tenant's users."""
+    return parts.learnt is not None and parts.learnt.holds(tenant)
 
 
 def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:

@@ -6,7 +6,7 @@ import pytest
 
 from bespeak.proxy.body.reply import read_reply
 from bespeak.proxy.body.search import read_search, typed_text
-from bespeak.proxy.body.window import hits_query, words_body
+from bespeak.proxy.body.window import hits_query, widen, words_body
 from bespeak.records import Clause
 
 COAT = {"match": {"text": "coat"}}
