@@ -1,9 +1,9 @@
-# `make demo` and `make test` need Python 3.11 or later, git and make; everything else is set up here.
+# All targets need Python 3.11 or later, git and make; they install everything else into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-train check clean
 
 demo: $(VENV)/demo
 	@$(BIN)/bespeak demo
@@ -11,6 +11,10 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	$(BIN)/bespeak models build
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-train: $(VENV)/train
+	$(BIN)/bespeak models build
+	$(BIN)/python -m pytest -m train $(PYTEST)
 
 check: $(VENV)/test
 	$(BIN)/ruff check .
@@ -30,4 +34,8 @@ $(VENV)/demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	@touch $@ $(VENV)/demo
+
+$(VENV)/train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,train]'
 	@touch $@ $(VENV)/demo

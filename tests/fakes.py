@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from bespeak.engines import IndexInfo, Rejected
 from bespeak.errors import IndexMissing
+from bespeak.reading import Reading
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
+from bespeak.statuses import RewriteStatus
 from bespeak.text.analysis import terms
 
 ADA = UserKey("", "ada")
@@ -43,8 +46,8 @@ class ScriptedRewriter:
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
         if query not in self.table:
-            return Rewrite(query, query, status="full", model="scripted 1")
-        return Rewrite(query, self.table[query], self.terms, "full", model="scripted 1")
+            return Rewrite(query, query, status=RewriteStatus.FULL, model="scripted 1")
+        return Rewrite(query, self.table[query], self.terms, RewriteStatus.FULL, model="scripted 1")
 
     def warm(self, profile: Profile) -> None:
         pass
@@ -120,3 +123,13 @@ class MemoryEngine:
 
     def close(self) -> None:
         pass
+
+
+def reading_of(query: str, profile: Profile, **members: object) -> Reading:
+    """A query that nothing was done to, but for `members`."""
+    rewrite = Rewrite(query, query, status=RewriteStatus.FULL)
+    return replace(Reading(query, profile, "", "", rewrite), **members)
+
+
+def shown_text(hit: Hit) -> str:
+    return str(hit.source.get("text", ""))

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes with a CPU each, on loopback addresses, and a driver whose run is watched and cut off."""
+"""A Ray cluster of two nodes with one CPU each, on loopback addresses, and a driver that tests watch and interrupt."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _end(node: subprocess.Popen[bytes]) -> None:
 
 
 class Noting(LastTurn):
-    """Takes its time, and notes each query and the process in a file."""
+    """Is slow, and records each query and process in a file."""
 
     def __init__(self, log: Path, wait_s: float) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Noting(LastTurn):
 
 
 class Deadly(LastTurn):
-    """Takes its process with it."""
+    """Kills its process."""
 
     def rewrite(self, query, profile, budget_ms=None):
         os._exit(1)
@@ -129,7 +129,7 @@ def main(address: str, folder: Path, kind: str) -> None:
     if kind == "deadly":
         on_ray.RETRIES = 2
         open_tools = partial(make_tools, folder / "data", rewriter=Deadly)
-    on_ray.rewrite_on_ray(job, open_tools, lambda step: print("done", step.read_bytes, flush=True))
+    on_ray.rewrite_on_ray(job, open_tools, lambda _, read_bytes: print("done", read_bytes, flush=True))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import stat
 import pytest
 from filelock import Timeout
 
-from bespeak.files import locked, replace_folder, replacing
+from bespeak.files import locked, rename_durably, replace_folder, replacing
 
 
 @pytest.fixture
@@ -68,3 +68,11 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_lost_by_a_killed_one(tmp_pa
     finally:
         other.kill()
         other.join(30)
+
+
+def test_a_finished_file_takes_the_name_of_another(folder):
+    made, path = folder / "made", folder / "path"
+    made.write_text("new")
+    path.write_text("old")
+    rename_durably(made, path)
+    assert [(found.name, found.read_text()) for found in folder.iterdir()] == [("path", "new")]

@@ -1,16 +1,15 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import IndexMissing, ModelError, StoreError, UsageError
 from bespeak.parts import Parts
-from bespeak.pipeline import MAX_QUERY_CHARS, Context, plan, search, steady
-from bespeak.ranking.rerank import Part, mix
-from bespeak.records import Clause, EngineQuery, Hit, Preference, Profile, Request, Statement, Term, Turn
+from bespeak.pipeline import search
+from bespeak.reading import MAX_QUERY_CHARS, read
+from bespeak.records import Clause, EngineQuery, Preference, Profile, Request, Statement, Term, Turn
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.settings import Settings, Weights
 from fakes import ADA, BagEncoder, MemoryEngine, ScriptedRewriter
@@ -99,7 +98,7 @@ def test_without_anything_to_personalise_the_engines_order_stays_whatever_the_we
 def test_the_rewrite_reaches_the_engine_beside_the_query_as_typed():
     engine = MemoryEngine(BagEncoder(), THINGS)
     result = search(engine, Known(turns=TURNS), ask("and an engine"), parts(SAIL), NOW)
-    asked = engine.asked[0]
+    asked = engine.asked[1]
     assert [c.text for c in asked.required] == ["and an engine"]
     assert asked.optional[0].text == "boat and an engine"
     assert ids(result)[0] == "boat"
@@ -181,15 +180,13 @@ def test_an_index_without_vectors_is_embedded_on_the_way():
 def test_vectors_of_another_encoder_are_not_compared():
     foreign = MemoryEngine(BagEncoder(name="foreign"), THINGS)
     search(foreign, Known(turns=TURNS), ask("wheels"), parts(), NOW)
-    assert foreign.asked[0].vector is None
+    assert foreign.asked[1].vector is None
 
 
-def test_planning_changes_nothing_in_the_request():
-    request = ask("and an engine")
+def test_reading_keeps_the_query_as_typed():
     profile = Profile(ADA, turns=TURNS, statements=(Statement("I sail", "s"),))
-    asked = plan(request, profile, ENGINE.describe("things"), parts(SAIL))
-    assert asked.request == ask("and an engine")
-    assert asked.rewrite.query == "and an engine"
+    reading = read("and an engine", profile, parts(SAIL))
+    assert (reading.query, reading.rewrite.query, reading.profile) == ("and an engine", "and an engine", profile)
 
 
 @pytest.mark.parametrize("query", ["", "   ", "\n\t"])
@@ -206,14 +203,3 @@ def test_a_query_beyond_the_limit_is_refused_with_both_numbers():
 def test_no_such_index_is_the_engines_sentence():
     with pytest.raises(IndexMissing):
         search(ENGINE, Known(), replace(ask("wheels"), index="nothing"), parts(), NOW)
-
-
-@pytest.mark.parametrize(("context", "kept"), [((1, 0.1), True), ((-1, 0.3), False)])
-def test_a_context_that_finds_the_same_hits_leaves_most_of_the_query_as_typed(context, kept):
-    angles = np.linspace(0, np.pi, 40)
-    hits = [Hit(str(n), 0.0, n, {}, np.array([np.cos(a), np.sin(a)], np.float32)) for n, a in enumerate(angles)]
-    typed, turn = Part(np.array([1, 0], np.float32)), Part(np.array(context, np.float32) * 2, "turn 1")
-    before = Context(mix([typed, turn]), turn, typed)
-    after = steady(hits, before)
-    assert (after.query.vector @ typed.vector > before.query.vector @ typed.vector + 1e-6) == kept
-    assert np.linalg.norm(after.query.vector) == pytest.approx(1)

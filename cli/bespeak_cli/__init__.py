@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls the library, prints. Heavy imports stay inside the commands."""
+"""The command line. Each command parses, calls the library and prints; heavy imports stay in its functions."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 import click
 
-COMMANDS = {  # name -> module; the function in it has the command's name, "-" as "_"
-    "demo": "demo",
-    "index": "index",
-    "search": "search",
-    "remember": "remember",
-    "rewrite": "rewrite",
-    "events": "events",
-    "profile": "profile",
-    "learn": "learn",
-    "evaluate": "evaluate",
-    "tune": "tune",
-    "serve": "serve",
-    "models": "models",
+COMMANDS = {  # each has a module and a function of its name
+    "demo": "Watch three personalised searches over Python's own documentation.",
+    "index": "Load documents from JSON lines or CSV into an index.",
+    "search": "Search for a user: rewritten, reranked, explained.",
+    "remember": "Record what a user says about themselves.",
+    "rewrite": "Rewrite the queries of a file.",
+    "events": "Load recorded queries and events.",
+    "profile": "Show, export, pause or delete what is known about a user.",
+    "learn": "Learn which documents the same people like.",
+    "evaluate": "Measure retrieval and personalisation on judged data.",
+    "tune": "Choose the settings that fit your judgments or clicks best.",
+    "serve": "Run the proxy in front of Elasticsearch.",
+    "models": "List, verify, build, export and train models.",
 }
 
 
 class Commands(click.Group):
-    """Imports a command only when it is called, and turns every BespeakError into one sentence."""
+    """A group that imports a command when it is called, and shows every BespeakError as one sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -33,13 +33,12 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"bespeak_cli.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"bespeak_cli.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(SUMMARIES.items()))
+            formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         from bespeak.errors import BespeakError, UsageError
@@ -52,32 +51,12 @@ class Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-SUMMARIES = {
-    "demo": "Three turns of one user over Python's own documentation.",
-    "index": "Load a JSON lines or CSV file into an index, with embeddings.",
-    "search": "Search as somebody: rewritten, reranked, explained.",
-    "remember": "Keep a statement of a user.",
-    "rewrite": "Rewrite the queries of a file.",
-    "events": "Load what users did.",
-    "profile": "See, take along, pause or delete what is known of a user.",
-    "learn": "Learn from what people did together.",
-    "evaluate": "Measure retrieval and personal gain on judged data.",
-    "tune": "Choose the weights that your judgments or clicks speak for.",
-    "serve": "Personalise an Elasticsearch that you have, as a proxy.",
-    "models": "List, verify, build and export models.",
-}
-
-
 def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
-    """Makes the file's tables the defaults of the commands of the same name; options and variables go before it."""
-    if path is None:
-        return None
-    import tomllib
+    """Makes the file's tables the defaults of the commands; options and variables override them."""
+    if path is not None:
+        from bespeak_cli.configuration import read_defaults
 
-    try:
-        ctx.default_map = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}") from error
+        ctx.default_map = read_defaults(path, ctx)
     return path
 
 
@@ -85,25 +64,34 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) 
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Events, profiles and embedded indices.",
+    show_default="the user's data folder",
+    help="Folder of events, profiles and embedded indices.",
 )
-@click.option("--cache-dir", type=click.Path(path_type=Path, file_okay=False), help="Models that were built here.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    show_default="the user's cache folder",
+    help="Folder of models that were built on this machine.",
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=read_config,
     is_eager=True,
-    help="A TOML file with a table of defaults per command.",
+    help="TOML file of defaults, with a table for each command, such as [search] or [events.load].",
 )
 @click.version_option(package_name="bespeak")
 @click.pass_context
 def cli(ctx: click.Context, data_dir: Path | None, cache_dir: Path | None, config: Path | None) -> None:
-    """Personalised search in front of Elasticsearch."""
+    """Personalised search in front of Elasticsearch. See it work with `bespeak demo`.
+
+    Each option can also be given as a variable (BESPEAK_SEARCH_WINDOW for `search --window`) or in --config.
+    """
     ctx.obj = Folders(data_dir, cache_dir)
 
 
 class Folders:
-    """Where the user's data and the built models lie; made when first asked for."""
+    """The folders of the user's data and of the built models, which are made when they are first needed."""
 
     def __init__(self, data_dir: Path | None, cache_dir: Path | None) -> None:
         self._data, self._cache = data_dir, cache_dir
@@ -116,7 +104,7 @@ class Folders:
 
     @property
     def learnt(self) -> Path:
-        """Where `bespeak learn` writes; not made by who only reads."""
+        """The data folder, which holds what `bespeak learn` wrote; it is not made to be read."""
         import platformdirs
 
         return self._data or platformdirs.user_data_path("bespeak")
@@ -128,7 +116,7 @@ class Folders:
         return self._made(self._cache or platformdirs.user_cache_path("bespeak"))
 
     def absolute(self) -> Folders:
-        """The same for another process; on another machine, folders that are not named are those of its own user."""
+        """The same folders for another process. On another machine, the defaults are those of its own user."""
         return Folders(*(path and path.absolute() for path in (self._data, self._cache)))
 
     @staticmethod

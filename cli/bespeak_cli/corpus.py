@@ -1,4 +1,4 @@
-"""The demo's documents: the docstrings and language topics that every Python carries."""
+"""The demo's documents: docstrings and language topics that come with every Python."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Modules that few readers ask for, among them all that PEP 594 removed: they would only make the first run longer.
-UNASKED = """
+# Modules that few readers look for, among them all that PEP 594 removed. They would make the first run longer.
+RARE = """
     antigravity this idlelib lib2to3 turtledemo tkinter turtle test ensurepip pydoc_data distutils encodings ctypes
     venv msilib nturl2path ntpath aifc asynchat asyncore audioop cgi cgitb chunk crypt imghdr imp mailcap nis nntplib
     ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib imaplib poplib pickletools bdb xml xmlrpc wsgiref
     lib2to3 opcode dis symtable tabnanny pyclbr sre_compile sre_parse sre_constants netrc curses dbm binhex formatter
     parser symbol macpath modulefinder"""
-LEFT_OUT = frozenset(UNASKED.split())
+LEFT_OUT = frozenset(RARE.split())
+EXTENSIONS = """
+    builtins math itertools time array binascii cmath errno gc marshal select sys unicodedata zlib faulthandler
+    atexit"""
 TESTS = ("test", "tests", "testmock")
 SHORTEST = 60
-"""Characters below which a docstring tells too little to be a document."""
+"""A docstring with fewer characters is not a document."""
 
 
 def read_python_documentation() -> Iterator[dict[str, str]]:
@@ -42,7 +45,7 @@ def read_topics() -> Iterator[tuple[str, str]]:
 
 
 def read_sources() -> Iterator[tuple[str, str]]:
-    """From the library's source files, without running them."""
+    """Names and docstrings from the standard library's source files, without running them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted([*root.glob("*.py"), *root.glob("*/*.py"), *root.glob("*/*/*.py")]):
         parts = path.relative_to(root).with_suffix("").parts
@@ -68,25 +71,8 @@ def read_tree(node: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def read_extensions() -> Iterator[tuple[str, str]]:
-    """From the modules written in C, which have no source to read."""
-    for name in (
-        "builtins",
-        "math",
-        "itertools",
-        "time",
-        "array",
-        "binascii",
-        "cmath",
-        "errno",
-        "gc",
-        "marshal",
-        "select",
-        "sys",
-        "unicodedata",
-        "zlib",
-        "faulthandler",
-        "atexit",
-    ):
+    """Names and docstrings of modules written in C, which have no Python source."""
+    for name in EXTENSIONS.split():
         try:
             module = import_module(name)
         except ImportError:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bespeak_cli.progress import Progress
+
 if TYPE_CHECKING:
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.models.encoder import Encoder
@@ -89,13 +91,13 @@ def index_documentation(engine: EmbeddedEngine, encoder: Encoder) -> int:
     except IndexMissing:
         pass
     engine.create(INDEX, ("title", "text"), encoder.dim, encoder.name)
-    with click.progressbar(length=len(rows), label="Reading Python's documentation, once", file=sys.stderr) as bar:
+    with Progress("Reading Python's documentation, once") as bar:
         documents = []
         for start in range(0, len(rows), 128):
             some = rows[start : start + 128]
             vectors = encoder.encode([f"{row['title']} {row['text'][:OPENING]}" for row in some])
             documents += [Document(row["_id"], row, vector) for row, vector in zip(some, vectors, strict=True)]
-            bar.update(len(some))
+            bar.update(len(documents), len(rows))
     engine.load(INDEX, documents)
     engine.refresh(INDEX)
     return len(documents)

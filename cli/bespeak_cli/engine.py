@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option("--elasticsearch", metavar="URL", help="Use this Elasticsearch instead of the embedded engine."),
+CREDENTIAL_OPTIONS = (
     click.option("--api-key", metavar="KEY", help="For Elasticsearch: an encoded API key."),
-    click.option("--basic", metavar="USER:PASSWORD", help="For Elasticsearch: a user with a password."),
+    click.option("--basic", metavar="USER:PASSWORD", help="For Elasticsearch: a user and a password."),
     click.option(
         "--ca-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="For Elasticsearch: the certificate (PEM) that signed its own.",
+        help="For Elasticsearch: the certificate (PEM) of the authority that signed its own.",
     ),
+)
+_OPTIONS = (
+    click.option("--elasticsearch", metavar="URL", help="Use this Elasticsearch instead of the embedded engine."),
+    *CREDENTIAL_OPTIONS,
 )
 
 

@@ -1,29 +1,23 @@
-"""`bespeak evaluate`: what retrieval and personalisation reach on judged data, or whether expected scores hold."""
+"""`bespeak evaluate`: measures retrieval and personalisation on judged data, or checks expected scores."""
 
 from __future__ import annotations
 
-import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bespeak_cli.engine import engine_options, open_engine
-from bespeak_cli.examples import as_examples, examples_data
-from bespeak_cli.mixing import MIXED, mixing_options
+from bespeak_cli.engine import engine_options, open_engine_of
+from bespeak_cli.mixing import MIXED, mixing_options, read_settings
+from bespeak_cli.progress import Progress
+from bespeak_cli.store import profiles_option
 
 if TYPE_CHECKING:
     from bespeak.engines import Engine
-    from bespeak.evaluation.examples import Examples
-    from bespeak.evaluation.measures import Estimate
-    from bespeak.evaluation.regressions import Check, Expected
-    from bespeak.evaluation.systems import Cell
-    from bespeak.models.encoder import Encoder
-    from bespeak.parts import Parts
+    from bespeak.evaluation.measurement import Bench, Measured, Selection
+    from bespeak.evaluation.regressions import ExpectedScores
     from bespeak.rewriting.rewriter import Rewriter
-    from bespeak.session.context import ContextEncoder
 
 
 def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -31,218 +25,169 @@ def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None)
     return tuple(name.strip() for name in (value or "").split(",") if name.strip())
 
 
+class NamesOption(click.Option):
+    """An option whose help lists the names that the library knows."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from bespeak.evaluation import movielens, systems
+
+        names = {
+            "system": f"{', '.join(systems.SYSTEMS)}; for MovieLens {', '.join(movielens.SYSTEMS)}.",
+            "stage": f"{', '.join(systems.STAGES)}; all if not given. MovieLens has no stages.",
+        }
+        self.help = names[str(self.name)]
+        return super().get_help_record(ctx)
+
+
 @click.command()
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A judged collection or MovieLens (see docs/evaluation.md); with --check the folder that holds them.",
-)
-@click.option(
-    "--system",
-    callback=split_names,
-    metavar="NAMES",
-    help="raw, last-turn, terms, rewrite, rewrite-alone, human; for MovieLens engine, user, learnt, popularity, "
-    "item-knn.",
-)
-@click.option("--stage", callback=split_names, metavar="NAMES", help="lexical, dense, hybrid; all if not given.")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many queries, or users.")
-@click.option(
-    "--every", type=click.IntRange(min=1), help="Every so manieth query, or the users whose number it divides."
-)
-@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="A judged collection or MovieLens (see docs/evaluation.md). "
+              "With --check: the folder that holds them.")  # fmt: skip
+@click.option("--system", cls=NamesOption, callback=split_names, metavar="NAMES")
+@click.option("--stage", cls=NamesOption, callback=split_names, metavar="NAMES")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most this many queries (for MovieLens: users).")
+@click.option("--every", type=click.IntRange(min=1),
+              help="Use every Nth query (for MovieLens: users whose id is divisible by N).")  # fmt: skip
+@click.option("--encoder", help="Name or folder of an encoder; the shipped one if not given.")
 @mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--examples", type=click.IntRange(min=1), metavar="N", help="Show the N best and the N worst rewrites.")
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="For MovieLens: a picture of the gain by length of history, .png or .svg; needs the extra plot.",
-)
-@click.option("--interleaving", is_flag=True, help="What clicks say of what `serve --compare` compared.")
-@click.option(
-    "--check",
-    "checks",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file of expected scores; exit 1 where one is missed. May be given many times.",
-)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="For MovieLens: plot the gain by length of history to FILE (.png, .svg or .pdf). "
+              "Needs the extra 'plot'.")  # fmt: skip
+@click.option("--through", metavar="URL",
+              help="Measure what clients of the proxy at this URL are served: systems direct, boost and recall. "
+              "The documents are loaded into its cluster.")  # fmt: skip
+@click.option("--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="With --through: the token for the proxy's own routes.")  # fmt: skip
+@click.option("--interleaving", is_flag=True, help="Report what clicks say about the sides of `serve --compare`.")
+@profiles_option
+@click.option("--check", "checks", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Check the scores in this file; exit code 1 if one is missed. May be repeated.")  # fmt: skip
 @engine_options
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
-    """Measure retrieval and personal gain on judged data.
+    """Measure retrieval and personalisation on judged data.
 
-    Vectors, rewrites and the index are kept in the cache folder, so that the next run is fast.
+    Vectors, rewrites and the index are kept in the cache folder, which makes the next run fast. --profiles is for
+    --interleaving alone, which reads the recorded events instead of judged data.
     """
     if options["interleaving"]:
-        report_compared(ctx, options)
+        report_comparisons(ctx, options)
         return
+    check_usage(options)
+    if options["checks"]:
+        check_all(ctx, options)
+    else:
+        show_scores(ctx, options)
+
+
+def check_usage(options: dict[str, Any]) -> None:
+    """Refuses options that do not fit, before anything is measured."""
+    from bespeak.evaluation.movielens import is_movielens
+    from bespeak.evaluation.plot import check_plot
+
+    if options["profiles"] != "sqlite":
+        raise click.UsageError("--profiles is for --interleaving: judged data bring their own profiles")
+    if options["through"]:
+        if options["elasticsearch"] or options["checks"] or options["plot"]:
+            raise click.UsageError("--through measures a proxy alone: leave --elasticsearch, --check and --plot out")
+    elif options["token_file"]:
+        raise click.UsageError("--token-file is for --through: add the proxy's URL")
     if options["data"] is None:
         raise click.MissingParameter(param_hint="'--data'", param_type="option")
     if options["plot"]:
-        check_plotted(options)
-    if options["checks"]:
-        check_all(ctx, options)
-        return
-    found = measure(ctx, options["data"], options)
+        if not is_movielens(options["data"]):
+            raise click.UsageError("only MovieLens has histories of several lengths: leave --plot out")
+        check_plot(options["plot"])
+
+
+def show_scores(ctx: click.Context, options: dict[str, Any]) -> None:
+    from bespeak.evaluation.measurement import baseline_of, measure
+    from bespeak_cli.scores import as_json, as_text
+
+    if options["through"]:
+        found = measure_through(ctx, options)
+    else:
+        found = measure(options["data"], read_selection(options), make_bench(ctx, options))
     if options["plot"]:
         from bespeak.evaluation.plot import plot_gains
 
-        plot_gains(found.cells, baseline(found.cells), options["plot"])
+        plot_gains(found.cells, baseline_of(found.cells), options["plot"])
+    click.echo(as_json(found) if options["format_"] == "json" else as_text(found))
+
+
+def measure_through(ctx: click.Context, options: dict[str, Any]) -> Measured:
+    from bespeak.evaluation.measurement import measure_proxy
+    from bespeak.evaluation.movielens import is_movielens
+    from bespeak.evaluation.through import RunningProxy
+    from bespeak.evaluation.topics import read_collection
+
+    if is_movielens(options["data"]):
+        raise click.UsageError("MovieLens is not measured through a proxy: leave --through out")
+    selection = read_selection(options)
+    collection = read_collection(options["data"]).cut(selection.limit, selection.every)
+    token = options["token_file"].read_text("utf-8").strip() if options["token_file"] else ""
+    bench = make_bench(ctx, options | {"elasticsearch": options["through"]})
+    return measure_proxy(collection, selection, RunningProxy(options["through"], token), bench)
+
+
+def report_comparisons(ctx: click.Context, options: dict[str, Any]) -> None:
+    """What the recorded clicks say about the sides that were compared."""
+    from contextlib import closing
+
+    from bespeak.evaluation.comparisons import ACTIONS, report
+    from bespeak_cli.compare import as_data, as_report
+    from bespeak_cli.store import check_store_options, open_store
+
+    check_store_options(options)
+    with closing(open_store(ctx.obj.data, options)) as store:
+        found = report(store.of_everyone(ACTIONS))
     if options["format_"] == "json":
         import json
 
         click.echo(json.dumps(as_data(found), indent=2))
     else:
-        click.echo(as_table(found.cells, found.facts))
-        if found.examples:
-            click.echo("\n" + as_examples(found.examples))
-
-
-def check_plotted(options: dict[str, Any]) -> None:
-    """A measure may take long: what forbids the picture is said before it."""
-    from bespeak.evaluation.movielens import is_movielens
-    from bespeak.evaluation.plot import check_plot
-
-    if not is_movielens(options["data"]):
-        raise click.UsageError("only MovieLens has histories of several lengths: leave --plot out")
-    check_plot(options["plot"])
-
-
-def report_compared(ctx: click.Context, options: dict[str, Any]) -> None:
-    """From the events in the data folder."""
-    from contextlib import closing
-    from dataclasses import asdict
-
-    from bespeak.evaluation.comparisons import ACTIONS, report
-    from bespeak.profiles.stores.sqlite import SqliteStore
-    from bespeak_cli.compare import as_report
-
-    with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
-        found = report(store.of_everyone(ACTIONS))
-    if options["format_"] == "json":
-        import json
-
-        click.echo(json.dumps([asdict(one) | {"better": one.better} for one in found], indent=2))
-    else:
         click.echo(as_report(found))
 
 
-class Measured(NamedTuple):
-    """The cells, what they were measured on, and examples where they were asked for."""
+def read_selection(options: dict[str, Any]) -> Selection:
+    from bespeak.evaluation.measurement import Selection
 
-    cells: list[Cell]
-    facts: dict[str, Any]
-    examples: Examples | None = None
-
-
-def measure(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
-    from bespeak.evaluation.movielens import is_movielens
-
-    if is_movielens(folder):
-        if options.get("examples"):
-            raise click.UsageError("MovieLens has no rewrites: leave --examples out")
-        if options.get("stage"):
-            raise click.UsageError("MovieLens has no stages: leave --stage out")
-        return measure_movielens(ctx, folder, options)
-    return measure_topics(ctx, folder, options)
+    return Selection(
+        tuple(options["system"] or ()),
+        tuple(options["stage"] or ()),
+        options["limit"],
+        options["every"] or 1,
+        options["examples"] or 0,
+    )
 
 
-def measure_topics(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
-    from bespeak.evaluation.examples import check_systems, find_examples
-    from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
-    from bespeak.evaluation.systems import STAGES, SYSTEMS, cells_of, check_names, load_collection, run_all, unhurried
-    from bespeak.evaluation.topics import read_collection
-    from bespeak.parts import Parts
-    from bespeak.rewriting.rewriter import Unchanged
-    from bespeak.session.terms import load_terms
-    from bespeak_cli.search import read_settings
+def make_bench(ctx: click.Context, options: dict[str, Any]) -> Bench:
+    from bespeak.evaluation.measurement import Bench
 
-    collection = read_collection(folder).cut(options.get("limit"), options.get("every") or 1)
-    systems = options.get("system") or ("raw", "last-turn", "rewrite") + (("human",) if has_human(collection) else ())
-    stages = options.get("stage") or STAGES
-    check_names("system", systems, SYSTEMS)
-    check_names("stage", stages, STAGES)
-    n_examples: int | None = options.get("examples")
-    if n_examples:
-        check_systems(systems)
-    settings = unhurried(read_settings(options))
-    kept = ctx.obj.cache / "evaluation"
-    encoder = open_encoder(ctx, options, collection.digest) if set(stages) != {"lexical"} else None
-    rewriter: Rewriter = Unchanged()
-    if {"rewrite", "rewrite-alone"} & set(systems):
-        rewriter = KeptRewriter(open_model(ctx), kept, collection.digest)
-    context = open_context(ctx, encoder, collection.digest) if encoder else None
-    parts = Parts(settings, rewriter, encoder, terms=load_terms(), context=context)
-    engine, index = open_index(ctx, options), index_name(collection.digest, encoder)
-    try:
-        load_collection(collection, engine, encoder, index)
-        runs = run_all(collection, systems, stages, engine, index, parts, progress("queries"))
-        examples = find_examples(collection, rewriter, runs, n_examples) if n_examples else None
-    finally:
-        for kept_part in (encoder, rewriter, context and context.encoder):
-            if isinstance(kept_part, KeptEncoder | KeptRewriter):
-                kept_part.save()
-        engine.close()
-    n_groups = len(set(collection.groups.values()))
-    facts = facts_of(collection.name, len(collection.topics), n_groups, "conversations", parts)
-    return Measured(cells_of(runs, collection, systems), facts, examples)
+    return Bench(
+        ctx.obj.cache,
+        read_settings(options),
+        options["encoder"],
+        partial(open_index, ctx, options),
+        partial(open_model, ctx),
+        lambda label: Progress(label).update,
+        partial(click.echo, err=True),
+    )
 
 
-def measure_movielens(ctx: click.Context, folder: Path, options: dict[str, Any]) -> Measured:
-    from bespeak.evaluation.movielens import Means, known_systems, read_movielens
-    from bespeak.evaluation.movielens import measure as run
-    from bespeak.evaluation.systems import embed, load_collection
-    from bespeak.parts import Parts
-    from bespeak.rewriting.rewriter import Unchanged
-    from bespeak_cli.search import read_settings
+def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
+    """Elasticsearch if its URL is given, otherwise an embedded engine in the cache folder."""
+    if options.get("elasticsearch"):
+        return open_engine_of(ctx.obj.data, options)
+    from bespeak.engines.embedded import EmbeddedEngine
 
-    data = read_movielens(folder, options.get("every") or 1, options.get("limit"))
-    encoder = open_encoder(ctx, options, data.movies.digest)
-    parts = Parts(read_settings(options), Unchanged(), encoder)
-    engine, index = open_index(ctx, options), index_name(data.movies.digest, encoder)
-    try:
-        load_collection(data.movies, engine, encoder, index)
-        means = Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
-        systems, note = (options["system"], "") if options.get("system") else known_systems(data)
-        if note:
-            click.echo(note.capitalize(), err=True)
-        cells = run(data, systems, means, progress("queries"))
-    finally:
-        encoder.save()
-        engine.close()
-    n_users = len(set(data.groups.values()))
-    return Measured(cells, facts_of(data.movies.name, len(data.queries), n_users, "users", parts))
+    return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
 
 
-def has_human(collection: Any) -> bool:
-    return all(topic.human_rewrite is not None for topic in collection.topics)
-
-
-def open_encoder(ctx: click.Context, options: dict[str, Any], label: str) -> Any:
-    from bespeak.evaluation.kept import KeptEncoder
-    from bespeak.models.encoder import load_encoder
-
-    encoder = load_encoder(options.get("encoder"), ctx.obj.cache)
-    return KeptEncoder(encoder, ctx.obj.cache / "evaluation", label, progress("vectors"))
-
-
-def open_context(ctx: click.Context, encoder: Encoder, label: str) -> ContextEncoder | None:
-    """None where no shipped one was trained for this encoder."""
-    from dataclasses import replace
-
-    from bespeak.evaluation.kept import KeptEncoder
-    from bespeak.session.context import load_context
-
-    context = load_context(encoder, ctx.obj.cache)
-    if context is None:
-        return None
-    kept = KeptEncoder(context.encoder, ctx.obj.cache / "evaluation", label, progress("sessions"))
-    return replace(context, encoder=kept)
-
-
-def open_model(ctx: click.Context) -> Any:
-    """The language model, built where it is not; never something else in its place, which would be measured for it."""
+def open_model(ctx: click.Context) -> Rewriter:
+    """The language model, built if missing. Never another rewriter: its scores would be taken for the model's."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.rewriter import choose_rewriter
     from bespeak_cli.parts import build_with_progress
@@ -254,113 +199,25 @@ def open_model(ctx: click.Context) -> Any:
         return choose_rewriter("model", ctx.obj.cache)
 
 
-def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
-    """Elasticsearch where it is named, else an embedded engine of our own in the cache folder."""
-    if options.get("elasticsearch"):
-        return open_engine(ctx, options)
-    from bespeak.engines.embedded import EmbeddedEngine
-
-    return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
-
-
-def index_name(digest: str, encoder: Encoder | None) -> str:
-    import hashlib
-
-    made_by = hashlib.sha256(encoder.name.encode()).hexdigest()[:8] if encoder else "lexical"
-    return f"bespeak-evaluation-{digest}-{made_by}"
-
-
-def facts_of(name: str, n_queries: int, n_groups: int, groups: str, parts: Parts) -> dict[str, Any]:
-    """What stands over the table."""
-    from bespeak.rewriting.rewriter import model_of
-
-    facts: dict[str, Any] = {"data": name, "queries": n_queries, groups: n_groups}
-    if parts.encoder:
-        facts |= {"encoder": parts.encoder.name, "weights": list(parts.settings.weights.as_tuple())}
-    return facts | ({} if parts.rewriter.name == "none" else {"rewriter": model_of(parts.rewriter)})
-
-
-def progress(label: str) -> Callable[[int, int], None]:
-    """A counter on stderr: one line on a terminal, one at the end elsewhere."""
-    live = sys.stderr.isatty()
-
-    def report(done: int, total: int) -> None:
-        if live:
-            click.echo(f"\r{label} {done}/{total}", err=True, nl=done == total)
-        elif done == total:
-            click.echo(f"{label} {total}", err=True)
-
-    return report
-
-
-def as_data(found: Measured) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    shown = {"examples": examples_data(found.examples)} if found.examples else {}
-    return found.facts | {"results": [asdict(cell) for cell in found.cells]} | shown
-
-
-def as_table(cells: Sequence[Cell], facts: dict[str, Any]) -> str:
-    """Scores with their intervals, then what each system gains; at most 80 columns."""
-    from bespeak.evaluation.measures import MEASURES
-
-    told = ", ".join(f"{name} {_brief(value)}" for name, value in facts.items())
-    lines = [*textwrap.wrap(told, 80, break_on_hyphens=False), ""]
-    lines.append(f"{'system':14}{'stage':9}" + "".join(f"{name:19}" for name in MEASURES).rstrip())
-    for cell in cells:
-        scores = "".join(f"{interval(cell.scores[name]):19}" for name in MEASURES)
-        lines.append(f"{cell.system:14}{cell.stage:9}{scores.rstrip()}")
-    gains = [cell for cell in cells if cell.gain]
-    if gains:
-        lines += ["", f"{'system':14}{'stage':9}{'nDCG@10 against ' + baseline(cells):26}{'worse':>8}{'better':>8}"]
-    for cell in gains:
-        assert cell.gain is not None
-        difference = interval(cell.gain.difference, "+")
-        lines.append(f"{cell.system:14}{cell.stage:9}{difference:26}{cell.gain.worse:8.1%}{cell.gain.better:8.1%}")
-    return "\n".join(lines)
-
-
-def baseline(cells: Sequence[Cell]) -> str:
-    from bespeak.evaluation import movielens, systems
-
-    return movielens.BASELINE if {c.system for c in cells} & set(movielens.SYSTEMS) else systems.BASELINE
-
-
-def _brief(value: Any) -> str:
-    return ":".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)
-
-
-def interval(estimate: Estimate, sign: str = "") -> str:
-    return " ".join((number(estimate.mean, sign), f"[{number(estimate.low, sign)} {number(estimate.high, sign)}]"))
-
-
-def number(value: float, sign: str) -> str:
-    """Three digits without the 0 before the point."""
-    text = f"{value:{sign}.3f}"
-    return text.replace("0.", ".", 1) if abs(value) < 0.9995 else text
-
-
 def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
-    """Runs each file's measure and says what came of each score; exit 1 on a miss."""
+    """Measures what each file names and shows a verdict for each score; exit code 1 if one is missed."""
+    from bespeak.evaluation.measurement import measure
     from bespeak.evaluation.regressions import check, read_expected
+    from bespeak_cli.scores import check_row
 
     failed = 0
     for path in options["checks"]:
         expected = read_expected(path)
-        measured = measure(ctx, options["data"] / expected.data, options | settled(expected))
+        named = options | named_options(expected)
+        measured = measure(options["data"] / expected.data, read_selection(named), make_bench(ctx, named))
         found = list(check(expected, measured.cells))
-        click.echo("\n".join([f"{path.name}: {expected.data}", *map(verdict_line, found)]))
+        click.echo("\n".join([f"{path.name}: {expected.data}", *map(check_row, found)]))
         failed += sum(one.verdict == "FAIL" for one in found)
     if failed:
         raise click.ClickException(f"{failed} of the scores are not as expected")
 
 
-def settled(expected: Expected) -> dict[str, Any]:
-    """The options that the file names, and no others."""
+def named_options(expected: ExpectedScores) -> dict[str, Any]:
+    """The options that the file names; the others are as if they were not given."""
     names = ("system", "stage", "limit", "every", "encoder", "weights", *MIXED, "examples")
     return {name: expected.options.get(name) for name in names}
-
-
-def verdict_line(one: Check) -> str:
-    found = "none" if one.found is None else f"{one.found:.3f}"
-    return f"{f'[{one.verdict}]':8}{one.system:14}{one.stage:9}{one.measure:11}{found} (expected {one.expected:.3f})"

@@ -1,9 +1,8 @@
-"""`bespeak events`: load what users did."""
+"""`bespeak events`: load recorded queries and events."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import click
 
 from bespeak_cli.identity import tenant_option
+from bespeak_cli.progress import Progress
 
 REJECTIONS_SHOWN = 20
 
 
 @click.group()
 def events() -> None:
-    """Load what users did."""
+    """Load recorded queries and events."""
 
 
 @events.command()
@@ -27,34 +27,37 @@ def events() -> None:
 @click.option(
     "--rejected",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every rejected line's number and reason here.",
+    help="Write the number of each rejected line and the reason to this file.",
 )
 @click.pass_context
 def load(ctx: click.Context, file: Path, tenant: str, rejected: Path | None) -> None:
-    """Load a file of UBI queries and events: JSON lines or a bulk file, plain or gzip.
+    """Load queries and events in the format of User Behavior Insights (UBI).
 
-    A load that was cut off goes on where it stood; a file loaded twice adds nothing.
+    FILE holds JSON lines or a body for Elasticsearch's _bulk API, plain or gzip. An interrupted load resumes when you
+    repeat the command; loading a file twice adds nothing.
     """
     from bespeak.errors import InputError
     from bespeak.profiles.events import load as load_events
     from bespeak.profiles.events import user_key
     from bespeak.profiles.stores.sqlite import SqliteStore
 
-    user_key(tenant, "anyone")  # a tenant that no event can have is wrong usage, not thousands of rejected lines
+    user_key(tenant, "anyone")  # an invalid tenant is wrong usage once, not thousands of rejected lines
     with closing(SqliteStore(ctx.obj.data / "bespeak.db")) as store:
-        with click.progressbar(length=file.stat().st_size, label=file.name, file=sys.stderr) as bar:
-            done = load_events(file, tenant, store, bar.update)
-        tell_rejections(store.rejections(done), done.rejected)
+        n_bytes = file.stat().st_size
+        with Progress(file.name) as bar:
+            done = load_events(file, tenant, store, lambda n_read: bar.advance(n_read, n_bytes))
+        report_rejections(store.rejections(done), done.rejected)
         if rejected:
             write_rejections(rejected, store.rejections(done))
         store.finish(done)
-    known = done.events - done.added
-    click.echo(f"{done.added} events added, {known} already there, {done.rejected} lines rejected")
+    n_known = done.events - done.added
+    click.echo(f"{done.added} events added, {n_known} already there, {done.rejected} lines rejected")
     if done.rejected and not done.events:
         raise InputError(f"no line of {file} could be read: is it a file of UBI queries or events?")
 
 
-def tell_rejections(rejections: Iterable[tuple[int, str]], n_rejected: int) -> None:
+def report_rejections(rejections: Iterable[tuple[int, str]], n_rejected: int) -> None:
+    """Prints the first rejected lines to stderr."""
     for line_no, reason in itertools.islice(rejections, REJECTIONS_SHOWN):
         click.echo(f"line {line_no}: {reason}", err=True)
     if n_rejected > REJECTIONS_SHOWN:

@@ -1,4 +1,4 @@
-"""The rewrites that `bespeak evaluate --examples` shows."""
+"""Prints the rewrites that `bespeak evaluate --examples` shows."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bespeak.evaluation.examples import Common, Example, Examples, Origin
+    from bespeak.evaluation.examples import Example, Examples, Origin, RewriteTraits
 
 KINDS = ("best", "worst", "all")
 
 
 def as_examples(found: Examples) -> str:
-    """At most 80 columns, save for a word that is longer."""
+    """At most 80 columns, unless a word is longer."""
     common = found.common
-    told = (
+    heading = (
         f"{common['best'].n_rewrites} best and {common['worst'].n_rewrites} worst of {common['all'].n_rewrites} "
         f"rewrites ({found.n_queries} queries), by nDCG@10 of {found.system} against raw, {found.stage}"
     )
-    lines = textwrap.wrap(told, 80)
+    lines = textwrap.wrap(heading, 80)
     for kind, examples in (("best", found.best), ("worst", found.worst)):
         for one in examples:
             lines += ["", *_one(kind, one)]
@@ -41,13 +41,13 @@ def _row(name: str, text: str) -> list[str]:
     return textwrap.wrap(text, 80, initial_indent=f"  {name:11}", subsequent_indent=" " * 13, break_long_words=False)
 
 
-def _common(common: dict[str, Common]) -> list[str]:
-    """A row for each thing, a column for each kind."""
+def _common(common: dict[str, RewriteTraits]) -> list[str]:
+    """A row for each trait, a column for each group of rewrites."""
 
-    def row(name: str, value: Callable[[Common], str]) -> str:
+    def row(name: str, value: Callable[[RewriteTraits], str]) -> str:
         return f"{name:34}" + "".join(f"{value(common[kind]):>8}" for kind in KINDS)
 
-    def share(place: Origin) -> Callable[[Common], str]:
+    def share(place: Origin) -> Callable[[RewriteTraits], str]:
         return lambda one: f"{one.origins[place]:.0%}"
 
     lines = [

@@ -1,4 +1,4 @@
-"""Who is asking: the options that name a user, a session and a tenant, everywhere alike."""
+"""The options that name a user, a session and a tenant, the same in every command."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-user_option = click.option("--user", help="Whose profile counts; nobody's if not given.")
-session_option = click.option("--session", default="", help="The run of turns that the query belongs to.")
-tenant_option = click.option("--tenant", default="", help="Whose users these are; tenants never share data.")
+user_option = click.option("--user", help="User whose profile is used. Without it, nothing is personalised.")
+session_option = click.option(
+    "--session", default="", help="Session: earlier queries of the same session explain the next one."
+)
+tenant_option = click.option("--tenant", default="", help="Tenant that the user belongs to. Tenants never share data.")
 
 
 def identity_options(command: Command) -> Command:
-    """Adds --user (None if not given), --session and --tenant ("" if not given)."""
+    """Adds --user (default None), --session and --tenant (default "")."""
     return user_option(session_option(tenant_option(command)))

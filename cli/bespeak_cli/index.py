@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bespeak_cli.engine import engine_options, open_engine
+from bespeak_cli.progress import Progress
 
 if TYPE_CHECKING:
     from bespeak.engines.loading import Loaded
@@ -18,18 +19,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--to", required=True, metavar="NAME", help="The index; it is made where it is not there.")
-@click.option("--fields", metavar="A,B", help="The fields to search; those that hold running text if not given.")
-@click.option("--id-field", metavar="X", help="The field with a document's id; _id, id or doc_id if not given.")
-@click.option("--encoder", help="A model's name or folder; the shipped one if not given.")
-@click.option("--embeddings/--no-embeddings", default=True, show_default=True, help="Add a vector to each document.")
+@click.option("--to", required=True, metavar="NAME", help="Index to load into; it is created if it does not exist.")
+@click.option("--fields", metavar="A,B", show_default="those with running text", help="Fields to search.")
+@click.option("--id-field", metavar="X", show_default="_id, id or doc_id", help="Field with the document's id.")
+@click.option("--encoder", metavar="MODEL", show_default="the shipped one", help="Name or folder of an encoder.")
+@click.option(
+    "--embeddings/--no-embeddings", default=True, show_default=True, help="Compute a vector for each document."
+)
 @engine_options
 @click.pass_context
 def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
-    """Load documents from JSON lines or CSV (a name ending in .csv or .tsv), plain or gzip; - is standard input.
+    """Load documents from JSON lines or CSV into an index.
 
-    A document replaces the one of the same id. A load that was cut off goes on where it stood when the same command is
-    given again; standard input is read anew.
+    FILE may be gzipped; its name ends in .csv or .tsv if it is CSV, and - reads standard input. A document replaces an
+    earlier one with the same id. An interrupted load resumes when you repeat the command, except from standard input.
     """
     from bespeak.engines.loading import Checkpoints, load
     from bespeak.errors import InputError
@@ -42,7 +45,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     checkpoints = Checkpoints(ctx.obj.data / "loads")
     with progress(file) as show:
         done = load(engine, target, source, encoder, fields, options["id_field"], checkpoints, show)
-    tell(done, target)
+    report(done, target)
     if not done.loaded:
         raise InputError(f"nothing of {file} could be loaded: is it JSON lines, or CSV with a header?")
 
@@ -55,26 +58,25 @@ def open_encoder(name: str | None, cache: Path) -> Any:
 
 @contextmanager
 def progress(file: Path) -> Iterator[Callable[[Loaded], None] | None]:
-    """A bar on standard error, moved by what it yields; nothing where the file's length is not known."""
+    """Shows a bar on stderr and yields what moves it; yields None if the file's length is not known."""
     n_lines = count_lines(file)
     if not n_lines:
         yield None
         return
-    bar: Any
-    with click.progressbar(length=n_lines, label=file.name, file=sys.stderr) as bar:
-        yield lambda done: bar.update(done.lines - bar.pos)
+    with Progress(file.name) as bar:
+        yield lambda done: bar.update(done.lines, n_lines)
 
 
 def count_lines(file: Path) -> int | None:
-    """How many lines a plain file has; None where only reading it would tell."""
+    """The number of lines of a plain file; None for standard input and compressed files."""
     if str(file) == "-" or file.name.endswith(".gz"):
         return None
     with file.open("rb") as stream:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) or None
 
 
-def tell(done: Loaded, index: str) -> None:
-    """The rejected lines to standard error, what was done to standard output."""
+def report(done: Loaded, index: str) -> None:
+    """Prints rejected lines to stderr, and a summary to stdout."""
     for line_no, reason in done.rejections:
         click.echo(f"line {line_no}: {reason}", err=True)
     if done.rejected > len(done.rejections):

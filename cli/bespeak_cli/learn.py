@@ -1,83 +1,64 @@
-"""`bespeak learn`: what people did together, from the events that are kept."""
+"""`bespeak learn`: learn from everybody's events which documents go together."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bespeak_cli.engine import engine_options
+from bespeak_cli.store import check_store_options, open_store, store_options
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from bespeak.profiles.events import EventStore
-
-
-profiles_option = click.option(
-    "--profiles", type=click.Choice(["sqlite", "elasticsearch"]), default="sqlite", show_default=True,
-    help="Where events are kept: on this machine, or in the cluster that --elasticsearch names.",
-)  # fmt: skip
+    from bespeak.errors import InputError
+    from bespeak.ranking.behaviour import Behaviour
 
 
 @click.command()
-@profiles_option
-@engine_options
+@store_options
 @click.pass_context
 def learn(ctx: click.Context, /, **options: Any) -> None:
-    """Learn from what people did together; searches use it from then on, each tenant its own.
+    """Learn from the recorded events which documents the same people like.
 
-    Run it again, say each night: a user's new events count at once, but only a new run learns from them for others.
+    The result is written to --data-dir, one file for each tenant, and every search there uses it from then on. Run
+    the command regularly, for example each night: new events count for their own user at once, but for other users
+    only after the next run.
     """
     from contextlib import closing
 
     from bespeak.errors import InputError
     from bespeak.profiles.deriving import PREFERRING
     from bespeak.ranking.behaviour import gather
-    from bespeak.ranking.learning import learn as solve
-    from bespeak.ranking.learning import learnt_path, write_learnt
 
-    def progress(step: str) -> None:
-        click.echo(step, err=True)
-
+    check_store_options(options)
     with closing(open_store(ctx.obj.data, options)) as store:
         tenants = gather(store.of_everyone(PREFERRING))
     if not tenants:
         raise InputError("there are no events of documents to learn from: load some with `bespeak events load`")
-    refused: list[InputError] = []
-    for tenant, behaviour in sorted(tenants.items()):
-        path = learnt_path(ctx.obj.data, tenant)
-        try:
-            learnt = solve(behaviour, progress)
-        except InputError as error:  # of this tenant alone
-            path.unlink(missing_ok=True)  # what was learnt of more events than there are now
-            refused.append(error)
-            progress(f"tenant {tenant or '(none)'}: {error}")
-            continue
-        digest = write_learnt(path, learnt)
-        click.echo(
-            f"Learnt from {behaviour.n_events} events of {behaviour.n_users} users on "
-            f"{len(learnt.doc_ids)} documents, version {digest[:12]}"
-        )
+    refused = [error for item in sorted(tenants.items()) if (error := learn_tenant(ctx.obj.data, *item))]
     if len(refused) == len(tenants):
         raise refused[0]
 
 
-def open_store(data: Path, options: dict[str, Any]) -> EventStore:
-    from bespeak.errors import UsageError
+def learn_tenant(data: Path, tenant: str, behaviour: Behaviour) -> InputError | None:
+    """Writes the tenant's file, or returns why there are too few events for one; then an old file is deleted."""
+    from bespeak.errors import InputError
+    from bespeak.ranking.learning import learn as solve
+    from bespeak.ranking.learning import learnt_path, write_learnt
 
-    if options["profiles"] == "sqlite":
-        from bespeak.profiles.stores.sqlite import SqliteStore
+    def report(step: str) -> None:
+        click.echo(step, err=True)
 
-        return SqliteStore(data / "bespeak.db")
-    if not options.get("elasticsearch"):
-        raise UsageError("--profiles elasticsearch needs --elasticsearch URL")
-    from bespeak.profiles.stores.elastic import ElasticsearchStore
-    from bespeak_cli.engine import credentials
-
-    return ElasticsearchStore(
-        options["elasticsearch"],
-        api_key=options["api_key"],
-        basic=credentials(options["basic"]),
-        ca_file=options["ca_file"],
+    path = learnt_path(data, tenant)
+    try:
+        learnt = solve(behaviour, report)
+    except InputError as error:
+        path.unlink(missing_ok=True)  # it was learnt from events that have been deleted since
+        report(f"tenant {tenant or '(none)'}: {error}")
+        return error
+    digest = write_learnt(path, learnt)
+    click.echo(
+        f"Learnt from {behaviour.n_events} events of {behaviour.n_users} users on "
+        f"{len(learnt.doc_ids)} documents, version {digest[:12]}"
     )
+    return None

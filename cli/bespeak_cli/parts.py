@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -84,13 +83,7 @@ def open_rewriter(
 def build_with_progress(cache_dir: Path) -> Path:
     """Builds the rewriter's model with a bar on stderr."""
     from bespeak.rewriting.build import build_rewriter
+    from bespeak_cli.progress import Progress
 
-    with click.progressbar(length=100, label="Building the rewriter, once", file=sys.stderr, show_eta=False) as bar:
-        shown = 0
-
-        def progress(_step: str, done: float) -> None:
-            nonlocal shown
-            bar.update(max(0, int(done * 100) - shown))
-            shown = max(shown, int(done * 100))
-
-        return build_rewriter(cache_dir, progress)
+    with Progress("Building the rewriter, once") as progress:
+        return build_rewriter(cache_dir, lambda step, done: progress.update(done, 1, step))

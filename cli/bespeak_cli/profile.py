@@ -1,4 +1,4 @@
-"""`bespeak profile`: see, take along, pause or delete what is known of a user."""
+"""`bespeak profile`: show, export, pause or delete what is known about a user."""
 
 from __future__ import annotations
 
@@ -22,27 +22,24 @@ PREFERENCES_SHOWN = 20
 
 @click.group()
 def profile() -> None:
-    """See, take along, pause or delete what is known of a user."""
+    """Show, export, pause or delete what is known about a user."""
 
 
 @profile.command()
 @click.argument("user")
 @session_option
 @tenant_option
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
-def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str) -> None:
-    """Show what is known of a user; of somebody unknown, nothing.
-
-    With --session also the turns of that session.
-    """
+def show(ctx: click.Context, user: str, session: str, tenant: str, format: str) -> None:
+    """Show what is known about USER; with --session, also the turns of that session."""
     from datetime import UTC, datetime
 
     from bespeak.profiles.events import user_key
 
     with opened_store(ctx) as store:
         known = store.profile(user_key(tenant, user), session, datetime.now(UTC))
-    click.echo(as_json(known) if format_ == "json" else as_text(known))
+    click.echo(as_json(known) if format == "json" else as_text(known))
 
 
 @profile.command()
@@ -50,7 +47,7 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format_: str)
 @tenant_option
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
-    """Write all events of a user as UBI lines, which `bespeak events load` takes back."""
+    """Write all events of USER as UBI lines, which `bespeak events load` can read again."""
     from bespeak.profiles.events import ubi_line, user_key
 
     with opened_store(ctx) as store:
@@ -64,7 +61,7 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @tenant_option
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
-    """Delete everything known of a user, down to the bytes in the file."""
+    """Delete everything that is known about USER, and overwrite it in the file."""
     from bespeak.profiles.events import user_key
 
     with opened_store(ctx) as store:
@@ -72,7 +69,7 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
     pause = "a pause" if gone.consent else "no pause"
     click.echo(f"Deleted: {gone.events} events, {gone.rewrites} cached rewrites, {pause}")
     if gone.events:
-        tell_learnt(ctx, tenant)
+        warn_of_learnt(ctx, tenant)
 
 
 @profile.command()
@@ -81,22 +78,22 @@ def forget(ctx: click.Context, user: str, tenant: str) -> None:
 @tenant_option
 @click.pass_context
 def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
-    """Pause personalisation for a user (off), or go on with it (on); nothing is deleted."""
+    """Pause personalisation for USER (off) or resume it (on). Nothing is deleted."""
     from bespeak.profiles.events import user_key
 
     with opened_store(ctx) as store:
         store.set_consent(user_key(tenant, user), state == "on")
-    click.echo("Personalisation is " + ("on." if state == "on" else "paused; what is known is kept."), err=True)
+    click.echo("Personalisation is " + ("on." if state == "on" else "paused. Nothing was deleted."), err=True)
     if state == "off":
-        tell_learnt(ctx, tenant)
+        warn_of_learnt(ctx, tenant)
 
 
-def tell_learnt(ctx: click.Context, tenant: str) -> None:
-    """A sum over everyone cannot lose one user; it can be made anew."""
+def warn_of_learnt(ctx: click.Context, tenant: str) -> None:
+    """Says that what `bespeak learn` wrote still counts the user: sums over all users can only be made again."""
     from bespeak.ranking.learning import LearntFolder
 
     if LearntFolder(ctx.obj.data).holds(tenant):
-        click.echo("What was learnt of everyone may count this user until `bespeak learn` runs again.", err=True)
+        click.echo("What was learnt from all users may include this one until `bespeak learn` runs again.", err=True)
 
 
 @contextmanager
@@ -112,24 +109,25 @@ def as_json(known: Profile) -> str:
 
 
 def as_text(known: Profile) -> str:
-    """Without a user's control characters: a stored text cannot drive the terminal."""
+    """The profile as lines of text, without control characters, which could drive the terminal."""
     lines = [] if known.consent else ["Personalisation is paused."]
     if known.is_empty:
         return "\n".join([*lines, "Nothing is known."])
     if known.statements:
-        lines += ["Statements", *(f"  {printable(said.text)}" for said in known.statements)]
+        lines += ["Statements", *(f"  {printable(statement.text)}" for statement in known.statements)]
     if known.turns:
         lines += ["Turns of this session"]
         lines += [
-            f"  {printable(t.query)}" + (f" → {printable(t.response)}" if t.response else "") for t in known.turns
+            f"  {printable(turn.query)}" + (f" → {printable(turn.response)}" if turn.response else "")
+            for turn in known.turns
         ]
     if known.preferences:
         lines += ["Likes (+) and dislikes (-)"]
         for liked in known.preferences[:PREFERENCES_SHOWN]:
             name = printable(liked.title or liked.doc_id)
             lines.append(f"  {liked.weight:+.3f}  {name}  ({printable(liked.action)}, {liked.timestamp:%Y-%m-%d})")
-        if more := len(known.preferences) - PREFERENCES_SHOWN:
-            lines += [f"  … and {more} more; --format json shows all"] if more > 0 else []
+        if (more := len(known.preferences) - PREFERENCES_SHOWN) > 0:
+            lines.append(f"  … and {more} more; --format json shows all")
     return "\n".join(lines)
 
 

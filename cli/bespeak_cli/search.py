@@ -9,7 +9,7 @@ import click
 
 from bespeak_cli.engine import engine_options, open_engine
 from bespeak_cli.identity import identity_options
-from bespeak_cli.mixing import MIXED, mixing_options
+from bespeak_cli.mixing import read_settings, search_options
 
 
 @click.command()
@@ -27,9 +27,7 @@ from bespeak_cli.mixing import MIXED, mixing_options
     show_default=True,
     help="May the rewrite find more, or only change the order?",
 )
-@mixing_options
-@click.option("--window", type=click.IntRange(1, 10_000), help="Hits that are reranked.")
-@click.option("--rewrite-ms", type=click.FloatRange(min=1), help="Time that a rewrite may take, in milliseconds.")
+@search_options
 @click.option(
     "--format", "format_", type=click.Choice(["text", "md", "html", "json"]), default="text", show_default=True
 )
@@ -61,27 +59,6 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     if user and options["record"]:
         record(store, request)
     store.close()
-
-
-def read_settings(options: dict[str, Any]) -> Any:
-    """The defaults with what the command line sets."""
-    from bespeak.errors import UsageError
-    from bespeak.settings import Settings, Weights
-
-    given = {
-        name: options[name]
-        for name in ("mode", "window", "rewrite_ms", "rerank_ms", *MIXED)
-        if options.get(name) is not None
-    }
-    if options.get("weights"):
-        try:
-            lexical, embedding, user = (float(value) for value in options["weights"].split(","))
-        except ValueError as error:
-            raise UsageError(
-                f"--weights takes three numbers such as 0.5,0.5,0.2, not {options['weights']!r}"
-            ) from error
-        given["weights"] = Weights(lexical, embedding, user)
-    return Settings(**given)
 
 
 def show(result: Any, options: dict[str, Any]) -> str:

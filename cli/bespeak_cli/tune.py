@@ -1,66 +1,82 @@
-"""`bespeak tune`: the weights that an operator's own judgments or logged clicks speak for."""
+"""`bespeak tune`: choose the settings that fit an operator's own judgments or logged clicks best."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from bespeak_cli.engine import engine_options
-from bespeak_cli.learn import open_store, profiles_option
+from bespeak_cli.store import CLUSTER_OPTIONS, check_store_options, open_store, store_options
 
 if TYPE_CHECKING:
-    from bespeak.evaluation.clicks import Propensity
     from bespeak.evaluation.tuning import Evidence, Tuned
     from bespeak.settings import Settings
 
 REFUSED = 3
-"""Exit code where the evidence carries no change."""
+"""Exit code when the evidence justifies no change."""
 TABLES = ("search", "serve", "evaluate")
-"""Commands that read what is tuned from the configuration file."""
+"""Commands that read the tuned settings from the configuration file."""
 
 
 @click.command()
-@click.option("--data", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="A judged collection (see docs/evaluation.md). May be given many times.")  # fmt: skip
-@click.option("--events", is_flag=True, help="Tune the weights of the columns on logged impressions and clicks.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write the settings as a TOML file for --config and `serve --compare`.")  # fmt: skip
-@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@profiles_option
-@engine_options
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Tune on this judged collection (see docs/evaluation.md). May be repeated.",
+)
+@click.option("--events", is_flag=True, help="Tune --weights on recorded impressions and clicks instead.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the chosen settings to this new TOML file, for --config and for `serve --compare`.",
+)
+@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@store_options
 @click.pass_context
 def tune(ctx: click.Context, /, **options: Any) -> None:
-    """Choose the settings that your own judgments or clicks speak for, by cross-validation.
+    """Choose the settings that fit your own judgments or clicks best, by cross-validation.
 
-    Compared with what `bespeak serve` would run with by --config. Exit code 3 and nothing written where the evidence
-    carries no change.
+    Give judged collections with --data, or --events. The present settings, which the candidates have to beat, are
+    those that `bespeak serve` would use: the table [serve] of --config, its variables, its defaults.
+
+    If the evidence does not justify a change, nothing is written and the exit code is 3. The options on profiles and
+    Elasticsearch concern --events alone.
     """
-    out: Path | None = options["out"]
+    check_usage(options)
+    found = on_events(ctx, options) if options["events"] else on_judgments(ctx, options["data"])
+    click.echo(as_json(found) if options["format"] == "json" else as_text(found))
+    if found.tuned.refusal:
+        click.echo(f"Nothing should be changed: {found.tuned.refusal}.", err=True)
+        ctx.exit(REFUSED)
+    if options["out"]:
+        write(options["out"], as_toml(found.chosen))
+
+
+def check_usage(options: Mapping[str, Any]) -> None:
+    """Raises click.UsageError for options that do not go together."""
     if bool(options["data"]) == options["events"]:
         raise click.UsageError("give either judged collections with --data or --events")
-    if out and out.exists():
-        raise click.UsageError(f"--out {out} is there already: name a new file")
-    found = on_events(ctx, options) if options["events"] else on_judgments(ctx, options["data"])
-    tuned, chosen, facts = found
-    click.echo(as_json(tuned, chosen, facts) if options["format_"] == "json" else as_text(tuned, chosen, facts))
-    if tuned.refusal:
-        click.echo(f"Nothing is to be changed: {tuned.refusal}.", err=True)
-        ctx.exit(REFUSED)
-    if out:
-        write(out, as_toml(chosen))
+    if options["data"] and (options["profiles"] != "sqlite" or any(options[name] for name in CLUSTER_OPTIONS)):
+        raise click.UsageError("judged collections need neither profiles nor Elasticsearch: leave those options out")
+    check_store_options(options)
+    if options["out"] and options["out"].exists():
+        raise click.UsageError(f"--out {options['out']} exists already: name a new file")
 
 
-Found = tuple["Tuned", dict[str, Any], dict[str, Any]]
-"""What came of it, what was picked by name, and what it was tuned on."""
+class Found(NamedTuple):
+    """The result, the chosen settings by name, and facts about the evidence."""
+
+    tuned: Tuned
+    chosen: dict[str, Any]
+    facts: dict[str, Any]
 
 
 def on_judgments(ctx: click.Context, folders: Sequence[Path]) -> Found:
     from bespeak.evaluation.tuning import cross_validate, grid
-    from bespeak_cli.mixing import MIXED
-    from bespeak_cli.search import read_settings
+    from bespeak_cli.mixing import MIXED, read_settings
 
     serving = serve_options(ctx)
     settings = grid(read_settings(serving), rewritten=serving["rewriter"] != "none")
@@ -68,11 +84,11 @@ def on_judgments(ctx: click.Context, folders: Sequence[Path]) -> Found:
     tuned = cross_validate(sets, "conversations")
     best = settings[tuned.choice]
     chosen = {"weights": as_weights(best)} | {name: getattr(best, name) for name in MIXED}
-    return tuned, chosen, {"measure": "nDCG@10", "groups": "conversations", "settings": len(settings)}
+    return Found(tuned, chosen, {"measure": "nDCG@10", "groups": "conversations", "settings": len(settings)})
 
 
 def serve_options(ctx: click.Context) -> dict[str, Any]:
-    """What `bespeak serve` would run with: its table in the configuration file, its variables, its defaults."""
+    """The options that `bespeak serve` would use: from the configuration file, its variables, its defaults."""
     from bespeak_cli.serve import serve
 
     return serve.make_context("serve", ["--upstream", "none"], ctx.parent).params
@@ -80,48 +96,51 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
     """What had to be computed for it is kept for the next time."""
-    from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
-    from bespeak.evaluation.signals import gather
+    from bespeak.evaluation.kept import KeptRewriter
+    from bespeak.evaluation.measurement import open_context, open_encoder, save_kept
+    from bespeak.evaluation.memory import read_topics
+    from bespeak.evaluation.systems import unhurried
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
+    from bespeak.parts import Parts
     from bespeak.rewriting.rewriter import choose_rewriter
     from bespeak.session.terms import load_terms
-    from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
+    from bespeak_cli.evaluate import make_bench, open_model
+    from bespeak_cli.progress import Progress
 
     collection, name = read_collection(folder), serving["rewriter"]
-    encoder = open_encoder(ctx, serving, collection.digest)
-    context = open_context(ctx, encoder, collection.digest)
+    bench = make_bench(ctx, serving)
+    encoder = open_encoder(bench, collection.digest)
+    context = open_context(bench, encoder, collection.digest)
     made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
-    rewriter = KeptRewriter(made, ctx.obj.cache / "evaluation", collection.digest)
+    rewriter = KeptRewriter(made, bench.kept, collection.digest)
     try:
-        told = progress(f"{collection.name}: queries")
-        signals = gather(collection, encoder, rewriter, told, load_terms(), context)
+        parts = Parts(unhurried(settings[0]), rewriter, encoder, terms=load_terms(), context=context)
+        readings = read_topics(collection, parts, Progress(f"{collection.name}: queries").update)
     finally:
-        for kept in (encoder, rewriter, context and context.encoder):
-            if isinstance(kept, KeptEncoder | KeptRewriter):
-                kept.save()
-    return judged(signals, settings, progress(f"{collection.name}: settings"))
+        save_kept(encoder, rewriter, context and context.encoder)
+    return judged(readings, settings, Progress(f"{collection.name}: settings").update)
 
 
 def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:
     from contextlib import closing
 
-    from bespeak.evaluation.clicks import ACTIONS, clicked, fit_propensity, read_pages, weight_grid
+    from bespeak.evaluation.clicks import ACTIONS, click_evidence, fit_propensity, read_pages, weight_grid
     from bespeak.evaluation.tuning import cross_validate
-    from bespeak_cli.search import read_settings
+    from bespeak_cli.mixing import read_settings
 
     present = read_settings(serve_options(ctx))
     with closing(open_store(ctx.obj.data, options)) as store:
         pages = list(read_pages(store.of_everyone(ACTIONS)))
-    propensity: Propensity = fit_propensity(pages)
+    propensity = fit_propensity(pages)
     weights = weight_grid(present.weights)
-    tuned = cross_validate([clicked(pages, weights, propensity)], "users")
+    tuned = cross_validate([click_evidence(pages, weights, propensity)], "users")
     chosen = {"weights": ",".join(f"{value:g}" for value in weights[tuned.choice].as_tuple())}
     facts = {
         "measure": "1/log2(1+rank) of clicks", "groups": "users", "settings": len(weights), "searches": len(pages),
-        "propensity": f"1/rank^{propensity.eta:.2f}", "told by clicks": propensity.clicks,
+        "propensity": f"1/rank^{propensity.eta:.2f}", "clicks behind it": propensity.clicks,
     }  # fmt: skip
-    return tuned, chosen, facts
+    return Found(tuned, chosen, facts)
 
 
 def as_weights(settings: Settings) -> str:
@@ -129,7 +148,7 @@ def as_weights(settings: Settings) -> str:
 
 
 def as_toml(chosen: Mapping[str, Any]) -> str:
-    """A table for each command that reads these settings."""
+    """A TOML table for each command that reads these settings."""
     lines = [f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}" for name, value in chosen.items()]
     return "\n\n".join("\n".join([f"[{table}]", *lines]) for table in TABLES) + "\n"
 
@@ -143,31 +162,33 @@ def write(path: Path, text: str) -> None:
         raise InputError(f"cannot write {path} ({error.strerror}): name another file with --out") from error
 
 
-def as_json(tuned: Tuned, chosen: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """`chosen` is null where nothing is to be changed."""
+def as_json(found: Found) -> str:
+    """All numbers; `chosen` is null if nothing should be changed."""
     import json
     from dataclasses import asdict
 
     from bespeak.evaluation.tuning import FOLDS
 
-    found = dict(facts) | asdict(tuned) | {"folds": FOLDS, "chosen": None if tuned.refusal else dict(chosen)}
-    del found["choice"]
-    return json.dumps(found, indent=2)
+    tuned, chosen, facts = found
+    data = facts | asdict(tuned) | {"folds": FOLDS, "chosen": None if tuned.refusal else chosen}
+    del data["choice"]
+    return json.dumps(data, indent=2)
 
 
-def as_text(tuned: Tuned, chosen: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """A line a set, what was held out; then the settings, where they are to be changed. At most 80 columns."""
+def as_text(found: Found) -> str:
+    """A row for each held-out set, then the settings if they should be changed; at most 80 columns."""
     import textwrap
 
     from bespeak.evaluation.tuning import FOLDS
-    from bespeak_cli.evaluate import interval, number
+    from bespeak_cli.scores import interval, number
 
+    tuned, chosen, facts = found
     lines = [*textwrap.wrap(", ".join(f"{name} {value}" for name, value in facts.items()), 80), ""]
     lines.append(f"{'held out':10}{'queries':>8}{facts['groups']:>14}{'now':>6}{'tuned':>6}  {'gain':21} worse")
-    for one in tuned.sets:
-        worse = f"{one.worse[0]:.1%} {one.worse[1]:.1%}" if one.worse else ""
-        numbers = f"{one.queries:8}{one.groups:14}{number(one.before, ''):>6}{number(one.after, ''):>6}"
-        lines.append(f"{one.name[:10]:10}{numbers}  {interval(one.gain, '+'):21} {worse}".rstrip())
+    for held in tuned.sets:
+        worse = f"{held.worse[0]:.1%} {held.worse[1]:.1%}" if held.worse else ""
+        numbers = f"{held.queries:8}{held.groups:14}{number(held.before, ''):>6}{number(held.after, ''):>6}"
+        lines.append(f"{held.name[:10]:10}{numbers}  {interval(held.gain, '+'):21} {worse}".rstrip())
     if len(tuned.sets) > 1:
         lines.append(f"{'mean':44}  {interval(tuned.gain, '+')}")
     if not tuned.refusal:

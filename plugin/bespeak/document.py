@@ -33,3 +33,13 @@ def text_of(value: Any) -> str | None:
 def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
     """The searchable fields of a document as one text, in the index's order."""
     return " ".join(text for field in fields if (text := text_of(value_at(source, field))))
+
+
+def all_text(source: Mapping[str, Any]) -> str:
+    """All texts of a document, for an index whose fields are not known."""
+    return " ".join(value for value in source.values() if isinstance(value, str) and value)
+
+
+def hit_text(source: Mapping[str, Any], fields: Sequence[str] = ()) -> str:
+    """What a document is found and embedded by: its searchable fields, or all its texts where these are not known."""
+    return document_text(source, fields) or all_text(source)

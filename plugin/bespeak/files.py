@@ -16,8 +16,8 @@ from filelock import FileLock
 def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: Any) -> Iterator[IO[Any]]:
     """A file that takes the place of `path` when the block ends; if the block raises, `path` stays as it was.
 
-    `mode` and `options` are those of `open`. `durable` also waits until the content is on the disk. The new file can
-    be read and written by its owner alone. Raises OSError.
+    `mode` and `options` are those of `open`. `durable` also waits until content and name are on the disk. The new file
+    can be read and written by its owner alone. Raises OSError.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     draft = Path(name)
@@ -28,10 +28,34 @@ def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: An
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
+        if durable:
+            sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def rename_durably(made: Path, path: Path) -> None:
+    """Gives the finished file `made` the name `path`. After a power cut `path` is the old file or the whole new one.
+
+    Raises OSError.
+    """
+    with made.open("rb+") as file:
+        os.fsync(file.fileno())
+    made.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names of the folder's files are on the disk; Windows has no call for it. Raises OSError."""
+    if os.name == "nt":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def replace_folder(made: Path, folder: Path) -> None:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
-from bespeak.records import Profile, Term, UserKey
+from bespeak.records import Profile, UserKey
 from bespeak.rewriting.rewriter import Rewriter
-from bespeak.session import gate
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,14 +37,6 @@ class Parts:
     learnt: Lessons | None = None
     terms: TermPicker | None = field(default=None, kw_only=True)
     context: ContextEncoder | None = field(default=None, kw_only=True)
-
-    def pick(self, query: str, profile: Profile) -> tuple[Term, ...] | None:
-        """The words of the session that the query leans on; None where nothing picks them."""
-        return self.terms.pick(query, profile) if self.terms else None
-
-    def reader(self, query: str, profile: Profile) -> ContextEncoder | None:
-        """What reads the session beside this query; None where there is no session, or the query stands alone."""
-        return self.context if self.context and not gate.decline(query, profile) else None
 
     def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
         """What was learnt of the people of this tenant, and why it cannot be used."""

@@ -1,38 +1,35 @@
-"""The way of a query on one page: profile, gate, rewrite, plan, retrieve, score, rank, page.
+"""One way of a query: profile, read, retrieve, rank, page.
 
-`plan` and `finish` do no I/O; the call to the engine stands between them, so that every face shares both.
+`read` (in `reading.py`) and `rank` do no I/O and serve every face. `search` takes the whole way for our own engines;
+the proxy takes it with a client's own search in place of `ask` and `retrieve`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bespeak.document import document_text
+from bespeak.document import hit_text
 from bespeak.engines import Engine, IndexInfo
 from bespeak.errors import ModelError, StoreError, UsageError
 from bespeak.parts import Parts, Profiles
 from bespeak.ranking.rerank import (
     Judge,
-    Mixed,
-    Part,
-    Taste,
-    agree,
+    LearntScores,
+    Window,
     choose_window,
-    cosines,
-    follow,
     holds_all,
-    mix,
-    personal,
-    rank,
-    score,
+    keep_typed,
+    order_window,
+    score_window,
     unranked,
-    user_parts,
+    user_vector,
 )
+from bespeak.ranking.tuned import EMBEDDED_CHARS, LEARNT_WINDOWS, MAX_PREFERENCES
+from bespeak.reading import MAX_QUERY_CHARS, Reading, clauses, query_vector, read
 from bespeak.records import (
     Clause,
     Document,
@@ -42,79 +39,22 @@ from bespeak.records import (
     Profile,
     Ranked,
     Request,
-    RerankStatus,
     Result,
-    Rewrite,
-    Term,
-    Turn,
     Vector,
 )
-from bespeak.rewriting.rewriter import rewrite_query
-from bespeak.session import gate
 from bespeak.settings import Settings
+from bespeak.statuses import Reason, RerankStatus, Stage
 from bespeak.text import analysis
-from bespeak.text.words import fold
 
 if TYPE_CHECKING:
     from bespeak.ranking.learning import Learnt
 
-MAX_QUERY_CHARS = 10_000
-MAX_PREFERENCES = 50
-"""How many of the strongest preferences make the user's vector."""
-LAST_TURN_CHARS = 400
-EMBEDDED_CHARS = 1_000
-"""How much of a hit's text is embedded where the index holds no vector for it."""
-
-TYPED_SHARE = 0.9
-"""Of the query as typed in the query's vector, where it and its context find the same hits."""
-
-PICKED_WEIGHT = 0.3
-"""BM25 weight of the picked words beside the query's own 1.0."""
-BESIDE_TERMS = 0.4
-"""Of the last turn's weight and of its share in the query's vector, what is left where words are picked from it, or the
-session is read beside the query."""
-BROUGHT = 4
-"""Of what was learnt, so many windows of documents are looked at for hits to bring in."""
-BESIDE_CONTEXT = 0.5
-"""Of the query in its vector, what is left where its session is read beside it."""
-
-UNWRITTEN = ("no_history", "too_long", "other_language")
-"""Gates that stop the rewrite alone: the hits of such a query may still be reranked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What is asked as vectors: query, rewrite and last turn mixed into one, and the last turn's part by itself."""
-
-    query: Mixed | None = None
-    last_turn: Part | None = None
-    typed: Part | None = None  # the query as typed, alone
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to ask the engine for this person, and what is needed to judge its answer."""
-
-    request: Request
-    profile: Profile
-    rewrite: Rewrite
-    query: EngineQuery
-    info: IndexInfo
-    context: Context = Context()
-    picked: tuple[Term, ...] | None = None
-    declined: str = ""  # why the engine's order stays as it is
-    notes: tuple[str, ...] = ()
-
-    @property
-    def liked_ids(self) -> list[str]:
-        """The documents whose vectors make the user's."""
-        if self.declined:
-            return []
-        return [p.doc_id for p in self.profile.preferences[:MAX_PREFERENCES]]
-
 
 def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, now: datetime | None = None) -> Result:
-    """One personalised search, start to end; a profile that cannot be read leaves the engine's own answer."""
+    """One personalised search, start to end; a profile that cannot be read leaves the engine's own answer.
+
+    Raises UsageError and EngineError.
+    """
     check(request)
     info = engine.describe(request.index)
     notes: tuple[str, ...] = ()
@@ -122,11 +62,8 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
         profile = profiles.profile(request.user, request.session_id, now or datetime.now(UTC))
     except StoreError as error:
         profile, notes = Profile(request.user, request.session_id), (f"not personalised: {error}",)
-    asked = plan(request, profile, info, parts)
-    hits = engine.search(asked.query)
-    own = hits if asked.declined else engine.search(plain(request, parts.settings))
-    liked = engine.fetch(request.index, asked.liked_ids) if asked.liked_ids else []
-    result = finish(asked, hits, own, liked, parts, bring_in(engine, asked, parts))
+    reading = read(request.query, profile, parts)
+    result = show_page(request, reading, retrieve(engine, request, info, reading, parts), parts)
     return replace(result, notes=notes + result.notes)
 
 
@@ -142,288 +79,231 @@ def check(request: Request) -> None:
         raise UsageError(f"size must be at least 1 and offset at least 0, but are {request.size} and {request.offset}")
 
 
-def plan(request: Request, profile: Profile, info: IndexInfo, parts: Parts) -> Plan:
-    """What to ask the engine for this person. No network."""
-    declined = leave_alone(request.query, profile)
-    rewrite = rewrite_query(request.query, profile, parts.rewriter, parts.settings.rewrite_ms)
-    if declined:
-        return Plan(request, profile, rewrite, plain(request, parts.settings), info, declined=declined)
-    picked, notes = parts.pick(request.query, profile), tuple[str, ...]()
-    try:
-        context = contextualise(rewrite, profile, parts, picked)
-    except ModelError as error:
-        context, notes = Context(), (f"no embeddings: {error}",)
-    added = added_clauses(rewrite, profile, parts.settings, picked)
-    query = expand(request, added, info, context, parts)
-    return Plan(request, profile, rewrite, query, info, context, picked, notes=notes)
+# Ask and retrieve: the embedded engine, or searches of our own in Elasticsearch.
 
 
-def bring_in(engine: Engine, asked: Plan, parts: Parts) -> list[Hit]:
-    """In recall mode, hits among what others' behaviour says this person would like: those with all words of the query.
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """What an engine returned for a reading."""
 
-    Of a broad query the engine's first hundred are chance, and what the user would like is mostly not among them.
-    """
-    learnt, _ = parts.learnt_for(asked.profile)
-    if asked.declined or learnt is None or not asked.query.recall:
-        return []
-    among = learnt.best(asked.profile.preferences, BROUGHT * parts.settings.window)
-    query = replace(asked.query, vector=None, recall=False, size=len(among), among=tuple(among))
-    holds = whole(asked)
-    found = {hit.doc_id: hit for hit in engine.search(query).hits if holds(hit)}
-    return [found[doc_id] for doc_id in among if doc_id in found][: parts.settings.window]
+    info: IndexInfo
+    own: Hits  # the answer to the query as typed: what is shown where nothing is ranked, and what hits moved from
+    hits: Hits  # the answer to all that was asked
+    liked: tuple[Document, ...] = ()  # documents that the user liked, as far as the index holds them
+    added: tuple[Hit, ...] = ()  # hits that others' behaviour suggests
 
 
-def whole(asked: Plan) -> Callable[[Hit], bool]:
-    """Whether a hit holds all words of what was asked."""
-    said = with_picked(asked.rewrite, asked.picked or ())
-    return holds_all(said.text, lambda hit: document_text(hit.source, asked.info.fields)[:EMBEDDED_CHARS])
+def retrieve(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> Retrieved:
+    """Asks the engine for the hits to rank. Raises EngineError."""
+    own = engine.search(ask_as_typed(request, parts.settings))
+    if reading.declined or reading.fault:
+        return Retrieved(info, own, own)
+    hits = engine.search(ask(request, info, reading, parts))
+    doc_ids = liked_ids(reading.profile)
+    liked = tuple(engine.fetch(request.index, doc_ids)) if doc_ids else ()
+    return Retrieved(info, own, hits, liked, tuple(suggest(engine, request, info, reading, parts)))
 
 
-def leave_alone(query: str, profile: Profile) -> str:
-    """Why the answer stays the engine's own; "" where it may change."""
-    if not personal(profile):
-        return "refused" if not profile.consent else "stranger"
-    reason = gate.decline(query, profile)
-    return "" if reason in UNWRITTEN else reason
+def liked_ids(profile: Profile) -> list[str]:
+    """The documents whose vectors make the user's, strongest first."""
+    return [preference.doc_id for preference in profile.preferences[:MAX_PREFERENCES]]
 
 
-def plain(request: Request, settings: Settings) -> EngineQuery:
-    """The query as typed, nothing added."""
+def ask(request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> EngineQuery:
+    """The query with what the session adds, as optional clauses: in boost mode the matching set stays."""
+    settings = parts.settings
+    query = ask_as_typed(request, settings)
+    if reading.declined or reading.fault:
+        return query
+    recall = settings.mode == "recall"
+    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
+    found = query_vector(reading, settings) if recall and comparable else None
+    return replace(
+        query, optional=clauses(reading, settings), vector=found.mixed.vector if found else None, recall=recall
+    )
+
+
+def ask_as_typed(request: Request, settings: Settings) -> EngineQuery:
+    """The query with nothing added."""
     size = max(settings.window, request.offset + request.size)
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
-def contextualise(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequence[Term] | None = None) -> Context:
-    """The query's vector: query + rewrite + query read with its session + a share of the last turn.
+def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> list[Hit]:
+    """In recall mode, the hits with all words of the query among the documents that, by others' behaviour, this user
+    would like most.
 
-    Without an encoder there is none. Where nothing reads the session, the query with the words picked of it stands in
-    its place; `picked` is None where nothing picks words.
+    For a broad query, the engine's first hundred hits are nearly arbitrary and mostly lack them.
     """
-    if parts.encoder is None:
-        return Context()
-    turn, share = profile.turns[-1] if profile.turns else None, parts.settings.last_turn_share
-    reader = parts.reader(rewrite.query, profile)
-    vectors = parts.encoder.encode(context_texts(rewrite, profile, parts, picked), kind="query")
-    typed = Part(vectors[0])
-    found = [replace(typed, vector=typed.vector * BESIDE_CONTEXT) if reader else typed]
-    if rewrite.changed:
-        found.append(Part(vectors[1], *rewrite_source(rewrite)))
-    if reader:
-        found += read_parts(vectors[0], reader.encode(rewrite.query, profile), read_of(profile, picked or ()))
-    elif picked is not None:
-        found += read_parts(vectors[0], vectors[len(found)] if picked else vectors[0], read_of(profile, picked))
-    if reader or picked is not None:
-        share *= BESIDE_TERMS
-    last = Part(vectors[-1], turn.event_id, turn.query, "turn") if turn else None
-    if last:
-        found.append(replace(last, vector=last.vector * share))
-    return Context(mix(found), last, typed)
+    learnt, _ = parts.learnt_for(reading.profile)
+    if learnt is None or parts.settings.mode != "recall":
+        return []
+    likely = learnt.best(reading.profile.preferences, LEARNT_WINDOWS * parts.settings.window)
+    query = ask(request, info, reading, parts)
+    query = replace(query, vector=None, recall=False, size=len(likely), among=tuple(likely))
+    holds = holds_query(reading, lambda hit: hit_text(hit.source, info.fields))
+    found = {hit.doc_id: hit for hit in engine.search(query).hits if holds(hit)}
+    return [found[doc_id] for doc_id in likely if doc_id in found][: parts.settings.window]
 
 
-def read_parts(query: Vector, read: Vector, events: Sequence[tuple[Part, float]]) -> list[Part]:
-    """The vector of the query as read with its session, as the query's own, once more, and what the session adds to it.
+# Rank: one place for every rule, whatever the hits come from.
 
-    What it adds is shared among `events` by their weights. One event's is all of it, so that without the
-    event exactly the query's own is left; of several each share is an estimate, as they were encoded together.
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A window's hits in this user's order, and why."""
+
+    hits: tuple[Ranked, ...]  # pinned ones first
+    status: RerankStatus
+    reason: str = ""  # of `off` and `failed`, and what else was left out
+    explain: Callable[[Sequence[Ranked]], tuple[Ranked, ...]] = field(default=tuple, repr=False, compare=False)
+    """Gives hits of this ranking with the evidence that raised them."""
+
+
+def rank(
+    reading: Reading, window: Window, settings: Settings, learnt: Learnt | None = None, reason: str = ""
+) -> Ranking:
+    """The window's hits ordered for the reading's user. No I/O.
+
+    `learnt` is what was learnt of others, `reason` why it is missing where it should not be.
     """
-    total = sum(weight for _, weight in events)
-    added = [replace(part, vector=((read - query) * (weight / total)).astype(np.float32)) for part, weight in events]
-    return [Part(query), *added]
+    if reading.declined:
+        return Ranking(tuple(unranked(window.hits)), RerankStatus.OFF, reading.declined)
+    if reading.fault:
+        return Ranking(tuple(unranked(window.hits)), RerankStatus.FAILED, Stage.ENCODE)
+    pinned = [hit for hit in window.hits if hit.pinned]
+    # In an order of their own, so that equal scores never depend on how the hits came.
+    free = sorted((hit for hit in window.hits if not hit.pinned), key=attrgetter("doc_id"))
+    asked = query_vector(reading, settings)
+    if asked:
+        asked = keep_typed(free, asked)
+    user = user_vector(reading.profile, window.liked, asked.last_turn if asked else None, settings.last_turn_share)
+    holds = holds_query(reading, window.text) if learnt else None
+    learnt_scores = LearntScores.over(free, reading.profile.preferences, learnt, holds)
+    query = asked.mixed if asked else None
+    scores = score_window(free, query, user, learnt_scores)
+    order = order_window(free, scores, settings.weights, start=len(pinned) + 1)
 
+    def explain(hits: Sequence[Ranked]) -> tuple[Ranked, ...]:
+        said = reading.explained
+        return explain_hits(hits, Judge.over(free, settings.weights, query, user, said, learnt_scores), window.text)
 
-def read_of(profile: Profile, picked: Sequence[Term]) -> list[tuple[Part, float]]:
-    """The events that gave the picked words, by how many; without such words the last turn, else all statements."""
-    none, found = np.zeros(0, np.float32), []
-    for event_id in dict.fromkeys(term.event_id for term in picked):
-        given = [term for term in picked if term.event_id == event_id]
-        words = " ".join(term.text for term in given)
-        found.append((Part(none, event_id, words, given[0].source), float(len(given))))
-    if not found and profile.turns:
-        turn = profile.turns[-1]
-        return [(Part(none, turn.event_id, turn.query, "turn"), 1.0)]
-    return found or [(Part(none, said.event_id, said.text, "statement"), 1.0) for said in profile.statements]
-
-
-def context_texts(rewrite: Rewrite, profile: Profile, parts: Parts, picked: Sequence[Term] | None = None) -> list[str]:
-    """What the encoder reads: the query, a rewrite that differs, the query with words picked where nothing reads its
-    session, the last turn."""
-    texts = [rewrite.query] + ([rewrite.text] if rewrite.changed else [])
-    if picked and not parts.reader(rewrite.query, profile):
-        texts.append(with_terms(rewrite.query, picked))
-    return [*texts, turn_text(profile.turns[-1])] if profile.turns else texts
-
-
-def with_terms(query: str, picked: Sequence[Term]) -> str:
-    return " ".join([query, *(term.text for term in picked)])
-
-
-def with_picked(rewrite: Rewrite, picked: Sequence[Term]) -> Rewrite:
-    """With the picked words among its own: all that was searched for, and where it came from."""
-    new = [term for term in picked if all(fold(term.text) != fold(own.text) for own in rewrite.terms)]
-    return replace(rewrite, text=with_terms(rewrite.text, new), terms=(*rewrite.terms, *new))
-
-
-def rewrite_source(rewrite: Rewrite) -> tuple[str, str, str]:
-    """The event that gave most of a rewrite's words, those words, and whether it was a turn or a statement."""
-    events = [term.event_id for term in rewrite.terms if term.event_id]
-    if not events:
-        return "", "", ""
-    event_id = max(events, key=events.count)
-    found = [term for term in rewrite.terms if term.event_id == event_id]
-    return event_id, " ".join(term.text for term in found), found[0].source
-
-
-def turn_text(turn: Turn) -> str:
-    return f"{turn.query} {turn.response}".strip()[:LAST_TURN_CHARS]
-
-
-def expand(request: Request, added: Sequence[Clause], info: IndexInfo, context: Context, parts: Parts) -> EngineQuery:
-    """The query with what is added as optional clauses, so that in boost mode the matching set stays."""
-    settings = parts.settings
-    recall = settings.mode == "recall"
-    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
-    return replace(
-        plain(request, settings),
-        optional=tuple(added),
-        vector=context.query.vector if context.query and recall and comparable else None,
-        recall=recall,
+    complete = asked is not None and all(hit.vector is not None for hit in free)
+    reasons = [reason] if reading.vectors else [Reason.NO_ENCODER, reason]
+    return Ranking(
+        (*unranked(pinned), *order),
+        RerankStatus.FULL if complete else RerankStatus.PARTIAL,
+        ",".join(filter(None, reasons)),
+        explain,
     )
 
 
-def added_clauses(
-    rewrite: Rewrite, profile: Profile, settings: Settings, picked: Sequence[Term] | None = None
-) -> tuple[Clause, ...]:
-    """What is searched beside the query as typed: its rewrite, words picked of the session, those of the last turn."""
-    added = [Clause(rewrite.text, settings.rewrite_weight)] if rewrite.changed else []
-    if picked:
-        added.append(Clause(" ".join(term.text for term in picked), PICKED_WEIGHT))
-    weight = settings.last_turn_weight * (1.0 if picked is None else BESIDE_TERMS)
-    if profile.turns and weight > 0:
-        added.append(Clause(turn_text(profile.turns[-1]), weight))
-    return tuple(added)
+def holds_query(reading: Reading, text: Callable[[Hit], str]) -> Callable[[Hit], bool]:
+    """Whether a hit holds all words of what was asked."""
+    return holds_all(reading.explained.text, lambda hit: text(hit)[:EMBEDDED_CHARS])
 
 
-def finish(
-    asked: Plan, hits: Hits, own: Hits, liked: Sequence[Document], parts: Parts, brought: Sequence[Hit] = ()
-) -> Result:
-    """The engine's hits reranked for this person, cut to the asked page. No network.
+def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str]) -> tuple[Ranked, ...]:
+    """The hits with their evidence; one without scores has none."""
+    rewrite = judge.rewrite
+    query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
+    stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}
+    found = []
+    for ranked in hits:
+        if not any(ranked.scores):
+            found.append(ranked)
+            continue
+        words = set(analysis.terms(text(ranked.hit)))
+        found.append(replace(ranked, evidence=tuple(judge.evidence(ranked, words, stems, len(query & words)))))
+    return tuple(found)
 
-    `own` is the engine's answer to the query as typed: what every hit is said to have moved from, and what is shown
-    where nothing could be reranked. `brought` are hits beside them, for the window.
-    """
-    if asked.declined:
-        return cut(asked, own, unranked(own.hits), "off", asked.declined)
-    added = {hit.doc_id for hit in brought}
+
+# Page: what the caller of our own search sees.
+
+
+def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: Parts) -> Result:
+    """The asked page of the ranked hits. No I/O."""
+    own = retrieved.own
+    if reading.declined or reading.fault:
+        ranking = rank(reading, Window(own.hits), parts.settings)
+        return cut(request, reading, own, ranking, note=fault_note(reading.fault) or reading.declined)
     try:
-        embedded = embed_hits(join(hits.hits, brought), asked, parts, added)
-        vectors = embed_liked(liked, asked, parts)
+        window, rest = open_window(retrieved, reading, parts)
     except ModelError as error:
-        return cut(asked, own, unranked(own.hits), "failed", f"not reranked: {error}")
-    window, rest = choose_window(embedded, asked.query.vector, parts.settings.window, added)
-    context = steady(window, asked.context)
-    learnt, note = parts.learnt_for(asked.profile)
-    said = with_picked(asked.rewrite, asked.picked or ())
-    holds = whole(asked) if learnt else None
-    ranking, user, taste = rank_window(window, asked.profile, context, vectors, parts.settings, learnt, holds)
-    judge = Judge.over(window, parts.settings.weights, context.query, user, said, taste)
-    complete = context.query is not None and all(hit.vector is not None for hit in window)
-    result = cut(asked, own, follow(ranking, rest), "full" if complete else "partial", note)
-    page = explain(result.page, judge, said, lambda hit: document_text(hit.source, asked.info.fields))
-    return replace(result, page=page, weights=parts.settings.weights.as_tuple())
+        failed = Ranking(tuple(unranked(own.hits)), RerankStatus.FAILED, Stage.EMBED)
+        return cut(request, reading, own, failed, note=fault_note(str(error)))
+    learnt, damage = parts.learnt_for(reading.profile)
+    ranking = rank(reading, window, parts.settings, learnt, Reason.LEARNT_UNREADABLE if damage else "")
+    result = cut(request, reading, own, ranking, rest, damage)
+    return replace(result, page=ranking.explain(result.page), weights=parts.settings.weights.as_tuple())
 
 
-def steady(window: Sequence[Hit], context: Context) -> Context:
-    """The context, with most of the query as typed in it where both find the same hits: then little is missing from
-    what was typed, and a context that reorders good hits mostly harms."""
-    if context.query is None or context.typed is None or len(context.query.parts) < 2:
-        return context
-    if not agree(cosines(window, context.query.vector), cosines(window, context.typed.vector)):
-        return context
-    left = (1 - TYPED_SHARE) / context.query.norm
-    parts = [replace(part, vector=part.vector * left) for part in context.query.parts]
-    return replace(context, query=mix([*parts, replace(context.typed, vector=context.typed.vector * TYPED_SHARE)]))
+def fault_note(fault: str) -> str:
+    return f"not reranked: {fault}" if fault else ""
 
 
-def rank_window(
-    window: Sequence[Hit],
-    profile: Profile,
-    context: Context,
-    liked: Mapping[str, Vector],
-    settings: Settings,
-    learnt: Learnt | None = None,
-    holds: Callable[[Hit], bool] | None = None,
-) -> tuple[list[Ranked], Mixed | None, Taste | None]:
-    """The window's hits in this person's order, the user's vector, and what others' behaviour says of the hits.
-
-    `liked`: vectors of what the user likes; `holds`: whether a hit has all words of the query.
-    """
-    last = (profile.turns[-1], context.last_turn.vector) if context.last_turn else None
-    user = mix(user_parts(profile.preferences, liked, last, settings.last_turn_share))
-    taste = Taste.over(window, profile.preferences, learnt, holds)
-    scores = score(window, context.query.vector if context.query else None, user.vector if user else None, taste)
-    return rank(window, scores, settings.weights), user, taste
+def open_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
+    """The hits to rank with all that ranking needs of them, and the hits beyond. Raises ModelError."""
+    added = {hit.doc_id for hit in retrieved.added}
+    embedded = embed_hits(join(retrieved.hits.hits, retrieved.added), retrieved.info, reading, parts, added)
+    info, settings = retrieved.info, parts.settings
+    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
+    asked = query_vector(reading, settings) if settings.mode == "recall" and comparable else None
+    hits, rest = choose_window(embedded, asked.mixed.vector if asked else None, settings.window, added)
+    liked = embed_liked(retrieved, reading.profile, parts)
+    return Window(hits, liked, lambda hit: hit_text(hit.source, info.fields)), rest
 
 
-def join(hits: Sequence[Hit], brought: Sequence[Hit]) -> list[Hit]:
-    """The hits, then those that were brought in beside them; one that the vector alone had found gets its score."""
-    by_id = {hit.doc_id: hit for hit in brought}
+def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
+    """The hits, then those added beside them; one that only the vector had found gets its lexical score."""
+    by_id = {hit.doc_id: hit for hit in added}
     known = [by_id[hit.doc_id] if hit.score == 0 and hit.doc_id in by_id else hit for hit in hits]
     there = {hit.doc_id for hit in hits}
-    return [*known, *(hit for hit in brought if hit.doc_id not in there)]
+    return [*known, *(hit for hit in added if hit.doc_id not in there)]
 
 
-def embed_hits(hits: Sequence[Hit], asked: Plan, parts: Parts, brought: Collection[str] = ()) -> list[Hit]:
+def embed_hits(
+    hits: Sequence[Hit], info: IndexInfo, reading: Reading, parts: Parts, added: Collection[str]
+) -> list[Hit]:
     """The hits with vectors that compare with the query's: the index's own, or made from their texts."""
-    if parts.encoder is None or asked.context.query is None:
+    if parts.encoder is None or not reading.vectors:
         return [replace(hit, vector=None) for hit in hits]
-    comparable = asked.info.encoder == parts.encoder.name
+    comparable = info.encoder == parts.encoder.name
     bare = [
         i
         for i, hit in enumerate(hits)
-        if (i < parts.settings.window or hit.doc_id in brought) and (hit.vector is None or not comparable)
+        if (i < parts.settings.window or hit.doc_id in added) and (hit.vector is None or not comparable)
     ]
     found = [hit if comparable else replace(hit, vector=None) for hit in hits]
-    texts = [document_text(hits[i].source, asked.info.fields)[:EMBEDDED_CHARS] for i in bare]
+    texts = [hit_text(hits[i].source, info.fields)[:EMBEDDED_CHARS] for i in bare]
     for i, vector in zip(bare, parts.encoder.encode(texts), strict=True):
         found[i] = replace(found[i], vector=vector)
     return found
 
 
-def embed_liked(liked: Sequence[Document], asked: Plan, parts: Parts) -> dict[str, Vector]:
+def embed_liked(retrieved: Retrieved, profile: Profile, parts: Parts) -> dict[str, Vector]:
     """Vectors of what the user liked, by doc_id; of a document that the index lacks, from its title."""
     if parts.encoder is None:
         return {}
-    comparable = asked.info.encoder == parts.encoder.name
+    info, liked = retrieved.info, retrieved.liked
+    comparable = info.encoder == parts.encoder.name
     vectors = {d.doc_id: d.vector for d in liked if d.vector is not None and comparable}
-    texts = {p.doc_id: p.title for p in asked.profile.preferences[:MAX_PREFERENCES] if p.title}
-    texts |= {d.doc_id: document_text(d.source, asked.info.fields)[:EMBEDDED_CHARS] for d in liked}
+    texts = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
+    texts |= {d.doc_id: hit_text(d.source, info.fields)[:EMBEDDED_CHARS] for d in liked}
     bare = [doc_id for doc_id in texts if doc_id not in vectors]
     made = parts.encoder.encode([texts[doc_id] for doc_id in bare])
     return vectors | dict(zip(bare, made, strict=True))
 
 
-def cut(asked: Plan, own: Hits, ranking: Sequence[Ranked], status: RerankStatus, note: str = "") -> Result:
-    """The asked page of a ranking, each hit with its rank in the engine's own answer, 0 where it was not in it."""
-    request = asked.request
+def cut(
+    request: Request, reading: Reading, own: Hits, ranking: Ranking, rest: Sequence[Hit] = (), note: str = ""
+) -> Result:
+    """The asked page of a ranking and the hits beyond it, each with its rank in the engine's own answer, or 0."""
     ranks = {hit.doc_id: hit.rank for hit in own.hits}
+    order = [*ranking.hits, *unranked(rest, start=len(ranking.hits) + 1)]
     page = tuple(
         replace(ranked, hit=replace(ranked.hit, rank=ranks.get(ranked.hit.doc_id, 0)))
-        for ranked in ranking[request.offset : request.offset + request.size]
+        for ranked in order[request.offset : request.offset + request.size]
     )
-    notes = (*asked.notes, note) if note else asked.notes
-    return Result(request, asked.rewrite, page, own, status, notes)
-
-
-def explain(page: Sequence[Ranked], judge: Judge, rewrite: Rewrite, read: Callable[[Hit], str]) -> tuple[Ranked, ...]:
-    """The page with the evidence that raised each hit, none for those beyond the window; `read` gives the text that a
-    hit was found by."""
-    query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
-    stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}
-    found = []
-    for ranked in page:
-        if not any(ranked.scores):
-            found.append(ranked)
-            continue
-        words = set(analysis.terms(read(ranked.hit)))
-        found.append(replace(ranked, evidence=tuple(judge.evidence(ranked, words, stems, len(query & words)))))
-    return tuple(found)
+    notes = (note,) if note else ()
+    return Result(request, reading.rewrite, page, own, ranking.status, ranking.reason, notes)

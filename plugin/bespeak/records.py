@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bespeak.statuses import RerankStatus, RewriteStatus
+
 Vector: TypeAlias = npt.NDArray[np.float32]
 """`(dim,)` float32 of unit length."""
 
@@ -92,7 +94,7 @@ class Profile:
         return not (self.statements or self.turns or self.preferences)
 
 
-Source: TypeAlias = Literal["query", "turn", "statement", "function", "free"]
+Source: TypeAlias = Literal["turn", "statement", "function", "free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,6 @@ class Term:
     evidence: str = ""  # the turn's query or response, or the statement, as the user knows it
 
 
-RewriteStatus: TypeAlias = Literal["full", "cached", "gated", "late", "failed", "dud", "off"]
-
-
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """A rewrite keeps the query it came from. Where nothing was rewritten, `text` equals `query`."""
@@ -115,8 +114,8 @@ class Rewrite:
     query: str
     text: str
     terms: tuple[Term, ...] = ()
-    status: RewriteStatus = "off"
-    reason: str = ""  # of gated, late, failed, dud: which gate, which fault
+    status: RewriteStatus = RewriteStatus.OFF
+    reason: str = ""  # of gated, late, failed, dropped: which gate, which fault
     model: str = ""  # name and version of the rewriter
 
     @property
@@ -173,6 +172,7 @@ class Hit:
     rank: int
     source: Mapping[str, Any]
     vector: Vector | None = None
+    pinned: bool = False  # an operator put it there: it keeps its place before all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +195,6 @@ class Request:
     offset: int = 0  # hits skipped before the page
     size: int = 10  # hits on the page
     filters: Mapping[str, str] = field(default_factory=dict)
-
-
-RerankStatus: TypeAlias = Literal["full", "partial", "late", "failed", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,5 +228,6 @@ class Result:
     page: tuple[Ranked, ...]
     hits: Hits
     rerank: RerankStatus
+    reason: str = ""  # of `rerank`: why the order is the engine's own, or what was left out
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
     weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours

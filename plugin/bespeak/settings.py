@@ -7,6 +7,9 @@ from typing import Literal
 
 from bespeak.errors import UsageError
 
+MAX_WINDOW = 10_000
+"""Hits that Elasticsearch returns for one search at most: its default of `index.max_result_window`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -44,8 +47,8 @@ class Settings:
     last_turn_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.window <= 10_000:
-            raise UsageError(f"window must be between 1 and 10000, but is {self.window}")
+        if not 1 <= self.window <= MAX_WINDOW:
+            raise UsageError(f"window must be between 1 and {MAX_WINDOW}, but is {self.window}")
         for name in ("rewrite_ms", "profile_ms", "rerank_ms"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above 0, but is {getattr(self, name)}")

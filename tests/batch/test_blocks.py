@@ -1,4 +1,4 @@
-"""Blocks: read again from any place, in any order; what is not the input or the part that was meant is told."""
+"""Blocks can be read again from any place and in any order; a changed input or a damaged part is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zstandard
 
 from batch_runs import INPUT, make_tools
 from bespeak.batch import blocks
-from bespeak.batch.blocks import BlockReader, Part, part_name, part_of_block, plan_blocks, read_part, write_part
+from bespeak.batch.blocks import BlockOutput, BlockReader, join_chunks, part_name, plan_blocks, read_part, write_part
 from bespeak.batch.lines import read_chunks
 from bespeak.batch.tally import Tally
 from bespeak.batch.work import rewrite_chunk
@@ -45,7 +45,7 @@ def test_blocks_are_the_chunks_of_a_run_on_one_machine(packed, order):
         assert read == chunks[3 * block.number : 3 * block.number + 3]
 
 
-def test_a_packed_input_is_opened_once_where_blocks_come_in_order():
+def test_a_packed_input_is_opened_once_if_blocks_are_read_in_order():
     content, n_opened = gzip.compress(CONTENT), 0
 
     def count():
@@ -65,16 +65,16 @@ def test_a_packed_input_is_opened_once_where_blocks_come_in_order():
     lambda content: content[:-3],
     lambda content: b"",
 ])  # fmt: skip
-def test_an_input_that_was_changed_meanwhile_is_told(change):
+def test_a_changed_input_is_refused(change):
     reader = BlockReader(lambda: opened(change(CONTENT)))
-    with pytest.raises(InputError, match="of the input are not what they were"):
+    with pytest.raises(InputError, match="of the input have changed"):
         list(map(reader.read, plan_blocks(opened(CONTENT))))
 
 
-def test_a_part_holds_what_its_chunks_came_to(tmp_path):
+def test_a_part_holds_the_results_of_its_chunks(tmp_path):
     tools = make_tools(tmp_path)
     done = [rewrite_chunk(chunk, tools) for chunk in read_chunks(opened(CONTENT))]
-    part = part_of_block(done)
+    part = join_chunks(done)
     assert part.output == b"".join(one.output for one in done)
     assert part.rejected == b"".join(one.rejected for one in done)
     assert part.tally.queries == 16 * 7
@@ -88,12 +88,12 @@ def test_a_part_holds_what_its_chunks_came_to(tmp_path):
     lambda content: content[1:],
     lambda content: b"",
 ])  # fmt: skip
-def test_a_part_that_is_damaged_is_told(damage):
+def test_a_damaged_part_is_refused(damage):
     with pytest.raises(InputError, match="damaged"):
-        read_part(damage(write_part(Part(b'{"rewrite":"x"}\n', b"{}\n", Tally()))))
+        read_part(damage(write_part(BlockOutput(b'{"rewrite":"x"}\n', b"{}\n", Tally()))))
 
 
-def test_a_part_is_named_for_its_block_and_its_run():
+def test_the_name_of_a_part_depends_on_its_block_and_its_run():
     planned = list(plan_blocks(opened(CONTENT)))
     other = list(plan_blocks(opened(CONTENT.replace(b"q1", b"q0"))))
     names = {part_name(block, begun) for block in (*planned, other[0]) for begun in (b"one", b"two")}

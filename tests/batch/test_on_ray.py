@@ -1,4 +1,4 @@
-"""A run on a Ray cluster of two nodes: whatever is lost of it, what it writes is what a run on one machine writes."""
+"""A run on a Ray cluster of two nodes writes what a run on one machine writes, whatever is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUTS = ("out.jsonl", "out.jsonl.rejected")
 
 @pytest.fixture(autouse=True)
 def small_chunks():
-    """As they are, for workers of a cluster have their own."""
+    """Overrides the fixture: the workers of a cluster do not see it."""
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def expected(tmp_path_factory):
     """What a run on one machine writes."""
     runs = Runs(tmp_path_factory.mktemp("here"))
     runs.write(LINES)
-    standing = runs.run()
-    return [runs.read(name) for name in OUTPUTS], standing
+    state = runs.run()
+    return [runs.read(name) for name in OUTPUTS], state
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def runs(tmp_path):
 
 @contextmanager
 def driven(cluster, folder, kind="noting"):
-    """A driver, which does not outlive its test."""
+    """Runs a driver, which does not outlive its test."""
     command = [sys.executable, Path(__file__).parents[1] / "ray_cluster.py", cluster.address, folder, kind]
     with subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -73,15 +73,15 @@ def driven(cluster, folder, kind="noting"):
 
 
 def wait_for_parts(process, folder, n_parts):
-    """Until so many blocks are done."""
+    """Waits until this many blocks are done."""
     while len(parts(folder)) < n_parts:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
 def end(process):
-    out, told = process.communicate(timeout=100)
-    assert process.returncode == 0, told
+    out, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
     return [line for line in out.splitlines() if line.startswith("done ")]
 
 
@@ -109,7 +109,7 @@ def command(folder, *arguments):
 
 
 def rewritten(folder):
-    """How often each query was."""
+    """How often each query was rewritten."""
     return Counter(line.partition(" ")[2] for line in (folder / "log").read_text().splitlines())
 
 
@@ -122,7 +122,7 @@ def check(runs, expected):
 
 
 def test_workers_and_the_driver_are_killed_and_nothing_is_lost(cluster, runs, expected):
-    """The second run does the blocks alone that the first has left."""
+    """The second run rewrites only the blocks that the first has left."""
     with driven(cluster, runs.folder) as process:
         wait_for_parts(process, runs.folder, 2)
         before = cluster.wait_for_workers(2)
@@ -132,14 +132,14 @@ def test_workers_and_the_driver_are_killed_and_nothing_is_lost(cluster, runs, ex
     there = len(parts(runs.folder))
     assert 5 <= there < N_BLOCKS
     with driven(cluster, runs.folder) as process:
-        told = end(process)
-    assert len(told) == N_BLOCKS - there
-    assert int(told[-1].removeprefix("done ")) == (runs.folder / "in.jsonl").stat().st_size
+        reports = end(process)
+    assert len(reports) == N_BLOCKS - there
+    assert int(reports[-1].removeprefix("done ")) == (runs.folder / "in.jsonl").stat().st_size
     check(runs, expected)
 
 
 def test_the_command_writes_the_same_here_and_there(cluster, runs):
-    """Packed in and out; whatever Ray says is not on stdout."""
+    """With compressed input and output; nothing of Ray appears on stdout."""
     (runs.folder / "in.jsonl.zst").write_bytes(pack("\n".join(LINES).encode(), "zst"))
     here = command(runs.folder, "in.jsonl.zst", "--output", "here.jsonl.gz")
     there = [command(runs.folder, "in.jsonl.zst", "--output", "there.jsonl.gz", *on(cluster)) for _ in range(2)]
@@ -165,14 +165,14 @@ def test_an_object_storage_is_read_and_written(cluster, runs, expected):
     assert storage.names(storage.name + ".parts") == set()
 
 
-def test_a_block_that_ends_every_worker_ends_the_run(cluster, runs):
+def test_a_block_that_kills_every_worker_ends_the_run(cluster, runs):
     with driven(cluster, runs.folder, "deadly") as process:
-        _, told = process.communicate(timeout=100)
+        _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "the cluster could not do all blocks" in told
+    assert "the cluster could not rewrite all blocks" in stderr
 
 
-def test_a_node_that_is_lost_loses_nothing(cluster, runs, expected):
+def test_a_lost_node_loses_nothing(cluster, runs, expected):
     with driven(cluster, runs.folder) as process:
         wait_for_parts(process, runs.folder, 2)
         cluster.wait_for_workers(2)

@@ -1,4 +1,4 @@
-"""What lines ask, and what is wrong with those that ask nothing."""
+"""Reading queries from lines, and the reasons why lines are rejected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.batch.lines import CHUNK_BYTES, MAX_LINE_BYTES, Place, read_chunks
-from bespeak.batch.queries import Asked, Rejected, read_queries
+from bespeak.batch.queries import QueryLine, RejectedLine, read_queries
 from bespeak.records import Statement, Turn, UserKey
 
 
@@ -19,7 +19,7 @@ def read(line, form="jsonl"):
     return found
 
 
-def test_a_line_says_all_of_it():
+def test_a_line_may_give_query_user_session_and_history():
     given = {
         "id": 7, "query": "how much?", "user": "ada", "session": 3, "tenant": "shop", "statements": ["I am tall"],
         "history": [{"query": "hats", "response": "red ones"}, {"query": "scarves"}], "more": {"a": 1},
@@ -31,24 +31,24 @@ def test_a_line_says_all_of_it():
     assert (asked.own.user, asked.own.session_id) == (asked.user, "3")
 
 
-def test_what_is_null_is_not_given():
+def test_null_is_as_if_not_given():
     names = ("id", "user", "session", "tenant", "history", "statements")
-    assert read(json.dumps({"query": "q"} | dict.fromkeys(names))) == read('{"query": "q"}') == Asked(1, None, "q")
+    assert read(json.dumps({"query": "q"} | dict.fromkeys(names))) == read('{"query": "q"}') == QueryLine(1, None, "q")
 
 
-def test_an_empty_history_is_a_stranger():
+def test_an_empty_history_is_an_empty_profile():
     assert read('{"query": "q", "user": "ada", "history": []}').own.is_empty
     assert read('{"query": "q", "user": "ada", "history": []}').own.version == ""
 
 
-def test_of_a_long_history_the_end_counts_under_its_own_places():
+def test_a_long_history_is_cut_to_its_end_and_keeps_its_numbering():
     turns = [{"query": f"q{n}"} for n in range(1000)]
     own = read(json.dumps({"query": "q", "history": turns, "statements": [f"s{n}" for n in range(1000)]})).own
     assert (len(own.turns), own.turns[-1].event_id, own.turns[0].query) == (20, "history[999]", "q980")
     assert (len(own.statements), own.statements[0].event_id) == (250, "statements[750]")
 
 
-def test_versions_are_of_what_is_said():
+def test_equal_histories_have_equal_versions():
     def version(**given):
         return read(json.dumps({"query": "q"} | given)).own.version
 
@@ -102,26 +102,26 @@ def test_versions_are_of_what_is_said():
 )
 def test_bad_lines_have_reasons(line, reason):
     rejected = read(line)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedLine)
     assert rejected.kind == reason
     assert rejected.line_no == 1
     assert len(rejected.text) <= 2_000
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_asked_or_rejected(line):
+def test_any_bytes_are_read_or_rejected(line):
     for form in ("jsonl", "tsv"):
         for found in read_queries(1, [line.replace(b"\n", b"")], form):
-            assert isinstance(found, Asked) or found.reason
-            json.dumps(found.query if isinstance(found, Asked) else found.text, ensure_ascii=False).encode()
+            assert isinstance(found, QueryLine) or found.reason
+            json.dumps(found.query if isinstance(found, QueryLine) else found.text, ensure_ascii=False).encode()
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)
        | st.dictionaries(st.sampled_from(["query", "response", "x"]), inner, max_size=3), max_leaves=6),
        st.sampled_from(["id", "query", "user", "session", "tenant", "history", "statements"]))  # fmt: skip
-def test_any_value_is_taken_or_rejected(value, name):
+def test_any_value_is_accepted_or_rejected(value, name):
     found = read(json.dumps({"query": "q"} | {name: value}))
-    assert isinstance(found, Asked) or found.reason
+    assert isinstance(found, QueryLine) or found.reason
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def chunks(content, after=Place()):  # noqa: B008
     return list(read_chunks(io.BytesIO(content), after))
 
 
-def test_a_line_that_is_too_long_is_passed_over_without_being_held():
+def test_a_line_that_is_too_long_is_skipped_without_being_kept_in_memory():
     content = b'{"query": "%s"}\n{"query": "r"}' % (b"x" * 3 * MAX_LINE_BYTES)
     (chunk,) = chunks(content)
     found = list(read_queries(chunk.first_no, chunk.lines, "jsonl"))
@@ -153,7 +153,7 @@ def test_long_lines_end_a_chunk():
 
 
 @given(st.lists(st.binary(max_size=8), max_size=40), st.integers(0, 9))
-def test_chunks_after_a_place_are_those_that_followed_it(lines, which):
+def test_reading_can_start_at_the_end_of_any_chunk(lines, which):
     content = b"-" + b"\n".join(lines)  # which looks packed by no chance
     every = chunks(content)
     after = every[which % len(every)].end if every else Place()
@@ -164,6 +164,6 @@ def test_chunks_after_a_place_are_those_that_followed_it(lines, which):
     assert b"".join(taken) == content
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line():
+def test_a_byte_order_mark_is_ignored():
     (chunk,) = chunks(b'\xef\xbb\xbf{"query": "q"}')
     assert chunk.lines == (b'{"query": "q"}',)

@@ -1,4 +1,4 @@
-"""What a worker of a cluster does with a block, and what it tells of one that it cannot do."""
+"""What a worker of a cluster does with a block, and what it reports if it cannot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from functools import partial
 
 from batch_runs import make_tools
 from bespeak.batch.blocks import plan_blocks, read_part
-from bespeak.batch.journal import Standing, journal_of
-from bespeak.batch.on_ray import Work, Worker
+from bespeak.batch.journal import RunState, journal_of
+from bespeak.batch.on_ray import Worker, WorkerSetup
 from bespeak.errors import InputError, ModelError
 from bespeak.rewriting.rewriter import LastTurn, Unchanged
 
@@ -27,18 +27,18 @@ class Failing(LastTurn):
 
 @pytest.fixture
 def blocks(runs, monkeypatch):
-    """Of a run that was begun; four chunks in two of them."""
+    """The two blocks, of two chunks each, of a run that has begun."""
     monkeypatch.setattr("bespeak.batch.blocks.BLOCK_CHUNKS", 2)
-    runs.write(journal_of(BEGUN, Standing()), "out.jsonl.progress")
+    runs.write(journal_of(BEGUN, RunState()), "out.jsonl.progress")
     with (runs.folder / "in.jsonl").open("rb") as stream:
         return list(plan_blocks(stream))
 
 
-def told(runs, block, begun=BEGUN, **more):
-    work = Work(
+def report_of(runs, block, begun=BEGUN, **more):
+    work = WorkerSetup(
         str(runs.folder / "in.jsonl"), str(runs.folder / "out.jsonl"), begun, partial(make_tools, runs.folder, **more)
     )
-    return pickle.loads(Worker(work)({"block": pickle.dumps(tuple(block))})["told"])
+    return pickle.loads(Worker(work)({"block": pickle.dumps(tuple(block))})["report"])
 
 
 def parts(runs):
@@ -46,19 +46,19 @@ def parts(runs):
 
 
 def test_the_parts_together_are_the_output_of_a_run_on_one_machine(runs, blocks):
-    counted = [told(runs, block) for block in reversed(blocks)]
+    counted = [report_of(runs, block) for block in reversed(blocks)]
     assert [one.error for one in counted] == [None, None]
     (runs.folder / "out.jsonl.progress").unlink()
-    standing = runs.run()
+    state = runs.run()
     made = [read_part(path.read_bytes()) for path in parts(runs)]
     assert b"".join(part.output for part in made) == runs.read()
     assert b"".join(part.rejected for part in made) == runs.read("out.jsonl.rejected")
-    assert counted[0].tally.plus(counted[1].tally).statuses == standing.tally.statuses
+    assert counted[0].tally.plus(counted[1].tally).statuses == state.tally.statuses
 
 
-def test_a_block_that_a_lost_worker_has_written_is_not_done_again(runs, blocks):
-    first = told(runs, blocks[0])
-    again = told(runs, blocks[0], rewriter=Failing)
+def test_a_part_that_a_lost_worker_has_written_is_used(runs, blocks):
+    first = report_of(runs, blocks[0])
+    again = report_of(runs, blocks[0], rewriter=Failing)
     assert again == first
     assert len(parts(runs)) == 1
 
@@ -66,18 +66,18 @@ def test_a_block_that_a_lost_worker_has_written_is_not_done_again(runs, blocks):
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"begun": {**BEGUN, "input": "y"}}, InputError, "out.jsonl.progress is not that of this run"),
+        ({"begun": {**BEGUN, "input": "y"}}, InputError, "out.jsonl.progress does not belong to this run"),
         ({"rewriter": Unchanged}, ModelError, "the model is none 1 here, not last-turn 1"),
         ({"strict": True}, InputError, "line 13: broken JSON"),
     ],
 )
-def test_a_worker_that_would_do_otherwise_tells_so_and_writes_nothing(runs, blocks, change, error, said):
-    answer = told(runs, blocks[1], **change)
+def test_a_worker_with_another_run_model_or_input_reports_it_and_writes_nothing(runs, blocks, change, error, said):
+    answer = report_of(runs, blocks[1], **change)
     assert type(answer.error) is error
     assert said in str(answer.error)
     assert not (runs.folder / "out.jsonl.parts").exists()
 
 
-def test_a_node_that_sees_another_input_tells_so(runs, blocks):
+def test_a_node_that_sees_another_input_reports_it(runs, blocks):
     runs.write(b"{}\n")
-    assert "of the input are not what they were (on " in str(told(runs, blocks[1]).error)
+    assert "of the input have changed (on " in str(report_of(runs, blocks[1]).error)

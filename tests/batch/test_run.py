@@ -1,4 +1,4 @@
-"""A run cut off anywhere goes on, and what it writes is what an unbroken one writes."""
+"""A run interrupted anywhere resumes, and writes what an uninterrupted run writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTPUTS = ("out.jsonl", "out.jsonl.rejected")
 
 
 def whole(tmp_path, output="out.jsonl", content=INPUT, **more):
-    """What an unbroken run in a folder of its own writes."""
+    """What an uninterrupted run in its own folder writes."""
     (tmp_path / "whole").mkdir()
     runs = Runs(tmp_path / "whole")
     runs.write(content)
@@ -28,8 +28,8 @@ def whole(tmp_path, output="out.jsonl", content=INPUT, **more):
     return [runs.read(output), runs.read(output + ".rejected")]
 
 
-def test_each_query_is_a_line_in_the_inputs_order(runs):
-    standing = runs.run()
+def test_each_query_gives_a_line_in_the_order_of_the_input(runs):
+    state = runs.run()
     rows = [json.loads(line) for line in runs.read().splitlines()]
     assert [row["id"] for row in rows] == [*(f"q{n}" for n in range(13)), 16, "q13", "q14"]
     assert rows[0]["rewrite"] == "how much is it 0? red hats kind Borsalino costs 300 euros"
@@ -38,24 +38,24 @@ def test_each_query_is_a_line_in_the_inputs_order(runs):
     assert (rows[13]["status"], rows[13]["reason"], rows[13]["profile"]) == ("gated", "no_history", "")
     assert rows[0]["profile"] == rows[7]["profile"] != rows[1]["profile"]
     assert [json.loads(line)["line"] for line in runs.read("out.jsonl.rejected").splitlines()] == [13, 18]
-    assert standing.tally.statuses == {"full": 15, "gated": 1}
-    assert standing.tally.rejected == {"broken JSON": 1, "not a JSON object": 1}
+    assert state.tally.statuses == {"full": 15, "gated": 1}
+    assert state.tally.rejected == {"broken JSON": 1, "not a JSON object": 1}
     assert runs.names() == ["in.jsonl", "out.jsonl", "out.jsonl.progress", "out.jsonl.rejected"]
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("output", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
-def test_a_run_cut_after_any_chunk_goes_on(runs, tmp_path, n_steps, output):
+def test_a_run_interrupted_after_any_chunk_resumes(runs, tmp_path, n_steps, output):
     runs.begin(n_steps, "in.jsonl", output)
     assert runs.read(output) is None
-    standing = runs.run("in.jsonl", output)
+    state = runs.run("in.jsonl", output)
     assert [runs.read(output), runs.read(output + ".rejected")] == whole(tmp_path, output)
-    assert sum(standing.tally.statuses.values()) == 16
-    assert standing.tally.lines_rejected == 2
+    assert sum(state.tally.statuses.values()) == 16
+    assert state.tally.lines_rejected == 2
 
 
-def test_any_end_of_the_journal_and_of_what_was_written_is_gone_on_from(runs, tmp_path):
-    """As a power cut leaves them: the journal cut at any byte, and more written than it knows of."""
+def test_a_run_resumes_from_any_end_of_its_journal_and_output(runs, tmp_path):
+    """As after a power cut: the journal ends at any byte, and the output holds more than the journal says."""
     expected = whole(tmp_path)
     runs.begin(3)
     left = {name: runs.read(name) for name in ("out.jsonl.part", "out.jsonl.rejected", "out.jsonl.progress")}
@@ -75,8 +75,8 @@ def test_any_end_of_the_journal_and_of_what_was_written_is_gone_on_from(runs, tm
 
 
 @pytest.mark.parametrize("lost", ["name", "journal's end"])
-def test_an_end_that_was_cut_off_is_done_again(runs, lost):
-    """The output has its name already, or has not, and the journal does not know."""
+def test_an_interrupted_end_is_repeated(runs, lost):
+    """The journal does not know whether the output has its final name."""
     runs.run()
     expected = runs.read()
     journal = runs.read("out.jsonl.progress").splitlines(keepends=True)
@@ -106,14 +106,14 @@ def test_a_finished_run_is_left_as_it_is(runs):
         ({"format": "parquet"}, r"another format \(jsonl then, parquet now\)"),
     ],
 )
-def test_other_options_than_begun_with_are_refused(runs, change, said):
+def test_changed_options_are_refused(runs, change, said):
     runs.begin(2)
     with pytest.raises(InputError, match=said):
         runs.run(**change)
     runs.run()
 
 
-def test_another_input_is_refused_begun_or_finished(runs):
+def test_a_changed_input_is_refused_before_and_after_the_end(runs):
     runs.begin(2)
     for _ in range(2):
         runs.write([*INPUT[:-1], INPUT[0]])
@@ -123,9 +123,9 @@ def test_another_input_is_refused_begun_or_finished(runs):
         runs.run()
 
 
-def test_what_was_there_before_is_never_written_over(runs):
+def test_an_existing_file_is_never_overwritten(runs):
     runs.write(b"precious", "out.jsonl")
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists, and no run that could resume"):
         runs.run()
     assert runs.read() == b"precious"
 
@@ -133,20 +133,20 @@ def test_what_was_there_before_is_never_written_over(runs):
 def test_files_that_lost_what_was_committed_are_refused(runs):
     runs.begin(3)
     (runs.folder / "out.jsonl.part").write_bytes(b"")
-    with pytest.raises(InputError, match="shorter than it was left"):
+    with pytest.raises(InputError, match="shorter than the run left it"):
         runs.run()
 
 
 def test_two_processes_do_not_write_one_output(runs):
-    def second(_):
+    def second(_state, _read_bytes):
         with pytest.raises(InputError, match="another process"):
             runs.run()
 
-    runs.run(tell=second)
+    runs.run(report=second)
     assert len(runs.read().splitlines()) == 16
 
 
-def test_a_line_that_is_rejected_stops_a_strict_run(runs):
+def test_a_rejected_line_stops_a_strict_run(runs):
     with pytest.raises(InputError, match=r"^line 13: broken JSON"):
         runs.run(strict=True)
     assert runs.run().tally.queries == 16  # without, the same run goes on
@@ -154,7 +154,7 @@ def test_a_line_that_is_rejected_stops_a_strict_run(runs):
 
 @pytest.mark.parametrize("pack", [gzip.compress, lambda content: zstandard.ZstdCompressor().compress(content)])
 @pytest.mark.parametrize("n_steps", [1, 3])
-def test_packed_input_is_gone_on_with(runs, tmp_path, pack, n_steps):
+def test_a_run_over_packed_input_resumes(runs, tmp_path, pack, n_steps):
     content = "\n".join(INPUT).encode()
     packed = pack(content[:700]) + pack(content[700:])  # two members or frames, cut within a line
     expected = whole(tmp_path)
@@ -165,7 +165,7 @@ def test_packed_input_is_gone_on_with(runs, tmp_path, pack, n_steps):
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lambda content: zstandard.ZstdCompressor().compress(content)])
-def test_a_packed_input_cut_short_is_no_end(runs, pack):
+def test_a_packed_input_that_is_cut_short_is_refused(runs, pack):
     runs.write(pack("\n".join(INPUT).encode())[:-9])
     with pytest.raises(InputError, match="cut short or damaged after line"):
         runs.run()
@@ -183,7 +183,7 @@ def test_an_input_without_queries_has_an_empty_output(runs, content, output, unp
     assert unpack(runs.read(output)) == b""
 
 
-def test_streams_are_rewritten_but_not_gone_on_with(runs, tmp_path):
+def test_streams_are_rewritten_but_cannot_be_resumed(runs, tmp_path):
     expected = whole(tmp_path)
     out, rejected = io.BytesIO(), []
     job, open_tools = runs.job()
@@ -211,7 +211,7 @@ def test_parquet_holds_the_same(runs, n_steps):
     assert "out.parquet.part" not in runs.names()
 
 
-def test_parquet_is_no_stream(runs):
+def test_parquet_cannot_be_written_to_a_stream(runs):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `parquet`)")
     job, open_tools = runs.job(format="parquet")
     with pytest.raises(UsageError, match="stream"):

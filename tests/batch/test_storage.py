@@ -1,4 +1,4 @@
-"""Files of a shared folder and of an object storage, by one contract."""
+"""Files in a shared folder and in object storage pass the same contract."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_is_written_is_read(storage):
     assert storage.read(storage.name) == b"three"
 
 
-def test_what_is_not_there_is_none(storage):
+def test_a_missing_file_is_none(storage):
     assert storage.read(storage.name) is None
     assert not storage.exists(storage.name)
     assert storage.names(storage.name + ".parts") == set()
@@ -56,7 +56,7 @@ def test_what_is_not_there_is_none(storage):
     storage.delete(storage.name)
 
 
-def test_folders_are_made_listed_and_deleted(storage):
+def test_folders_are_created_listed_and_deleted(storage):
     folder = storage.name + ".parts"
     for name in ("00000001-a", "00000000-b"):
         storage.write(f"{folder}/{name}", b"x", ".one")
@@ -67,8 +67,8 @@ def test_folders_are_made_listed_and_deleted(storage):
     assert storage.names(folder) == set()
 
 
-def test_a_fault_leaves_what_was_there(storage):
-    """An object storage has no other name to write to till then, so there the faulty file is taken away."""
+def test_an_error_leaves_the_old_file(storage):
+    """Object storage has no second name to write to until then, so there the incomplete file is deleted."""
     storage.write(storage.name, b"before", ".new")
 
     def half():
@@ -82,7 +82,7 @@ def test_a_fault_leaves_what_was_there(storage):
     assert not storage.exists(storage.name + ".new")
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     storage = Storage(f"{tmp_path}/file/out.jsonl")
     with pytest.raises(InputError, match=r"cannot write .*out\.jsonl .*run the same command again"):
@@ -90,8 +90,8 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["nowhere://key:secret@host/out.jsonl", "s3:///"])
-def test_what_is_no_storage_is_told_without_its_secrets(uri):
-    with pytest.raises(UsageError, match="no URI of a storage that pyarrow knows") as raised:
+def test_an_unknown_storage_is_refused_without_showing_secrets(uri):
+    with pytest.raises(UsageError, match="neither a path nor a URI of a storage that pyarrow knows") as raised:
         Storage(uri)
     assert "secret" not in str(raised.value)
 

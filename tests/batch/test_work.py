@@ -1,4 +1,4 @@
-"""A chunk: whose history counts, what is taken from the cache, what is rewritten once."""
+"""A chunk: which history counts, what comes from the cache, and what is rewritten once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bespeak.batch.queries import Asked
+from bespeak.batch.queries import QueryLine
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.work import Tools, find_profile, find_rewrites
 from bespeak.errors import ModelError
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.reading import open_reading
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from fakes import ADA
 
@@ -21,7 +22,7 @@ BOB = UserKey("", "bob")
 
 
 class Noting:
-    """Notes what it is asked; the rewrite is the query and the last turn's."""
+    """Records what it rewrites; the rewrite is the query and that of the last turn."""
 
     name, version = "noting", "1"
 
@@ -61,33 +62,33 @@ def turns(asked, store):
     return [turn.query for turn in find_profile(asked, store).turns]
 
 
-def test_history_is_the_lines_else_the_users_else_none(store):
-    assert turns(Asked(1, None, "q", ADA, "s"), store) == ["hats", "red ones"]
-    assert turns(Asked(1, None, "q", ADA, "other"), store) == []
-    assert turns(Asked(1, None, "q", ADA, "s", own("tea", user=ADA)), store) == ["tea"]
-    assert turns(Asked(1, None, "q", None, "s", own("tea")), store) == ["tea"]
-    assert turns(Asked(1, None, "q", None, "s"), store) == []
+def test_the_lines_own_history_comes_before_the_stored_one(store):
+    assert turns(QueryLine(1, None, "q", ADA, "s"), store) == ["hats", "red ones"]
+    assert turns(QueryLine(1, None, "q", ADA, "other"), store) == []
+    assert turns(QueryLine(1, None, "q", ADA, "s", own("tea", user=ADA)), store) == ["tea"]
+    assert turns(QueryLine(1, None, "q", None, "s", own("tea")), store) == ["tea"]
+    assert turns(QueryLine(1, None, "q", None, "s"), store) == []
 
 
 def test_a_query_that_the_store_knows_is_not_its_own_history(store):
-    assert turns(Asked(1, "q2", "red ones", ADA, "s"), store) == ["hats"]
+    assert turns(QueryLine(1, "q2", "red ones", ADA, "s"), store) == ["hats"]
 
 
-def test_who_paused_has_paused_for_the_lines_history_too(store):
+def test_a_paused_user_is_not_personalised_by_the_lines_history(store):
     store.set_consent(ADA, False)
-    asked = [Asked(1, None, "q", ADA, "s"), Asked(2, None, "q", ADA, "s", own("tea", user=ADA))]
+    asked = [QueryLine(1, None, "q", ADA, "s"), QueryLine(2, None, "q", ADA, "s", own("tea", user=ADA))]
     rewrites, _ = find_rewrites(asked, [find_profile(one, store) for one in asked], Tools(Noting(), store))
     assert [(rewrite.status, rewrite.reason) for rewrite in rewrites] == [("gated", "refused")] * 2
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store, at_once):
+def test_rewrites_from_stored_history_are_cached_and_others_are_not(store, at_once):
     asked = [
-        Asked(1, None, "and red?", ADA, "s"),
-        Asked(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
-        Asked(3, None, '"quoted"', ADA, "s"),
-        Asked(4, None, "fails", ADA, "s"),
-        Asked(5, None, "and red?", ADA, "s"),
+        QueryLine(1, None, "and red?", ADA, "s"),
+        QueryLine(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
+        QueryLine(3, None, '"quoted"', ADA, "s"),
+        QueryLine(4, None, "fails", ADA, "s"),
+        QueryLine(5, None, "and red?", ADA, "s"),
     ]
     profiles = [find_profile(one, store) for one in asked]
     first, second = Noting(), Noting()
@@ -103,22 +104,22 @@ def test_rewrites_of_the_store_are_kept_and_those_of_lines_are_not(store, at_onc
     assert [query for query, _, _ in second.asked] == ["and red?", "fails"]
 
 
-def test_what_is_asked_twice_is_rewritten_once_and_a_sessions_queries_stand_together():
+def test_equal_queries_are_rewritten_once_and_queries_of_a_session_follow_each_other():
     rewriter = Noting()
     ada, bob, other = own("tea", user=ADA), own("tea", user=BOB), own("rice", user=ADA)
     pairs = [("a", ada), ("b", bob), ("c", ada), ("a", ada), ("d", bob), ("a", other), ("a", Profile())]
-    rewrites = rewrite_all(pairs, rewriter)
+    rewrites = rewrite_all([open_reading(*pair) for pair in pairs], rewriter)
     assert [rewrite.text for rewrite in rewrites] == ["a tea", "b tea", "c tea", "a tea", "d tea", "a rice", "a"]
     assert rewrites[-1].reason == "no_history"
     assert [query for query, _, _ in rewriter.asked] == ["a", "c", "b", "d", "a"]
 
 
-def test_nothing_is_asked_of_nothing():
+def test_no_queries_give_no_rewrites():
     assert rewrite_all([], Noting()) == []
 
 
 class Together(Noting):
-    """As `Noting`, and notes by which thread; each of four threads waits for the others at its first query."""
+    """As `Noting`, and records the thread; each of four threads waits for the others at its first query."""
 
     def __init__(self):
         super().__init__()
@@ -134,10 +135,10 @@ class Together(Noting):
         return super().rewrite(query, profile, budget_ms)
 
 
-def test_threads_rewrite_as_one_does_a_conversation_by_one_of_them_in_its_order():
+def test_threads_give_the_same_rewrites_and_each_conversation_stays_on_one_thread():
     pairs = [(f"how much {n}?", Profile(turns=(Turn(f"hats {n % 5}", "A Borsalino", "t"),))) for n in range(40)]
-    rewriter = Together()
-    assert rewrite_all(pairs, rewriter, n_threads=4) == rewrite_all(pairs, Noting())
+    readings, rewriter = [open_reading(*pair) for pair in pairs], Together()
+    assert rewrite_all(readings, rewriter, n_threads=4) == rewrite_all(readings, Noting())
     assert len({thread for noted in rewriter.threads.values() for thread, _ in noted}) == 4
     for conversation, noted in rewriter.threads.items():
         assert len({thread for thread, _ in noted}) == 1

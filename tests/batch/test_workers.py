@@ -1,4 +1,4 @@
-"""Chunks in other processes: in order, bounded ahead, and their faults told."""
+"""Chunks in other processes: results in order, few chunks ahead, errors raised."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bespeak.records import Rewrite
 from bespeak.rewriting.rewriter import LastTurn
 
 
-class Slow(LastTurn):
-    """The earlier the line the longer it takes."""
+class SlowChunk(LastTurn):
+    """Takes longer for earlier lines."""
 
     def rewrite(self, query, profile, budget_ms=None):
         time.sleep(0.02 * (8 - int(query)))
         return Rewrite(query, f"{query} done", (), "full", model="slow 1")
 
 
-def open_tools(data, rewriter=Slow):
+def open_tools(data, rewriter=SlowChunk):
     return make_tools(data, rewriter)
 
 
@@ -44,7 +44,7 @@ def chunks(n, taken=None, line=b'{"query": "%d", "history": [{"query": "h"}]}'):
 
 
 @pytest.mark.parametrize("n_workers", [1, 3])
-def test_what_is_done_comes_in_order(tmp_path, n_workers):
+def test_results_come_in_order(tmp_path, n_workers):
     taken, outputs = [], []
     for done in rewrite_chunks(chunks(8, taken), partial(open_tools, tmp_path), n_workers):
         outputs.append(done.output)
@@ -53,7 +53,7 @@ def test_what_is_done_comes_in_order(tmp_path, n_workers):
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_faults_are_raised_where_the_chunks_are_wanted(tmp_path, n_workers):
+def test_errors_of_workers_are_raised_in_this_process(tmp_path, n_workers):
     with pytest.raises(ModelError, match="there is no model"):
         list(rewrite_chunks(chunks(3), without_model, n_workers))
     asked = chunks(3, line=b'{"query": "q", "user": "ada"}')
@@ -62,5 +62,5 @@ def test_faults_are_raised_where_the_chunks_are_wanted(tmp_path, n_workers):
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_without_chunks_nothing_is_done(tmp_path, n_workers):
+def test_without_chunks_there_are_no_results(tmp_path, n_workers):
     assert list(rewrite_chunks(chunks(0), partial(open_tools, tmp_path), n_workers)) == []

@@ -24,7 +24,7 @@ def test_a_side_is_the_engine_the_current_settings_or_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["engine", "engine:engine", "a:b:c"])
-def test_what_names_no_two_sides_is_refused(text):
+def test_a_comparison_needs_two_different_sides(text):
     with pytest.raises(UsageError):
         read_comparison(text, Settings())
 
@@ -34,7 +34,20 @@ def test_a_side_that_cannot_be_read_is_named(tmp_path):
         read_comparison(f"engine:{tmp_path / 'missing.toml'}", Settings())
 
 
-def test_the_report_reads_the_store_and_loses_who_is_forgotten(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--elasticsearch", "http://127.0.0.1:1"), 2, "add --profiles elasticsearch"),
+        (("--profiles", "elasticsearch"), 2, "--profiles elasticsearch needs"),
+        (("--profiles", "elasticsearch", "--elasticsearch", "http://127.0.0.1:1"), 1, "127.0.0.1:1"),
+    ],
+)
+def test_the_report_never_reads_this_machine_in_place_of_a_cluster(tmp_path, options, code, said):
+    found = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "evaluate", "--interleaving", *options])
+    assert (found.exit_code, said in found.stderr) == (code, True), found.output
+
+
+def test_the_report_reads_the_store_without_forgotten_users(tmp_path):
     def run(*arguments):
         found = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "evaluate", "--interleaving", *arguments])
         assert found.exit_code == 0, found.output

@@ -50,7 +50,7 @@ def lines_loaded(folder):
         connection.close()
 
 
-def test_a_file_is_loaded_and_twice_adds_nothing(tmp_path):
+def test_loading_a_file_twice_adds_nothing(tmp_path):
     file = tmp_path / "events.ndjson"
     file.write_text("\n".join([line(1), line(2), line(2)]))
     result = run(tmp_path / "data", "events", "load", file)
@@ -61,7 +61,7 @@ def test_a_file_is_loaded_and_twice_adds_nothing(tmp_path):
     assert result.stdout == "2 events added, 1 already there, 0 lines rejected\n"
 
 
-def test_gzip_is_read_and_one_cut_short_is_named(tmp_path):
+def test_gzip_is_read_and_a_truncated_file_is_named(tmp_path):
     whole = gzip.compress("\n".join(line(n) for n in range(5000)).encode())
     (tmp_path / "whole.gz").write_bytes(whole)
     (tmp_path / "cut.gz").write_bytes(whole[:-2000])
@@ -72,7 +72,7 @@ def test_gzip_is_read_and_one_cut_short_is_named(tmp_path):
     assert "cut short or damaged" in result.stderr
 
 
-def test_rejected_lines_are_told_by_number_and_reason(tmp_path):
+def test_rejected_lines_are_reported_by_number_and_reason(tmp_path):
     file, out = tmp_path / "events.ndjson", tmp_path / "rejected.tsv"
     file.write_bytes(b"\n".join([line(1).encode(), b"{", b"\xff", *[b"[]"] * 30, line(2).encode()]))
     result = run(tmp_path / "data", "events", "load", file, "--rejected", out)
@@ -84,7 +84,7 @@ def test_rejected_lines_are_told_by_number_and_reason(tmp_path):
     assert [row.split("\t")[0] for row in rejected] == [str(n) for n in range(2, 34)]
 
 
-def test_a_file_of_something_else_is_a_fault(tmp_path):
+def test_a_file_of_another_kind_is_an_error(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("hello\n")
     result = run(tmp_path / "data", "events", "load", file)
@@ -99,7 +99,7 @@ def test_wrong_usage(tmp_path, arguments):
     assert run(tmp_path / "data", "events", *arguments).exit_code == 2
 
 
-def test_faults_of_the_store_are_sentences(tmp_path):
+def test_errors_of_the_store_are_sentences(tmp_path):
     file = tmp_path / "events.ndjson"
     file.write_text(line())
     (tmp_path / "file").write_text("")
@@ -112,7 +112,7 @@ def test_faults_of_the_store_are_sentences(tmp_path):
     assert (result.exit_code, "damaged" in result.stderr) == (1, True)
 
 
-def test_a_load_killed_at_any_moment_goes_on(tmp_path):
+def test_a_load_killed_at_any_moment_resumes(tmp_path):
     """Until one run gets through: the same rows, counts and report as of a run that nobody cut off."""
     rows = [line(n, query_id=f"q{n // 9}", **({"session_id": f"s{n // 90}"} if n % 9 else {})) for n in range(12_000)]
     rows[500] = rows[9_500] = "{"

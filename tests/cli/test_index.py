@@ -43,7 +43,7 @@ def test_standard_input(tmp_path):
     assert (done.exit_code, done.stdout.split(" ")[0]) == (0, "2")
 
 
-def test_bad_lines_are_told_and_the_rest_is_loaded(tmp_path, file):
+def test_bad_lines_are_reported_and_the_others_are_loaded(tmp_path, file):
     file.write_bytes(GOOD.encode() + b"nope\n\xff\n" + b"[]\n" * 30)
     done = run(tmp_path, file, "--to", "hats", "--no-embeddings")
     assert done.exit_code == 0
@@ -86,7 +86,7 @@ def test_chosen_fields_and_ids(tmp_path):
         (("FILE", "--to", "a", "--elasticsearch", "http://h", "--ca-file", "none"), 2, "does not exist"),
     ],
 )
-def test_what_cannot_be_done_is_told(tmp_path, file, arguments, code, said):
+def test_errors_are_sentences(tmp_path, file, arguments, code, said):
     done = run(tmp_path, *(file if argument == "FILE" else argument for argument in arguments), "--no-embeddings")
     assert done.exit_code == code
     assert said in done.stderr
@@ -148,7 +148,7 @@ def contents(engine, index):
     return [(document.doc_id, document.source) for document in engine.fetch(index, names)], totals
 
 
-def test_a_killed_load_goes_on_embedded(tmp_path):
+def test_a_killed_load_resumes_embedded(tmp_path):
     path = kill_and_go_on(tmp_path, "--to", "many")
     whole = run(tmp_path, path, "--to", "whole", "--no-embeddings")
     assert whole.exit_code == 0
@@ -158,7 +158,7 @@ def test_a_killed_load_goes_on_embedded(tmp_path):
 
 
 @pytest.mark.elasticsearch
-def test_a_killed_load_goes_on_elasticsearch(tmp_path, elasticsearch_url, index_name):
+def test_a_killed_load_resumes_elasticsearch(tmp_path, elasticsearch_url, index_name):
     there = ("--elasticsearch", elasticsearch_url)
     path = kill_and_go_on(tmp_path, "--to", index_name, *there)
     whole = run(tmp_path, path, "--to", f"{index_name}-whole", "--no-embeddings", *there)

@@ -31,7 +31,7 @@ def bought(tenant, n_users):
     ]
 
 
-def test_learns_each_tenant_and_says_so(learn, tmp_path):
+def test_each_tenant_is_learnt_and_reported(learn, tmp_path):
     result = learn([*bought("a", 20), *bought("b", 20)])
     assert result.exit_code == 0
     assert result.stdout.count("Learnt from 120 events of 20 users on 6 documents") == 2
@@ -52,7 +52,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize(("gone", "back"), [(["forget", "odd"], []), (["consent", "odd", "off"], ["on"])])
-def test_who_is_gone_leaves_the_sums_at_the_next_run_and_is_told_so(learn, tmp_path, gone, back):
+def test_a_user_who_leaves_is_removed_by_the_next_run_and_warned_of_it(learn, tmp_path, gone, back):
     def profile(*arguments):
         result = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "profile", *arguments, "--tenant", "a"])
         assert result.exit_code == 0, result.output
@@ -70,12 +70,33 @@ def test_who_is_gone_leaves_the_sums_at_the_next_run_and_is_told_so(learn, tmp_p
         assert "learn" not in profile("consent", "odd", "on")
 
 
-def test_nothing_is_said_of_learning_where_nothing_was_learnt(tmp_path):
+def test_forget_mentions_learning_only_if_something_was_learnt(tmp_path):
     SqliteStore(tmp_path / "bespeak.db").add(bought("a", 1))
     result = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "profile", "forget", "u0", "--tenant", "a"])
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-def test_a_tenant_with_too_few_events_holds_up_no_other(learn):
+def test_a_tenant_with_too_few_events_does_not_stop_the_others(learn):
     result = learn([*bought("a", 20), *bought("b", 2)])
     assert (result.exit_code, result.stdout.count("Learnt")) == (0, 1)
+
+
+@pytest.mark.parametrize("command", [["learn"], ["tune", "--events"], ["rewrite", "in.jsonl", "--output", "-"]])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--elasticsearch", "http://127.0.0.1:9"], "--elasticsearch is for profiles in the cluster: add --profiles"),
+        (["--api-key", "hush"], "--api-key is for profiles in the cluster: add --profiles elasticsearch"),
+        (["--profiles", "elasticsearch"], "--profiles elasticsearch needs the cluster's URL: add --elasticsearch URL"),
+    ],
+)
+def test_a_cluster_without_its_profiles_and_profiles_without_their_cluster_are_wrong_usage(
+    tmp_path, monkeypatch, command, options, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"query": "silk"}\n')
+    result = CliRunner().invoke(cli, ["--data-dir", str(tmp_path / "data"), *command, *options, *(
+        ["--rewriter", "none"] if command[0] == "rewrite" else []
+    )])  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr

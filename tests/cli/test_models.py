@@ -41,7 +41,7 @@ def test_list_as_json(run, made):
     assert rows["mine"]["folder"] == str(made)
 
 
-def test_verify_tells_what_is_whole(run, made):
+def test_verify_reports_whole_models(run, made):
     result = run("verify")
     assert result.exit_code == 0
     assert "mine: 1 files are whole\n" in result.stdout
@@ -52,7 +52,7 @@ def test_verify_of_one_model(run, made):
     assert run("verify", "mine").stdout == "mine: 1 files are whole\n"
 
 
-def test_verify_tells_what_is_damaged_and_fails(run, made):
+def test_verify_names_damaged_models_and_fails(run, made):
     (made / "model.onnx").write_bytes(b"0123")
     result = run("verify")
     assert result.exit_code == 1
@@ -61,7 +61,7 @@ def test_verify_tells_what_is_damaged_and_fails(run, made):
     assert default_model("encoder") in result.stdout
 
 
-def test_list_says_with_which_adapter_the_rewriter_is_built(run, tmp_path):
+def test_list_shows_the_adapter_of_the_rewriter(run, tmp_path):
     from bespeak.rewriting.rewriter import MODEL, made_from
 
     folder = tmp_path / "cache" / "models" / MODEL

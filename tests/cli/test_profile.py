@@ -60,12 +60,12 @@ def test_wrong_usage(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
-def test_a_statement_too_long_is_a_fault(run):
+def test_a_statement_that_is_too_long_is_an_error(run):
     result = run("remember", "--user", "u", "x" * 100_000)
     assert (result.exit_code, "at most 32768" in result.stderr) == (1, True)
 
 
-def test_a_stranger_is_no_fault_and_makes_no_file(run, tmp_path):
+def test_showing_an_unknown_user_is_no_error_and_makes_no_file(run, tmp_path):
     assert run("profile", "show", "nobody").stdout == "Nothing is known.\n"
     assert run("profile", "export", "nobody").stdout == ""
     assert run("profile", "forget", "nobody").stdout == "Deleted: 0 events, 0 cached rewrites, no pause\n"
@@ -109,7 +109,7 @@ def test_an_export_loads_back_equal(run, tmp_path):
     assert shown(run, "u", "--session", "s") == before
 
 
-def test_forget_says_what_it_deleted_and_leaves_a_stranger(run, tmp_path):
+def test_forget_reports_what_it_deleted_and_nothing_is_known_afterwards(run, tmp_path):
     fill(tmp_path, event("click", doc_id="d"), event("statement", text="zebra"), event("click", user="v", doc_id="d"))
     run("profile", "consent", "u", "off")
     assert run("profile", "forget", "u").stdout == "Deleted: 2 events, 0 cached rewrites, a pause\n"
@@ -118,7 +118,7 @@ def test_forget_says_what_it_deleted_and_leaves_a_stranger(run, tmp_path):
     assert not any(b"zebra" in path.read_bytes() for path in (tmp_path / "data").iterdir())
 
 
-def test_consent_is_paused_and_given(run):
+def test_consent_is_paused_and_resumed(run):
     run("remember", "--user", "u", "I am vegetarian")
     assert run("profile", "consent", "u", "off").exit_code == 0
     assert run("profile", "show", "u").stdout.startswith("Personalisation is paused.\n")

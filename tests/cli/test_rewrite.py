@@ -1,4 +1,4 @@
-"""`bespeak rewrite`, as a person calls it, and killed at any moment."""
+"""`bespeak rewrite` on the command line, also killed at any moment."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import UserKey
 from bespeak.rewriting.rewriter import CachedRewriter, LastTurn
 from bespeak_cli import Folders, cli
-from bespeak_cli.on_ray import make_tools_there
+from bespeak_cli.batch import make_tools
 
 START = datetime(2025, 6, 1, tzinfo=UTC)
 N_USERS = 4
 
 
 def lines_of(n_lines):
-    """Queries with their own history, of users of the store, of nobody, and lines that are rejected."""
+    """Queries with their own history, of stored users and of nobody, and lines that are rejected."""
     for n in range(n_lines):
         match n % 10:
             case 0 | 1 | 2 | 3:
@@ -59,7 +59,7 @@ def run(folder, *arguments, **more):
 
 
 def command(folder, *arguments):
-    """The command in chunks of a few lines, so that there are many moments to be killed at."""
+    """The command with small chunks, so that it can be killed at many moments."""
     program = "import bespeak.batch.lines as l, bespeak_cli as c; l.CHUNK_LINES = 20; c.cli()"
     given = ("--data-dir", folder / "data", "rewrite", *arguments, "--rewriter", "last-turn")
     return [sys.executable, "-c", program, *map(str, given)]
@@ -75,7 +75,7 @@ def file(tmp_path):
 
 
 def whole(tmp_path, file, out):
-    """What a run writes that nobody cuts off, with a cache of its own."""
+    """What an uninterrupted run writes, with a cache of its own."""
     folder = tmp_path / "whole"
     shutil.copytree(tmp_path / "data", folder / "data")
     done = subprocess.run(command(folder, file, "--output", folder / out), capture_output=True, text=True, check=False)
@@ -87,18 +87,18 @@ def read(path):
     return path.read_bytes() if path.exists() else None
 
 
-def counts(told):
-    """The parts of a report that do not depend on time or on what a cache held."""
-    blocks = told.strip().split("\n\n")
+def counts(stderr):
+    """The parts of a report that do not depend on time or on the cache."""
+    blocks = stderr.strip().split("\n\n")
     return [block for block in blocks if block.startswith(("Statuses", "Gated", "Terms")) or "lines rejected" in block]
 
 
-def counts_of(told):
-    return [line for block in counts(told) for line in block.splitlines() if "from the cache" not in line]
+def counts_of(stderr):
+    return [line for block in counts(stderr) for line in block.splitlines() if "from the cache" not in line]
 
 
 def killed_until_done(tmp_path, arguments, by, n_kills):
-    """Ends the command at a random moment so many times, unless one run gets through; what the last one told."""
+    """Kills the command at random moments until it gets through; gives its last stderr."""
     progress = tmp_path / f"{arguments[2].name}.progress"
     moments = random.Random(f"{arguments}")
     for attempt in range(n_kills + 1):
@@ -112,11 +112,11 @@ def killed_until_done(tmp_path, arguments, by, n_kills):
                 process.send_signal(by)
                 break
             time.sleep(0.001)
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
         if process.returncode == 0:
             assert attempt >= 5
-            return told
-        assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM), told
+            return stderr
+        assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM), stderr
     raise AssertionError("no run got through")
 
 
@@ -130,16 +130,16 @@ def killed_until_done(tmp_path, arguments, by, n_kills):
         ("out.jsonl", signal.SIGTERM, ("--workers", 2), 6),
     ],
 )
-def test_killed_at_any_moment_it_goes_on(tmp_path, file, out, by, more, n_kills):
-    """The same bytes and counts as of a run that nobody cut off; the cache may have been filled before the kill."""
+def test_a_run_killed_at_any_moment_resumes(tmp_path, file, out, by, more, n_kills):
+    """With the same bytes and counts as an uninterrupted run; only the cache may differ."""
     expected = whole(tmp_path, file, out)
-    told = killed_until_done(tmp_path, (file, "--output", tmp_path / out, *more), by, n_kills)
+    stderr = killed_until_done(tmp_path, (file, "--output", tmp_path / out, *more), by, n_kills)
     assert [read(tmp_path / out), read(tmp_path / f"{out}.rejected")] == expected[:2]
-    assert counts_of(told) == [line for block in expected[2] for line in block.splitlines() if "cache" not in line]
+    assert counts_of(stderr) == [line for block in expected[2] for line in block.splitlines() if "cache" not in line]
 
 
-def test_a_full_disk_is_told_and_gone_on_from(tmp_path, file):
-    """At growing sizes, so that each of the files is the one that cannot grow."""
+def test_a_run_resumes_after_a_full_disk(tmp_path, file):
+    """At growing sizes, so that each file is once the one that cannot grow."""
     expected = whole(tmp_path, file, "out.jsonl")
     out = tmp_path / "out.jsonl"
     n_bytes, n_full = 3_000, 0
@@ -158,7 +158,7 @@ def test_a_full_disk_is_told_and_gone_on_from(tmp_path, file):
     assert [read(out), read(tmp_path / "out.jsonl.rejected")] == expected[:2]
 
 
-def test_the_report_is_told_and_written(tmp_path, file):
+def test_the_report_is_printed_and_written(tmp_path, file):
     done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--report", tmp_path / "report.html")
     assert done.exit_code == 0, done.output
     assert done.stdout == ""
@@ -168,7 +168,7 @@ def test_the_report_is_told_and_written(tmp_path, file):
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<h1>1,470 queries in " in page
     assert "last-turn 1" in page
-    again = run(tmp_path, file, "--output", tmp_path / "out.jsonl")  # nothing to do, and told again
+    again = run(tmp_path, file, "--output", tmp_path / "out.jsonl")  # nothing to do, and stderr again
     assert counts(again.stderr) == counts(done.stderr)
 
 
@@ -184,7 +184,7 @@ def test_it_fills_the_cache_that_the_proxy_reads(tmp_path, file):
     assert row["rewrite"] == "what of the silk? scarves Ghent 1"
 
 
-def test_rewrites_of_a_cache_are_told_and_written_as_they_were_made(tmp_path, file):
+def test_cached_rewrites_are_counted_and_written_as_new_ones(tmp_path, file):
     run(tmp_path, file, "--output", tmp_path / "one.jsonl")
     second = run(tmp_path, file, "--output", tmp_path / "two.jsonl")
     assert "of the full ones 600 came from the cache" in second.stderr
@@ -206,11 +206,11 @@ def test_tsv_is_read(tmp_path, file, packed):
     ]
 
 
-def test_streams_of_the_shell(tmp_path, file):
+def test_stdin_and_stdout(tmp_path, file):
     done = run(tmp_path, "-", "--output", "-", input='{"query": "hats"}\n{\n')
     assert done.exit_code == 0
     assert json.loads(done.stdout)["id"] == 1
-    assert "A stream cannot be gone on with" in done.stderr
+    assert "Streams cannot be resumed" in done.stderr
     assert '{"line":2,"reason":"broken JSON' in done.stderr
 
 
@@ -221,7 +221,7 @@ def test_strict_stops_at_the_first_bad_line(tmp_path, file):
     assert read(tmp_path / "out.jsonl") is None
 
 
-def test_another_model_than_begun_with_is_refused(tmp_path, file):
+def test_a_changed_model_is_refused(tmp_path, file):
     run(tmp_path, file, "--output", tmp_path / "out.jsonl")
     other = ("--data-dir", tmp_path / "data", "rewrite", file, "--output", tmp_path / "out.jsonl", "--rewriter", "none")
     done = CliRunner().invoke(cli, list(map(str, other)))
@@ -229,7 +229,7 @@ def test_another_model_than_begun_with_is_refused(tmp_path, file):
     assert "begun with another model (last-turn 1 then, none 1 now)" in done.stderr
 
 
-def test_a_worker_that_dies_ends_the_run_which_can_go_on(tmp_path, file):
+def test_a_dead_worker_ends_the_run_which_can_be_resumed(tmp_path, file):
     expected = whole(tmp_path, file, "out.jsonl")
     out = tmp_path / "out.jsonl"
     program = (
@@ -253,36 +253,37 @@ def test_a_worker_that_dies_ends_the_run_which_can_go_on(tmp_path, file):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "stderr"),
     [
         (["no-such-file", "--output", "x"], "does not exist"),
         ([__file__], "Missing option '--output'"),
         ([__file__, "--output", "x", "--profiles", "elasticsearch"], "needs --elasticsearch URL"),
-        ([__file__, "--output", "x", "--ray-address", "127.0.0.1:6379"], "--ray-address is for --on ray"),
-        ([__file__, "--output", "s3://bucket/x"], "s3://bucket/x: object storage is for --on ray"),
-        ([__file__, "--output", "-", "--on", "ray"], "a stream is of one machine"),
+        ([__file__, "--output", "x", "--ray-address", "127.0.0.1:6379"], "--ray-address needs --on ray"),
+        ([__file__, "--output", "s3://bucket/x"], "s3://bucket/x: object storage needs --on ray"),
+        ([__file__, "--output", "-", "--on", "ray"], "other machines cannot reach a stream"),
         ([__file__, "--output", "x", "--on", "ray", "--workers", "1"], "--workers is for one machine"),
         ([__file__, "--output", "x", "--on", "ray", "--check", "hats"], "--check needs --elasticsearch"),
     ],
 )
-def test_wrong_usage(tmp_path, arguments, told):
+def test_wrong_usage(tmp_path, arguments, stderr):
     done = run(tmp_path, *arguments)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert stderr in done.stderr
 
 
-def test_on_a_cluster_nobodys_history_is_looked_for_in_this_machines_store(tmp_path):
-    options = {"rewriter": "last-turn", "profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
-    tools = make_tools_there(Folders(tmp_path, tmp_path).absolute(), options, "jsonl", "")
+def test_a_cluster_does_not_read_this_machines_profiles(tmp_path):
+    options = {"source": "in.jsonl", "output": "out.jsonl", "format_": "jsonl", "rewriter": "last-turn"}
+    options |= {"profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
+    tools = make_tools(Folders(tmp_path, tmp_path).absolute(), options)
     assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), Place(1, 17), 17), tools).tally.queries == 1
-    with pytest.raises(StoreError, match="a line names a user, and --profiles sqlite is of one machine"):
+    with pytest.raises(StoreError, match="line 1 names a user, but this machine's profiles cannot be read"):
         rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), Place(1, 32), 32), tools)
     tools.close()
 
 
 @pytest.mark.parametrize("place", ["embedded", pytest.param("elastic", marks=pytest.mark.elasticsearch)])
 def test_rewrites_that_find_nothing_are_dropped(tmp_path, file, place, request):
-    """Every one, for the index holds nothing but a word of the queries as typed."""
+    """All of them, since the index holds only a word of the queries as typed."""
     documents = tmp_path / "documents.jsonl"
     documents.write_text('{"_id": "d1", "text": "much"}\n')
     index, there = "things", ()
@@ -294,14 +295,14 @@ def test_rewrites_that_find_nothing_are_dropped(tmp_path, file, place, request):
     done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--check", index, *there)
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    duds = [row for row in rows if row["status"] == "dud"]
-    assert len(duds) == 600  # those that the store's history gives no such word
-    assert all(row["rewrite"] == row["query"] and not row["terms"] for row in duds)
-    assert {row["reason"] for row in duds} == {"finds nothing"}
-    assert "  dud         600 " in done.stderr
+    dropped = [row for row in rows if row["status"] == "dropped"]
+    assert len(dropped) == 600  # those that the store's history gives no such word
+    assert all(row["rewrite"] == row["query"] and not row["terms"] for row in dropped)
+    assert {row["reason"] for row in dropped} == {"finds nothing"}
+    assert "  dropped     600 " in done.stderr
 
 
-def test_an_index_to_check_with_that_is_not_there_is_told_before_anything_is_written(tmp_path, file):
+def test_a_missing_index_for_the_check_is_reported_before_anything_is_written(tmp_path, file):
     done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--check", "hats")
     assert done.exit_code == 1
     assert "no index 'hats'" in done.stderr

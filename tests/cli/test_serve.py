@@ -1,8 +1,7 @@
-"""`bespeak serve`, as an operator starts and stops it, and what its guide promises."""
+"""`bespeak serve` as an operator starts and stops it, and what its guide promises."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import datetime as dt
 import ipaddress
@@ -23,7 +22,6 @@ import jwt
 import pytest
 from click.testing import CliRunner
 
-import bespeak
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak_cli import cli
 from elasticsearch_node import new_index_name
@@ -34,6 +32,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "proxy.md"
 NOWHERE = "http://127.0.0.1:9"
 BODY = b'{"cluster_name": "shop", "version": {"number": "9.1.0"}}'
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+UNHURRIED = ("--profile-ms", "30000", "--rewrite-ms", "30000", "--rerank-ms", "30000")  # a busy machine fails no test
 ADA = {"X_Bespeak_User": "ada", "X_Bespeak_Session": "s"}
 ASKED = [
     {"user_id": "ada", "session_id": "s", "query_id": "q1", "user_query": "silk scarf"},
@@ -48,7 +47,7 @@ class Served:
     said: str  # at the start
 
     def end(self, with_signal: int = signal.SIGTERM) -> str:
-        """What was said after the start."""
+        """Ends the process; what it printed after the start."""
         self.process.send_signal(with_signal)
         return self.said_until_end()
 
@@ -60,10 +59,10 @@ class Served:
 
 @contextlib.contextmanager
 def served(folder, *arguments):
-    """The command, once it has said all that it says at the start."""
+    """The running command, after its report at the start."""
     command = [
         *(sys.executable, "-c", "from bespeak_cli import cli; cli()", "--data-dir", folder / "data", "--cache-dir"),
-        *(folder / "cache", "serve", "--port", "0", "--rewriter", "last-turn", *arguments),
+        *(folder / "cache", "serve", "--port", "0", "--rewriter", "last-turn", *UNHURRIED, *arguments),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said = ""
@@ -107,7 +106,7 @@ def index(elasticsearch_url):
     return name
 
 
-# What makes no sense is told before anything listens.
+# Wrong usage.
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def index(elasticsearch_url):
         (["--upstream", NOWHERE, "--port", "0", "--weights", "1,2"], "--weights takes three numbers"),
     ],
 )
-def test_what_makes_no_sense_is_told(tmp_path, arguments, told):
+def test_wrong_usage_is_refused_before_anything_listens(tmp_path, arguments, told):
     done = run(tmp_path, *arguments)
     assert done.exit_code == 2
     assert told in done.stderr
@@ -133,14 +132,14 @@ def test_what_makes_no_sense_is_told(tmp_path, arguments, told):
     assert "hush" not in done.stderr
 
 
-def test_a_token_that_is_easily_guessed_is_refused(tmp_path):
+def test_an_easily_guessed_token_is_refused(tmp_path):
     (tmp_path / "token").write_text("short\n")
     done = run(tmp_path, "--upstream", NOWHERE, "--host", "0.0.0.0", "--token-file", tmp_path / "token")
     assert done.exit_code == 2
     assert "openssl rand -hex 32" in done.stderr
 
 
-def test_a_port_that_is_taken_is_told(tmp_path):
+def test_a_taken_port_is_refused(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run(tmp_path, "--upstream", NOWHERE, "--port", port)
@@ -156,7 +155,7 @@ def test_a_proxy_in_front_of_itself_is_refused(tmp_path):
     assert f"--upstream names the proxy's own port {port}" in done.stderr
 
 
-def test_an_encoder_that_was_asked_for_has_to_be_there(tmp_path):
+def test_a_missing_encoder_that_was_named_is_an_error(tmp_path):
     done = run(tmp_path, "--upstream", NOWHERE, "--port", 0, "--rewriter", "none", "--encoder", "mistyped")
     assert done.exit_code == 1
     assert "there is no model 'mistyped'" in done.stderr
@@ -165,7 +164,7 @@ def test_an_encoder_that_was_asked_for_has_to_be_there(tmp_path):
 # Starting.
 
 
-def test_it_says_what_it_stands_in_front_of(tmp_path):
+def test_it_reports_what_it_is_in_front_of(tmp_path):
     with raw_engine(ANSWER) as engine, served(tmp_path, "--upstream", engine.url, "--share", "10%") as proxy:
         assert f"{engine.url}: Elasticsearch 9.1.0, cluster shop" in proxy.said
         assert str(tmp_path / "data" / "bespeak.db") in proxy.said
@@ -203,13 +202,13 @@ def test_a_damaged_store_and_a_missing_model_leave_the_engines_answers(tmp_path)
         assert "personalising failed at profile" in proxy.end()
 
 
-def test_what_does_not_look_like_elasticsearch_is_told(tmp_path):
+def test_it_reports_an_upstream_that_does_not_look_like_elasticsearch(tmp_path):
     hello = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
     with raw_engine(hello) as other, served(tmp_path, "--upstream", other.url) as proxy:
         assert "does not look like Elasticsearch: check the URL" in proxy.said
 
 
-def test_profiles_that_the_cluster_does_not_give_are_told_without_the_password(tmp_path):
+def test_it_reports_profiles_that_cannot_be_read_without_the_password(tmp_path):
     profiles = ["--profiles", "elasticsearch", "--basic", "me:hush"]
     with served(tmp_path, "--upstream", NOWHERE, *profiles) as proxy:
         assert "nothing is personalised yet: no answer from Elasticsearch" in proxy.said
@@ -219,12 +218,12 @@ def test_profiles_that_the_cluster_does_not_give_are_told_without_the_password(t
     assert "Traceback" not in said
 
 
-# Ending.
+# Stopping.
 
 
 @contextlib.contextmanager
 def held_answer():
-    """An engine that answers `/slow` only when it is let, and what tells that it was asked."""
+    """An engine that answers `/slow` once the second event is set, and sets the first when it is asked."""
     asked, let = threading.Event(), threading.Event()
 
     def answer(connection, request):
@@ -253,7 +252,7 @@ def wait_until_closed(url):
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_in_flight_is_finished(tmp_path, ending):
+def test_running_requests_are_finished(tmp_path, ending):
     with (
         held_answer() as (upstream, asked, let),
         served(tmp_path, "--upstream", upstream) as proxy,
@@ -268,7 +267,7 @@ def test_what_is_in_flight_is_finished(tmp_path, ending):
         assert proxy.said_until_end() == ""
 
 
-def test_a_second_signal_breaks_off_what_is_in_flight(tmp_path):
+def test_a_second_signal_aborts_running_requests(tmp_path):
     with (
         held_answer() as (upstream, asked, _),
         served(tmp_path, "--upstream", upstream) as proxy,
@@ -318,7 +317,7 @@ def write_certificates(folder):
     return folder / "ca.pem", folder / "node.pem"
 
 
-def test_a_node_with_tls_is_believed_by_its_authority_alone(tmp_path):
+def test_a_node_with_tls_is_trusted_only_by_its_authority(tmp_path):
     authority, node = write_certificates(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(node)
@@ -347,19 +346,19 @@ def rewrites_served(folder, upstream, user, *options):
     return answer, json.loads((folder / "out.jsonl").read_text())
 
 
-def test_what_a_batch_rewrote_is_served_from_the_cache(tmp_path):
+def test_rewrites_of_a_batch_are_served_from_the_cache(tmp_path):
     answer, row = rewrites_served(tmp_path, NOWHERE, "ada")
     assert (answer["status"], answer["text"], row["status"]) == ("cached", row["rewrite"], "full")
     assert row["rewrite"] == "and how much is it? silk scarf light"
 
 
-# In front of a real node.
+# In front of a real Elasticsearch.
 
 
 @pytest.mark.elasticsearch
-def test_a_search_is_personal_and_kept_over_an_end(tmp_path, elasticsearch_url, index):
+def test_searches_are_personalised_and_profiles_outlive_the_process(tmp_path, elasticsearch_url, index):
     coat = {"query": {"match": {"text": "coat"}}, "size": 30}
-    with served(tmp_path, "--upstream", elasticsearch_url, "--rerank-ms", "20000") as proxy:
+    with served(tmp_path, "--upstream", elasticsearch_url) as proxy:
         first = ask(proxy.url, f"/{index}/_search", coat, **ADA)
         own = call(elasticsearch_url, f"/{index}/_search", coat)
         assert first.told["reason"] == "stranger"
@@ -380,7 +379,7 @@ def test_a_search_is_personal_and_kept_over_an_end(tmp_path, elasticsearch_url, 
 
 
 @pytest.mark.elasticsearch
-def test_users_are_believed_as_signed_and_routes_opened_by_the_token(tmp_path, elasticsearch_url, index):
+def test_users_are_trusted_by_signature_and_routes_by_token(tmp_path, elasticsearch_url, index):
     (tmp_path / "key").write_text("k" * 40)
     (tmp_path / "token").write_text("t" * 40 + "\n")
     coat = {"query": {"match": {"text": "coat"}}}
@@ -426,7 +425,7 @@ def test_two_proxies_share_profiles_in_the_cluster(tmp_path, elasticsearch_url, 
 
 
 @pytest.mark.elasticsearch
-def test_what_a_batch_rewrote_is_served_from_the_clusters_cache(tmp_path, elasticsearch_url):
+def test_rewrites_of_a_batch_are_served_from_the_clusters_cache(tmp_path, elasticsearch_url):
     there = call(elasticsearch_url, "/bespeak-*/_alias?expand_wildcards=all").json
     engine = ElasticsearchEngine(elasticsearch_url)
     try:
@@ -436,65 +435,6 @@ def test_what_a_batch_rewrote_is_served_from_the_clusters_cache(tmp_path, elasti
         for name in set(call(elasticsearch_url, "/bespeak-*/_alias?expand_wildcards=all").json) - set(there):
             engine.drop(name)
         engine.close()
-
-
-# What the guide promises.
-
-
-DECIDING = {"decline", "_form", "leave_alone"}
-"""Functions that return reasons."""
-PLACES = {"Typed": 2, "_tell": 2, "Fault": 0, "stage": 0, "_guarded": 0}
-"""Calls that are given a reason, or the stage of a fault, without its name: at which place."""
-BY_API = {"async_search", "msearch_template"}
-"""Reasons that are the name of the API."""
-
-
-def reasons_in_code():
-    names = ("session/gate", "pipeline", "proxy/identity", "proxy/personal", "proxy/searches", "proxy/exchanges",
-             "proxy/body/query", "proxy/body/search")  # fmt: skip
-    return set().union(*(reasons_in(Path(bespeak.__file__).parent / f"{name}.py") for name in names))
-
-
-def reasons_in(path):
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        match node:
-            case ast.FunctionDef() if node.name in DECIDING:
-                inside = list(ast.walk(node))
-                found |= {word for one in inside if isinstance(one, ast.Return) for word in words(one.value)}
-                found |= {word for one in inside if isinstance(one, ast.For) for word in words(one.iter)}
-            case ast.Call():
-                found |= {word for given in node.keywords if given.arg == "reason" for word in words(given.value)}
-                place = PLACES.get(getattr(node.func, "id", getattr(node.func, "attr", "")))
-                found |= set(words(node.args[place])) if place is not None and len(node.args) > place else set()
-            case ast.Assign(targets=[ast.Name(id="reason")]):
-                found |= set(words(node.value))
-    return found
-
-
-def words(node):
-    """Those that stand in an expression by themselves, not as an argument."""
-    if isinstance(node, ast.Constant):
-        return (
-            [node.value]
-            if isinstance(node.value, str) and re.fullmatch(r"_?[a-z0-9]+(_[a-z0-9]+)*", node.value)
-            else []
-        )
-    if node is None or isinstance(node, ast.Call):
-        return []
-    return [word for child in ast.iter_child_nodes(node) for word in words(child)]
-
-
-def test_the_guide_tells_every_reason_and_no_other():
-    section = GUIDE.read_text("utf-8").partition("## Reasons")[2].partition("\n## ")[0]
-    told = {
-        word
-        for line in section.splitlines()
-        if line.startswith("| `")
-        for word in re.findall("`([a-z0-9_]+)`", line.split("|")[1])
-    }
-    endings = set(re.findall("`(_[a-z]+)`", section))
-    assert told | endings == reasons_in_code() | BY_API
 
 
 def test_the_guides_app_can_be_mounted(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from bespeak.training.gain import Stage
 from bespeak_cli import cli
-from bespeak_cli.models import tell_progress, tell_stages
+from bespeak_cli.training import report_stages, report_steps
 
 HAS_TRAIN = importlib.util.find_spec("torch") is not None
 
@@ -35,7 +35,7 @@ def test_wrong_usage(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
-def test_wrong_usage_of_the_second_stage(run, pairs):
+def test_wrong_usage_of_train_gain(run, pairs):
     assert run(command="train-gain").exit_code == 2
     assert run("--data", pairs, "--turns", "0", command="train-gain").exit_code == 2
     assert run("--data", pairs, "--adapter", "missing", command="train-gain").exit_code == 2
@@ -74,18 +74,20 @@ class Step:
         self.step, self.n_steps, self.n_targets, self.loss = step, 4, 10, loss
 
 
-def test_progress_is_told_at_the_beginning_and_the_end(capsys):
-    tell = tell_progress(every_s=3600)
-    for step in range(2, 5):  # gone on with after an end
-        tell(Step(step, float(step)))
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in told] == ["step 2 of 4: loss 2.000", "step 4 of 4: loss 3.000"]
+def test_the_last_step_is_shown(capsys):
+    show = report_steps(line_every_s=3600)
+    for step in range(2, 5):  # a resumed training
+        show(Step(step, float(step)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("training: 100%, step 4 of 4, loss 3.000, ")
 
 
-def test_of_every_stage_the_end_is_told(capsys):
-    tell = tell_stages(every_s=3600)
+def test_the_end_of_every_stage_is_shown(capsys):
+    show = report_stages(line_every_s=3600)
     for done in range(1, 4):
-        tell(Stage("turns rewritten", done, 3))
-    tell(Step(1, 0.5))
-    told = capsys.readouterr().err.splitlines()
-    assert told == ["turns rewritten: 3 of 3", "step 1 of 4: loss 0.500"]
+        show(Stage("turns rewritten", done, 3))
+    show(Step(4, 0.5))
+    assert capsys.readouterr().err.splitlines() == [
+        "turns rewritten: 100%, 3 of 3",
+        "training: 100%, step 4 of 4, loss 0.500",
+    ]

@@ -1,4 +1,4 @@
-"""`bespeak tune` over a small made collection and a made log, and that what it writes is read again."""
+"""`bespeak tune` over a small invented collection and log, and that the commands read what it writes."""
 
 import json
 import tomllib
@@ -13,7 +13,8 @@ from bespeak.settings import Settings, Weights
 from bespeak_cli import cli
 from bespeak_cli.compare import read_comparison
 from bespeak_cli.evaluate import evaluate
-from bespeak_cli.search import read_settings, search
+from bespeak_cli.mixing import read_settings
+from bespeak_cli.search import search
 from bespeak_cli.serve import serve
 from bespeak_cli.tune import as_toml
 
@@ -49,7 +50,7 @@ NAMES = ["Abel", "Bora", "Cato", "Dara", "Egon", "Fina", "Gerd", "Hana", "Ivar",
 
 
 def write_collection(folder, relevant, n=22, query="which vessel belongs to {name}"):
-    """`n` conversations of one turn; of each person there is a list of goods, and a text on the sea that names them."""
+    """`n` conversations of one turn; each person has a list of goods, and a text on the sea that names them."""
     folder.mkdir()
     corpus, queries, qrels = [], [], ["query\tdocument\tgrade"]
     for name in NAMES[:n]:
@@ -65,7 +66,7 @@ def write_collection(folder, relevant, n=22, query="which vessel belongs to {nam
     return folder
 
 
-def test_judgments_that_speak_for_words_raise_the_weight_of_words(run, tmp_path):
+def test_judgments_that_favour_words_raise_the_lexical_weight(run, tmp_path):
     folder, out = write_collection(tmp_path / "goods", "goods"), tmp_path / "tuned.toml"
     found = run("--data", folder, "--out", out)
     assert found.exit_code == 0, found.output
@@ -76,11 +77,11 @@ def test_judgments_that_speak_for_words_raise_the_weight_of_words(run, tmp_path)
     assert weights.user == Weights().user
 
 
-def test_judgments_that_speak_for_the_present_settings_change_nothing(run, tmp_path):
+def test_judgments_that_favour_the_present_settings_change_nothing(run, tmp_path):
     folder, out = write_collection(tmp_path / "sea", "sea", query="sailing ships {name}"), tmp_path / "tuned.toml"
     found = run("--data", folder, "--out", out, "--format", "json")
     assert found.exit_code == 3
-    assert "Nothing is to be changed: no other settings are better than the present ones." in found.stderr
+    assert "Nothing should be changed: no other settings are better than the present ones." in found.stderr
     assert not out.exists()
     told = json.loads(found.stdout)
     assert (told["chosen"], told["sets"][0]["queries"]) == (None, len(NAMES))
@@ -91,7 +92,7 @@ def test_few_conversations_change_nothing(run, tmp_path):
     assert (found.exit_code, "there are 5 conversations" in found.stderr) == (3, True)
 
 
-def test_clicks_speak_for_weights(run, store, tmp_path):
+def test_clicks_choose_weights(run, store, tmp_path):
     store.add(log(by_words, users=200))
     found = run("--events", "--out", tmp_path / "tuned.toml")
     assert found.exit_code == 0, found.output
@@ -104,7 +105,7 @@ def test_clicks_speak_for_weights(run, store, tmp_path):
 def test_clicks_without_signal_change_nothing(run, store, tmp_path):
     store.add(log(lambda scores: 0.4))
     found = run("--events", "--out", tmp_path / "tuned.toml")
-    assert (found.exit_code, "Nothing is to be changed" in found.stderr) == (3, True)
+    assert (found.exit_code, "Nothing should be changed" in found.stderr) == (3, True)
     assert not (tmp_path / "tuned.toml").exists()
 
 
@@ -113,7 +114,7 @@ def test_without_logged_scores_is_a_sentence(run):
     assert (found.exit_code, "bespeak serve --compare" in found.stderr) == (1, True)
 
 
-def test_what_is_written_is_read_by_the_commands_and_by_compare(tmp_path):
+def test_the_commands_and_compare_read_what_tune_writes(tmp_path):
     path = tmp_path / "tuned.toml"
     path.write_text(as_toml({"weights": "0.5,0.5,0.15", "rewrite_weight": 0.5, "last_turn_weight": 0.05,
                              "last_turn_share": 0.25}))  # fmt: skip
@@ -143,4 +144,9 @@ def test_one_kind_of_evidence_is_needed(run, arguments):
 
 def test_no_file_is_overwritten(run, tmp_path):
     found = run("--events", "--out", tmp_path / "serve.toml")
-    assert (found.exit_code, "is there already" in found.stderr) == (2, True)
+    assert (found.exit_code, "exists already" in found.stderr) == (2, True)
+
+
+def test_judged_collections_need_no_elasticsearch(run, tmp_path):
+    found = run("--data", tmp_path, "--elasticsearch", "http://127.0.0.1:9")
+    assert (found.exit_code, "leave those options out" in found.stderr) == (2, True)

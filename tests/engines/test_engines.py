@@ -368,7 +368,7 @@ def test_both_engines_answer_the_same(embedded, elastic, index_name):
     for engine in (embedded, elastic):
         fill(engine, index_name, documents)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(
         st.lists(st.tuples(TEXTS, st.sampled_from([0.1, 1.0, 2.0])), min_size=1, max_size=2),
         st.lists(st.tuples(TEXTS, st.sampled_from([0.1, 1.0])), max_size=2),

@@ -1,4 +1,4 @@
-"""The rewrites that gained and lost most, and what is said of them together."""
+"""The rewrites that gained and lost most, and what they have in common."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ class Attributing(ScriptedRewriter):
 
 
 def runs(system="rewrite", stage="hybrid"):
-    """Relevant is d1: each query's rewrite against the query as typed moves it from place to place."""
+    """d1 is relevant; each rewrite moves it from one place to another."""
     first, second = ["d1", "d2"], ["d2", "d1"]
     return {
         ("raw", "lexical"): {topic.query_id: second for topic in TOPICS},
@@ -52,7 +52,7 @@ def found(n=5, **options):
     return find_examples(collection, Attributing(REWRITES), runs(**options), n)
 
 
-def test_only_what_was_rewritten_and_gained_or_lost_is_shown_at_the_last_stage_that_people_see():
+def test_only_rewrites_that_gained_or_lost_at_the_stage_hybrid_are_shown():
     examples = found()
     assert (examples.system, examples.stage, examples.n_queries) == ("rewrite", "hybrid", 4)
     second_place = pytest.approx(0.6309, abs=1e-4)  # 1 / log2(3)
@@ -68,7 +68,7 @@ def test_without_hybrid_the_first_stage_counts():
     assert examples.common["best"].words_added == 0
 
 
-def test_every_added_word_is_counted_where_it_came_from():
+def test_added_words_are_counted_by_origin():
     (best,) = found().best
     assert dict(best.added) == {
         "trains": "last query", "jazz": "statements", "hotels": "earlier turns", "Brussels": "last answer",

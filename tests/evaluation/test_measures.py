@@ -1,4 +1,4 @@
-"""Measures against their formulas, written out; intervals and gains by their meaning."""
+"""Measures equal their formulas, written out; intervals and gains mean what they say."""
 
 import sys
 from math import log2
@@ -46,7 +46,7 @@ def test_recall_looks_at_100_hits_and_ndcg_at_10():
 
 
 @given(st.permutations(["a", "b", "c", "d", "e", "f"]), st.sets(st.sampled_from("abcdefgh"), min_size=1))
-def test_the_runs_order_counts_whatever_the_documents_are_called(order, relevant):
+def test_only_the_order_of_a_run_counts_not_the_document_ids(order, relevant):
     found = judge({"q": dict.fromkeys(sorted(relevant), 1)}, {"q": order})["nDCG@10"]["q"]
     gain = sum(1 / log2(1 + rank) for rank, doc_id in enumerate(order, 1) if doc_id in relevant)
     assert found == pytest.approx(gain / sum(1 / log2(1 + rank) for rank in range(1, len(relevant) + 1)))
@@ -68,7 +68,7 @@ def test_an_estimate_is_the_mean_inside_its_interval_and_the_same_each_time():
     assert estimate(dict(reversed(VALUES.items()))) == first
 
 
-def test_equal_values_leave_no_doubt_and_none_no_estimate():
+def test_equal_values_have_an_empty_interval_and_no_values_give_zero():
     same = estimate({"q1": 0.25, "q2": 0.25})
     assert (same.mean, same.low, same.high) == (0.25, 0.25, 0.25)
     assert estimate({}).mean == 0
@@ -102,6 +102,6 @@ def test_a_constant_gain_is_certain():
     assert gain.difference.high == pytest.approx(0.2)
 
 
-def test_runs_over_different_queries_do_not_compare():
+def test_runs_over_different_queries_cannot_be_compared():
     with pytest.raises(UsageError, match="same queries"):
         compare({"a": 1.0}, {"b": 1.0})

@@ -11,7 +11,7 @@ def cell(system, stage, gain=None):
     return Cell(system, stage, {}, difference, 9)
 
 
-def test_gains_stand_over_their_lengths_with_intervals_and_a_level_where_no_history_is_asked():
+def test_a_plot_has_a_line_with_intervals_for_each_system_and_a_level_for_those_without_history():
     cells = [
         cell("engine", "any"),
         cell("p", "any", 0.1),

@@ -9,13 +9,15 @@ import pytest
 from test_evaluation import GaussEncoder, random_collection
 
 from bespeak.errors import InputError
-from bespeak.evaluation.clicks import Propensity, clicked, fit_propensity, read_pages, weight_grid
+from bespeak.evaluation.clicks import Propensity, click_evidence, fit_propensity, read_pages, weight_grid
 from bespeak.evaluation.measures import compare
-from bespeak.evaluation.signals import gather
+from bespeak.evaluation.memory import read_topics
 from bespeak.evaluation.tuning import Evidence, cross_validate, grid, judged, numbered
+from bespeak.parts import Parts
 from bespeak.profiles.events import new_event
 from bespeak.ranking.interleaving import draft
 from bespeak.records import UserKey
+from bespeak.rewriting.rewriter import Unchanged
 from bespeak.settings import Settings, Weights
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -92,8 +94,8 @@ def test_the_grid_begins_with_the_present_settings_and_keeps_what_the_user_count
 
 
 def test_judgments_are_scored_by_conversation_beside_the_engines_order():
-    signals = gather(random_collection(), GaussEncoder(), None)
-    found = judged(signals, [Settings(), Settings(Weights(1, 0, 0), last_turn_weight=0.0)])
+    readings = read_topics(random_collection(), Parts(Settings(), Unchanged(), GaussEncoder()))
+    found = judged(readings, [Settings(), Settings(Weights(1, 0, 0), last_turn_weight=0.0)])
     assert found.values.shape == (2, 12)
     assert found.groups.tolist() == [n // 3 for n in range(12)]
     assert found.values[1] == pytest.approx(found.engine)  # the engine's words alone, no turn, no vector
@@ -128,7 +130,7 @@ def by_words(scores):
 
 def tuned(pages, propensity):
     weights = weight_grid(PRESENT)
-    found = cross_validate([clicked(pages, weights, propensity)], "users")
+    found = cross_validate([click_evidence(pages, weights, propensity)], "users")
     return weights[found.choice], found
 
 
@@ -166,7 +168,7 @@ def test_a_click_counts_by_its_inverse_propensity_at_the_rank_of_the_weights():
         events.append(new_event(user, "impression", NOW, query_id="q", doc_id=doc_id, attributes=told))
     events += [new_event(user, "click", NOW, query_id="q", doc_id=doc_id) for doc_id in "ac"]
     events.append(new_event(user, "click", NOW, query_id="another", doc_id="b"))
-    found = clicked(list(read_pages(events)), [Weights(0, 1, 0), Weights(1, 0, 0)], Propensity(2.0, 50))
+    found = click_evidence(list(read_pages(events)), [Weights(0, 1, 0), Weights(1, 0, 0)], Propensity(2.0, 50))
     assert found.counts.tolist() == [1, 9]
     assert found.values.tolist() == [[1, 0.5], [0.5, 1]]  # 1 / log2(1 + 1), 1 / log2(1 + 3)
     assert found.groups.tolist() == [0, 0]

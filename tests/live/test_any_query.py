@@ -16,7 +16,6 @@ WINDOW = 20  # of `personal_proxy`
 N_DOCS = 150
 GENERATED = settings(
     max_examples=120,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

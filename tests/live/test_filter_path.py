@@ -198,7 +198,7 @@ patterns = st.lists(
 ).map(",".join)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(patterns=patterns)
 def test_any_patterns_cut_as_the_node_cuts(ask, patterns):
     same(ask, patterns)

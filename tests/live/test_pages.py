@@ -21,7 +21,6 @@ COAT = {"match": {"text": "coat"}}
 MATCHES = {"query": {"match_all": {}}, "sort": ["_doc"], "size": 1000}
 GENERATED = settings(
     max_examples=40,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -78,7 +78,7 @@ def test_the_shipped_encoder_knows_what_belongs_together():
     assert near > far + 0.1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(st.characters(codec=None), max_size=200))
 def test_any_text_has_a_finite_unit_vector(text):
     found = SHIPPED.encode([text])
@@ -234,7 +234,7 @@ def test_with_time_enough_all_is_done(encoder):
         assert np.array_equal(encode_until(encoder, TEXTS, "query"), encoder.encode(TEXTS, "query"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["query", "document"])), max_size=4)))
 def test_remembered_vectors_are_the_encoders_own(asked):
     remembering = RememberingEncoder(BagEncoder(), size=3)

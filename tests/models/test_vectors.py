@@ -117,7 +117,7 @@ def test_another_cache_on_the_file_finds_them(cache, open_cache):
 ANY_TEXT = st.text(st.characters(codec=None), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ids=st.lists(ANY_TEXT, unique=True, max_size=8), space=ANY_TEXT, version=ANY_TEXT)
 def test_any_text_is_an_id_a_space_and_a_version(tmp_path_factory, ids, space, version):
     cache = VectorCache(tmp_path_factory.getbasetemp() / "any.db")
@@ -275,7 +275,7 @@ def filled(path, n_rows=400):
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_of_a_damaged_file_no_wrong_vector_comes(tmp_path_factory, data):
     path = filled(tmp_path_factory.mktemp("damaged") / "vectors.db")

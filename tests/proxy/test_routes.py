@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import EngineUnreachable, InputError, ModelError, StoreError, UsageError
@@ -219,7 +219,6 @@ bodies = (
 def test_any_posted_body_gets_an_answer(built):
     app = built(store=AnyStore())
 
-    @settings(deadline=None)
     @given(bodies)
     def judged(body):
         reply = call(app, "POST", "/_bespeak/events", body)

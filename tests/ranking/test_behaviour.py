@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.profiles.deriving import STRENGTHS, interest, strength
@@ -47,7 +47,6 @@ def expected(events, tenant):
     return found
 
 
-@settings(deadline=None)
 @given(st.lists(done(), max_size=40))
 def test_strengths_are_summed_and_of_ratings_the_newest_counts_whatever_the_order(events):
     found = gather(events)

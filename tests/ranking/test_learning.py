@@ -7,7 +7,7 @@ import pytest
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, StoreError
 from bespeak.parts import Parts
-from bespeak.pipeline import Context, rank_window, search
+from bespeak.pipeline import rank, search
 from bespeak.profiles.deriving import derive
 from bespeak.profiles.events import new_event
 from bespeak.ranking.behaviour import gather
@@ -21,10 +21,11 @@ from bespeak.ranking.learning import (
     read_learnt,
     write_learnt,
 )
-from bespeak.ranking.rerank import Judge, Part, holds_all, mix, score
-from bespeak.records import Document, Hit, Profile, Request, Rewrite, UserKey
+from bespeak.ranking.rerank import LearntScores, Window, holds_all, score_window
+from bespeak.ranking.vectors import Addend, add_up
+from bespeak.records import Document, Hit, Profile, Request, Turn, UserKey
 from bespeak.settings import Settings, Weights
-from fakes import BagEncoder, ScriptedRewriter
+from fakes import BagEncoder, ScriptedRewriter, reading_of, shown_text
 
 START = datetime(2025, 5, 1, tzinfo=UTC)
 SCI_FI = ["alien", "runner", "matrix", "dune"]
@@ -60,6 +61,18 @@ def window(*doc_ids):
     return [Hit(doc_id, 1.0, n, {}) for n, doc_id in enumerate(doc_ids, 1)]
 
 
+EAST = np.array([1, 0], np.float32)
+
+
+def ranked(hits, known, learnt=None, text="q", settings=None, **members):
+    """A ranking of hits by what their words are, for a query with this text."""
+    return rank(reading_of(text, known, **members), Window(hits, {}, shown_text), settings or Settings(), learnt)
+
+
+def learnt_scores(hits, known, learnt, text="q"):
+    return LearntScores.over(hits, known.preferences, learnt, holds_all(text, shown_text))
+
+
 def test_weights_are_those_of_the_closed_form():
     found = learnt_of(crowd())
     behaviour = gather(crowd())[""]
@@ -86,25 +99,21 @@ def test_fewer_users_than_documents_give_the_same_weights():
 
 def test_what_others_did_together_goes_first():
     found = learnt_of(crowd())
-    ranking, _, _ = rank_window(
-        window("amelie", "notting", "runner"), profile(*bought("me", "alien")), Context(), {}, Settings(), found
-    )
-    assert ranking[0].hit.doc_id == "runner"
+    ranking = ranked(window("amelie", "notting", "runner"), profile(*bought("me", "alien")), found)
+    assert ranking.hits[0].hit.doc_id == "runner"
 
 
 def test_a_user_without_preferences_is_ranked_as_without():
     hits = window("amelie", "runner")
-    with_it, _, taste = rank_window(hits, Profile(), Context(), {}, Settings(), learnt_of(crowd()))
-    without, _, _ = rank_window(hits, Profile(), Context(), {}, Settings())
-    assert taste is None
-    assert with_it == without
+    assert learnt_scores(hits, Profile(), learnt_of(crowd())) is None
+    assert ranked(hits, Profile(), learnt_of(crowd())).hits == ranked(hits, Profile()).hits
 
 
 def test_who_prefers_only_what_is_not_learnt_gets_what_is_liked_by_many():
     found = learnt_of([*crowd(), *(e for n in range(5) for e in bought(f"more{n}", "notting"))])
     known = profile(*bought("me", "new document"))
-    ranking, _, _ = rank_window(window("amelie", "notting", "other"), known, Context(), {}, Settings(), found)
-    assert [r.hit.doc_id for r in ranking] == ["notting", "amelie", "other"]
+    ranking = ranked(window("amelie", "notting", "other"), known, found)
+    assert [r.hit.doc_id for r in ranking.hits] == ["notting", "amelie", "other"]
 
 
 def test_popularity_counts_less_the_more_is_known():
@@ -117,11 +126,11 @@ def test_popularity_counts_less_the_more_is_known():
 def test_three_stars_say_what_somebody_chose():
     rated = new_event(UserKey("", "me"), "rating", START, doc_id="alien", title="Alien", value=3)
     hits = window("amelie", "notting", "runner")
-    ranking, user, taste = rank_window(hits, profile(rated), Context(), {}, Settings(), learnt_of(crowd()))
-    assert ranking[0].hit.doc_id == "runner"
-    judge = Judge.over(hits, Weights(), None, user, Rewrite("q", "q"), taste)
-    (told,) = judge.evidence(ranking[0], set(), {}, 0)
-    assert (told.event_id, told.action) == (rated.event_id, "rating")
+    ranking = ranked(hits, profile(rated), learnt_of(crowd()))
+    (first,) = ranking.explain(ranking.hits[:1])
+    assert first.hit.doc_id == "runner"
+    (found,) = first.evidence
+    assert (found.event_id, found.action) == (rated.event_id, "rating")
 
 
 def films(n_others):
@@ -134,29 +143,22 @@ def films(n_others):
     ]
 
 
-def asked_for(text):
-    context = Context(mix([Part(np.array([1, 0], np.float32))]))
-    return context, holds_all(text, lambda hit: hit.source["text"])
-
-
 def test_where_the_query_tells_nothing_apart_others_decide():
     found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
-    context, holds = asked_for("films")
-    ranking, _, taste = rank_window(hits, known, context, {}, Settings(), found, holds)
-    assert taste.broad == 1
-    assert {r.hit.doc_id for r in ranking[:4]} == set(SCI_FI)
-    without, _, _ = rank_window(hits, known, context, {}, Settings(), None, holds)
-    assert [r.hit.doc_id for r in without] == [hit.doc_id for hit in hits]
+    assert learnt_scores(hits, known, found, "films").broad == 1
+    ranking = ranked(hits, known, found, "films", vectors={"typed": EAST})
+    assert {r.hit.doc_id for r in ranking.hits[:4]} == set(SCI_FI)
+    without = ranked(hits, known, None, "films", vectors={"typed": EAST})
+    assert [r.hit.doc_id for r in without.hits] == [hit.doc_id for hit in hits]
 
 
 @pytest.mark.parametrize("text", ["film amelie", "amelie and notting", "unheard", "the"])
 def test_a_query_that_few_hits_answer_whole_is_not_levelled(text):
     found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
-    context, holds = asked_for(text)
-    ranking, _, taste = rank_window(hits, known, context, {}, Settings(), found, holds)
-    assert taste.broad == 0
-    plain = score(hits, context.query.vector, None)
-    assert np.allclose([r.scores[:2] for r in ranking], [plain[r.hit.rank - 1][:2] for r in ranking])
+    assert learnt_scores(hits, known, found, text).broad == 0
+    ranking = ranked(hits, known, found, text, vectors={"typed": EAST})
+    plain = score_window(hits, add_up([Addend(EAST)]), None)
+    assert np.allclose([r.scores[:2] for r in ranking.hits], [plain[r.hit.rank - 1][:2] for r in ranking.hits])
 
 
 class Fan:
@@ -232,23 +234,20 @@ def test_the_best_are_those_with_the_highest_shares_and_priors():
 def test_hits_that_lack_a_word_of_a_broad_query_stay_behind():
     found, known = learnt_of(crowd()), profile(*bought("me", "alien", "dune"))
     hits = [replace(hit, source={"text": "show"}) if hit.doc_id in SCI_FI else hit for hit in films(0)]
-    context, holds = asked_for("film")
-    ranking, _, _ = rank_window(hits, known, context, {}, Settings(), found, holds)
-    assert {r.hit.doc_id for r in ranking[:3]} == set(ROMANCE)
+    ranking = ranked(hits, known, found, "film", vectors={"typed": EAST})
+    assert {r.hit.doc_id for r in ranking.hits[:3]} == set(ROMANCE)
 
 
 @pytest.mark.parametrize("n_others", [0, 20, 53])
 def test_evidence_of_the_querys_vector_is_levelled_as_its_column_is(n_others):
-    found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien")), films(n_others)
-    _, holds = asked_for("film")
-    query = mix([Part(np.array([1, 0], np.float32), "turn", "a turn", "turn")])
-    weights = Weights(0, 1, 0)
-    ranking, user, taste = rank_window(hits, known, Context(query), {}, Settings(weights=weights), found, holds)
-    assert (taste.broad == 1) == (n_others < 53)
-    judge = Judge.over(hits, weights, query, user, Rewrite("q", "q"), taste)
-    best = next(r for r in ranking if r.hit.doc_id == "amelie")
-    shares = sum(e.share for e in judge.evidence(best, set(), {}, 0))
-    assert shares == pytest.approx(best.score - np.mean([r.score for r in ranking]), abs=1e-5)
+    found, hits, turn = learnt_of(crowd()), films(n_others), Turn("a turn", "", "turn")
+    known = replace(profile(*bought("me", "alien")), turns=(turn,))
+    assert (learnt_scores(hits, known, found, "film").broad == 1) == (n_others < 53)
+    vectors = {"typed": np.zeros(2, np.float32), "last_turn": EAST}
+    ranking = ranked(hits, known, found, "film", Settings(weights=Weights(0, 1, 0)), vectors=vectors)
+    (best,) = ranking.explain([r for r in ranking.hits if r.hit.doc_id == "amelie"])
+    shares = sum(e.share for e in best.evidence)
+    assert shares == pytest.approx(best.score - np.mean([r.score for r in ranking.hits]), abs=1e-5)
 
 
 def test_a_pair_of_fewer_than_three_people_has_no_weight():
@@ -275,31 +274,31 @@ def test_too_few_events_are_refused():
 
 
 def test_taking_the_named_event_away_lowers_the_score():
-    found, hits, settings = learnt_of(crowd()), window("runner", "notting", "before"), Settings()
+    found, hits = learnt_of(crowd()), window("runner", "notting", "before")
     events = bought("me", "amelie", "alien")
     known = profile(*events)
-    ranking, user, taste = rank_window(hits, known, Context(), {}, settings, found)
-    runner = next(r for r in ranking if r.hit.doc_id == "runner")
-    judge = Judge.over(hits, settings.weights, None, user, Rewrite("q", "q"), taste)
-    evidence = judge.evidence(runner, set(), {}, 0)
-    assert [(e.column, e.text) for e in evidence] == [("user", "Alien")]
-    left = profile(*(e for e in events if e.event_id != evidence[0].event_id))
-    without, _, _ = rank_window(hits, left, Context(), {}, settings, found)
-    assert next(r for r in without if r.hit.doc_id == "runner").score < runner.score
+    ranking = ranked(hits, known, found)
+    (runner,) = ranking.explain([r for r in ranking.hits if r.hit.doc_id == "runner"])
+    assert [(e.column, e.text) for e in runner.evidence] == [("user", "Alien")]
+    left = profile(*(e for e in events if e.event_id != runner.evidence[0].event_id))
+    without = ranked(hits, left, found)
+    assert next(r for r in without.hits if r.hit.doc_id == "runner").score < runner.score
 
 
 def test_shares_and_prior_are_all_of_the_user_column():
     found, hits = learnt_of(crowd()), window("runner", "amelie", "matrix")
     weights = Weights(0, 0, 1)
     known = profile(*bought("me", "alien", "dune"))
-    ranking, user, taste = rank_window(hits, known, Context(), {}, Settings(weights=weights), found)
-    judge = Judge.over(hits, weights, None, user, Rewrite("q", "q"), taste)
-    raw = taste.column(np.zeros(3, np.float32))
-    for one in ranking:
-        prior = (taste.prior[one.hit.rank - 1] - taste.prior.mean()) / np.ptp(raw)
-        shares = sum(e.share for e in judge._learnt(one))
-        mean = np.mean([r.score for r in ranking])
-        assert shares + prior == pytest.approx(one.score - mean, abs=1e-5)
+    ranking, learnt = ranked(hits, known, found, settings=Settings(weights=weights)), learnt_scores(hits, known, found)
+    raw = learnt.column(np.zeros(3, np.float32))
+    mean = np.mean([one.score for one in ranking.hits])
+    for one in ranking.explain(ranking.hits):
+        prior = (learnt.prior[one.hit.rank - 1] - learnt.prior.mean()) / np.ptp(raw)
+        above = learnt.shares[one.hit.rank - 1] - learnt.shares.mean(axis=0)
+        assert above.sum() / np.ptp(raw) + prior == pytest.approx(one.score - mean, abs=1e-5)
+        shares = {e.event_id: e.share for e in one.evidence}
+        given = {p.event_id: share / np.ptp(raw) for p, share in zip(known.preferences, above, strict=True)}
+        assert shares == pytest.approx({event_id: share for event_id, share in given.items() if share > 0.005})
 
 
 def test_a_file_gives_what_was_written(tmp_path):

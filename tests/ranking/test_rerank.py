@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 
 from bespeak.ranking.rerank import (
     Judge,
-    Part,
-    agree,
     choose_window,
-    follow,
+    find_same,
     holds_all,
+    keep_typed,
     min_max,
-    mix,
-    rank,
-    score,
-    user_parts,
+    order_window,
+    score_window,
+    unranked,
+    user_vector,
 )
-from bespeak.records import Hit, Preference, Rewrite, Term, Turn
+from bespeak.ranking.vectors import Addend, QueryVector, add_up
+from bespeak.records import Hit, Preference, Profile, Rewrite, Term
 from bespeak.settings import Weights
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,6 +29,14 @@ UP = np.array([0, 0, 1, 0], np.float32)
 
 def hit(doc_id, lexical, rank_, vector=None):
     return Hit(doc_id, lexical, rank_, {"text": doc_id}, vector)
+
+
+def unit(vector):
+    return add_up([Addend(vector)])
+
+
+def of_user(preferences, vectors, last_turn=None):
+    return user_vector(Profile(preferences=tuple(preferences)), vectors, last_turn, 0.5)
 
 
 def liked(doc_id, weight):
@@ -45,18 +53,18 @@ def test_min_max_of_equal_values_has_no_opinion():
 
 def test_scores_are_lexical_embedding_user():
     hits = [hit("a", 3.0, 1, EAST), hit("b", 1.0, 2, NORTH)]
-    np.testing.assert_allclose(score(hits, NORTH, EAST), [[1, 0, 1], [0, 1, 0]])
+    np.testing.assert_allclose(score_window(hits, unit(NORTH), unit(EAST)), [[1, 0, 1], [0, 1, 0]])
 
 
 def test_a_hit_without_vector_gains_nothing_by_it():
     opposite = -EAST
     hits = [hit("a", 1, 1, EAST), hit("b", 1, 2, opposite), hit("c", 1, 3)]
-    assert score(hits, EAST, None)[:, 1].tolist() == [1, 0, 0]
+    assert score_window(hits, unit(EAST), None)[:, 1].tolist() == [1, 0, 0]
 
 
 def test_rank_weighs_and_divides_by_the_sum():
     hits = [hit("a", 3.0, 1, EAST), hit("b", 1.0, 2, NORTH)]
-    ranking = rank(hits, score(hits, NORTH, None), Weights(1, 3, 0))
+    ranking = order_window(hits, score_window(hits, unit(NORTH), None), Weights(1, 3, 0))
     assert [(r.hit.doc_id, r.rank) for r in ranking] == [("b", 1), ("a", 2)]
     assert ranking[0].score == pytest.approx(3 / (1 + 3))
     assert ranking[1].score == pytest.approx(1 / (1 + 3))
@@ -65,28 +73,27 @@ def test_rank_weighs_and_divides_by_the_sum():
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_ties_are_broken_by_doc_id_whatever_the_engine_order(order):
     hits = [hit(doc_id, 1.0, i, EAST) for i, doc_id in enumerate(order, 1)]
-    ranking = rank(hits, score(hits, EAST, None), Weights())
+    ranking = order_window(hits, score_window(hits, unit(EAST), None), Weights())
     assert [r.hit.doc_id for r in ranking] == ["a", "b", "c", "d"]
 
 
 def test_the_user_vector_is_liked_minus_disliked_by_weight():
-    mixed = mix(user_parts([liked("a", 0.6), liked("b", -0.2)], {"a": EAST, "b": NORTH}, None, 0.5))
+    mixed = of_user([liked("a", 0.6), liked("b", -0.2)], {"a": EAST, "b": NORTH})
     expected = np.array([0.6 / 0.8, -0.2 / 0.8, 0, 0])
     np.testing.assert_allclose(mixed.vector, expected / np.linalg.norm(expected), rtol=1e-5)
 
 
 def test_the_last_turn_adds_its_share_to_the_user_vector():
-    turn = (Turn("up?", "", "turn"), UP)
-    mixed = mix(user_parts([liked("a", 1.0)], {"a": EAST}, turn, 0.5))
+    mixed = of_user([liked("a", 1.0)], {"a": EAST}, Addend(UP, "turn", "up?", "turn"))
     np.testing.assert_allclose(mixed.vector, np.array([1, 0, 0.5, 0]) / np.sqrt(1.25), rtol=1e-5)
 
 
 def test_preferences_whose_documents_are_gone_give_no_vector():
-    assert mix(user_parts([liked("a", 1.0)], {}, None, 0.5)) is None
+    assert of_user([liked("a", 1.0)], {}) is None
 
 
 def test_parts_that_cancel_out_give_no_vector():
-    assert mix([Part(EAST), Part(-EAST)]) is None
+    assert add_up([Addend(EAST), Addend(-EAST)]) is None
 
 
 def test_the_window_is_the_same_whatever_was_fetched():
@@ -109,8 +116,8 @@ def test_a_near_hit_scores_alike_whether_its_words_were_fetched_or_not():
 
 
 def test_beyond_the_window_the_engine_order_goes_on():
-    ranking = follow(rank([hit("a", 2, 1)], score([hit("a", 2, 1)], None, None), Weights()), [hit("b", 1, 2)])
-    assert [(r.hit.doc_id, r.rank) for r in ranking] == [("a", 1), ("b", 2)]
+    inside = order_window([hit("a", 2, 1)], score_window([hit("a", 2, 1)], None, None), Weights())
+    assert [(r.hit.doc_id, r.rank) for r in [*inside, *unranked([hit("b", 1, 2)], start=2)]] == [("a", 1), ("b", 2)]
 
 
 @pytest.mark.parametrize(
@@ -134,11 +141,11 @@ def test_a_hit_holds_all_words_as_stems(query, text, held):
 
 def judged(preferences, words=(), terms=()):
     hits = [hit("a", 2.0, 1, EAST), hit("b", 1.0, 2, NORTH), hit("c", 1.5, 3, UP)]
-    user = mix(user_parts(preferences, {"x": EAST, "y": NORTH}, None, 0.5))
+    user = of_user(preferences, {"x": EAST, "y": NORTH})
     rewrite = Rewrite("q", "q", tuple(terms))
     weights = Weights(1, 1, 1)
     judge = Judge.over(hits, weights, None, user, rewrite)
-    ranking = rank(hits, score(hits, None, user.vector if user else None), weights)
+    ranking = order_window(hits, score_window(hits, None, user), weights)
     stems = {term.text: term.text for term in terms}
     return {r.hit.doc_id: (r, judge.evidence(r, set(words), stems, len(words))) for r in ranking}
 
@@ -172,6 +179,17 @@ def test_a_word_of_the_rewrite_is_evidence_only_where_it_stands():
 
 def test_scores_agree_where_most_of_the_first_ten_are_the_same():
     falling = np.arange(40, 0, -1).astype(np.float32)
-    assert agree(falling, np.roll(falling, 4))
-    assert not agree(falling, np.roll(falling, 5))
-    assert not agree(falling[:3], falling[:3])
+    assert find_same(falling, np.roll(falling, 4))
+    assert not find_same(falling, np.roll(falling, 5))
+    assert not find_same(falling[:3], falling[:3])
+
+
+@pytest.mark.parametrize(("session", "kept"), [((1, 0.1), True), ((-1, 0.3), False)])
+def test_a_session_that_finds_the_same_hits_leaves_most_of_the_query_as_typed(session, kept):
+    angles = np.linspace(0, np.pi, 40)
+    hits = [Hit(str(n), 0.0, n, {}, np.array([np.cos(a), np.sin(a)], np.float32)) for n, a in enumerate(angles)]
+    typed, turn = Addend(np.array([1, 0], np.float32)), Addend(np.array(session, np.float32) * 2, "turn 1")
+    before = QueryVector(add_up([typed, turn]), typed, turn)
+    after = keep_typed(hits, before)
+    assert (after.mixed.vector @ typed.vector > before.mixed.vector @ typed.vector + 1e-6) == kept
+    assert np.linalg.norm(after.mixed.vector) == pytest.approx(1)

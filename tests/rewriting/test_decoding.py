@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -24,7 +24,7 @@ from bespeak.rewriting.decoding import (
     refuse,
 )
 from bespeak.rewriting.grounding import sources
-from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.rewriting.rewriter import choose_rewriter, run_rewriter
 from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 from fakes import BagEncoder
 
@@ -178,7 +178,6 @@ def test_a_text_in_another_script_is_no_rewrite():
     assert refuse("明日は 東京", "明日は", profile) == ""
 
 
-@settings(deadline=None)
 @given(
     st.text(max_size=20), st.lists(st.text(max_size=20), max_size=3), st.text(max_size=20), st.integers(0, 2**32 - 1)
 )
@@ -189,7 +188,6 @@ def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said
     assert rewrite.text == query or rewrite.status == "full"
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["Zappa", "McCoy", "1,969.5", "WH-1000XM5", "iPhone", "3rd"]), min_size=1, max_size=4),
        st.text(max_size=30), st.integers(0, 2**32 - 1))  # fmt: skip
 def test_names_and_numbers_come_out_exactly_as_they_went_in(names, wanted, seed):
@@ -233,7 +231,7 @@ def test_a_tokenizer_without_bytes_is_a_sentence():
 
     with pytest.raises(ModelError, match="bespeak models build"):
         LanguageModel(Mute(), "1").rewrite(QUERY, BAND)
-    assert rewrite_query(QUERY, BAND, LanguageModel(Mute(), "1")).status == "failed"
+    assert run_rewriter(QUERY, BAND, LanguageModel(Mute(), "1")).status == "failed"
 
 
 def test_no_more_tokens_than_the_limit():
@@ -276,7 +274,7 @@ def model(rewriter_cache):
 
 @pytest.mark.model
 def test_the_model_resolves_a_plain_reference(model):
-    rewrite = rewrite_query("What kind of music did they play?", BAND, model, 60_000)
+    rewrite = run_rewriter("What kind of music did they play?", BAND, model, 60_000)
     assert rewrite.status == "full"
     assert ("Zappa", "turn") in {(term.text, term.source) for term in rewrite.terms}
 

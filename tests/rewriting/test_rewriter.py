@@ -15,7 +15,7 @@ from bespeak.rewriting.rewriter import (
     choose_rewriter,
     find_model,
     made_from,
-    rewrite_query,
+    run_rewriter,
 )
 from fakes import ADA, ScriptedRewriter
 
@@ -90,26 +90,11 @@ def test_last_turn_has_nothing_to_add_without_a_turn():
 
 
 @pytest.mark.parametrize(
-    ("query", "profile", "reason"),
-    [
-        ('"late 1969"', PROFILE, "quoted"),
-        ("and when?", replace(PROFILE, consent=False), "refused"),
-        ("and when?", Profile(), "no_history"),
-    ],
-)
-def test_the_gate_comes_first(query, profile, reason):
-    rewriter = Counting()
-    rewrite = rewrite_query(query, profile, rewriter, 100)
-    assert (rewrite.text, rewrite.status, rewrite.reason) == (query, "gated", reason)
-    assert rewriter.asked == 0
-
-
-@pytest.mark.parametrize(
     ("error", "reason"),
     [(ModelError("the model is damaged"), "the model is damaged"), (ValueError("odd"), "ValueError: odd")],
 )
 def test_a_fault_leaves_the_query(error, reason):
-    rewrite = rewrite_query("and when?", PROFILE, Faulty(error), 100)
+    rewrite = run_rewriter("and when?", PROFILE, Faulty(error), 100)
     assert (rewrite.text, rewrite.status, rewrite.reason) == ("and when?", "failed", reason)
 
 
@@ -215,6 +200,6 @@ def test_a_model_of_older_parts_has_to_be_built_again(built):
 
 
 def test_files_that_are_no_model_are_a_failed_rewrite(built):
-    rewrite = rewrite_query("and when?", PROFILE, choose_rewriter("model", built))
+    rewrite = run_rewriter("and when?", PROFILE, choose_rewriter("model", built))
     assert (rewrite.text, rewrite.status) == ("and when?", "failed")
     assert "bespeak models build" in rewrite.reason

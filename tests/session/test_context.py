@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -14,17 +15,18 @@ from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder, default_model, manifest, write_record
 from bespeak.models.encoder import load_encoder, open_tokenizer, read_config
 from bespeak.parts import Parts
-from bespeak.pipeline import contextualise
-from bespeak.records import Profile, Rewrite, Statement, Term, Turn
+from bespeak.reading import encode_reading, open_reading, query_vector, read, session_reader
+from bespeak.records import Preference, Profile, Statement, Term, Turn
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.session import context as contextual
 from bespeak.session.context import MAX_TOKENS, MODEL, ContextEncoder, load_context, session_text
 from bespeak.settings import Settings
-from fakes import ADA, BagEncoder
+from fakes import ADA, BagEncoder, reading_of
 
 ASKED = "How much does it cost?"
 TURN = Turn("Is the Alhambra open in winter?", "The Alhambra opens at half past eight all year round.", "t1")
 SPARE = Statement("I study law.", "s1")
+LIKED = Preference("d1", "a fan", 1.0, "click", "c1", datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_of_many_statements_those_are_read_that_share_words_with_the_query(token
 texts = st.text(max_size=400) | st.text("ab \ud800\udc00é東,.", max_size=3_000) | st.just("word " * 2_000)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(query=texts, turns=st.lists(st.tuples(texts, texts), max_size=8), statements=st.lists(texts, max_size=30))
 def test_never_more_tokens_are_read_than_the_encoder_takes(query, turns, statements):
     tokenizer = open_tokenizer(asset_folder("onnx_models") / MODEL, 10_000)
@@ -135,17 +137,19 @@ def test_it_belongs_to_the_shipped_encoder(encoder):
     assert encoder.name.startswith(f"{default_model('encoder')}@")
 
 
-def test_the_parts_add_up_and_without_the_event_the_query_is_left(reading):
-    settings = Settings(last_turn_share=0.0)
-    parts = Parts(settings, reading.rewriter, reading.encoder, context=reading.context)
-    context = contextualise(Rewrite(ASKED, ASKED), Profile(turns=(TURN,)), parts).query
-    assert context is not None
-    whole = np.sum([part.vector for part in context.parts], axis=0)
-    assert context.vector == pytest.approx(whole / np.linalg.norm(whole), abs=1e-6)
-    rest = np.sum([part.vector for part in context.parts if not part.event_id], axis=0)
+def vector_of(parts, profile, query=ASKED, **members):
+    return query_vector(encode_reading(reading_of(query, profile, **members), parts), parts.settings).mixed
+
+
+def test_the_addends_add_up_and_without_the_event_the_query_is_left(reading):
+    parts = replace(reading, settings=Settings(last_turn_share=0.0))
+    asked = vector_of(parts, Profile(turns=(TURN,)))
+    total = np.sum([addend.vector for addend in asked.addends], axis=0)
+    assert asked.vector == pytest.approx(total / np.linalg.norm(total), abs=1e-6)
+    rest = np.sum([addend.vector for addend in asked.addends if not addend.event_id], axis=0)
     typed = reading.encoder.encode([ASKED], kind="query")[0]
     assert rest / np.linalg.norm(rest) == pytest.approx(typed, abs=1e-6)
-    assert any(part.event_id == "t1" and np.linalg.norm(part.vector) > 0 for part in context.parts)
+    assert any(addend.event_id == "t1" and np.linalg.norm(addend.vector) > 0 for addend in asked.addends)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +162,9 @@ def test_the_parts_add_up_and_without_the_event_the_query_is_left(reading):
     ids=["statement", "statements", "turn"],
 )
 def test_what_the_session_adds_is_shared_among_what_was_said(reading, profile, named):
-    parts = Parts(Settings(last_turn_share=0.0), reading.rewriter, reading.encoder, context=reading.context)
-    context = contextualise(Rewrite(ASKED, ASKED), profile, parts).query
+    asked = vector_of(replace(reading, settings=Settings(last_turn_share=0.0)), profile)
     added = reading.context.encode(ASKED, profile) - reading.encoder.encode([ASKED], "query")[0]
-    shares = {part.event_id: part.vector for part in context.parts if part.event_id and part.vector.any()}
+    shares = {one.event_id: one.vector for one in asked.addends if one.event_id and one.vector.any()}
     assert shares.keys() == named.keys()
     for event_id, share in named.items():
         assert shares[event_id] == pytest.approx(added * share, abs=1e-6)
@@ -170,9 +173,9 @@ def test_what_the_session_adds_is_shared_among_what_was_said(reading, profile, n
 def test_picked_words_say_whose_it_is(reading):
     profile = Profile(statements=(SPARE,), turns=(TURN,))
     picked = [Term("law", "statement", "s1"), Term("Alhambra", "turn", "t1"), Term("winter", "turn", "t1")]
-    context = contextualise(Rewrite(ASKED, ASKED), profile, reading, picked).query
-    named = [part for part in context.parts if part.event_id][:2]
-    assert [(part.event_id, part.text, part.action) for part in named] == [
+    asked = vector_of(reading, profile, picked=tuple(picked))
+    named = [addend for addend in asked.addends if addend.event_id][:2]
+    assert [(addend.event_id, addend.text, addend.action) for addend in named] == [
         ("s1", "law", "statement"),
         ("t1", "Alhambra winter", "turn"),
     ]
@@ -190,10 +193,8 @@ def test_picked_words_say_whose_it_is(reading):
     ids=["no session", "quoted", "long", "another script"],
 )
 def test_what_the_gate_stops_is_not_read_with_its_session(reading, query, profile):
-    assert reading.reader(query, profile) is None
-    unread = Parts(reading.settings, reading.rewriter, reading.encoder)
-    rewrite = Rewrite(query, query)
-    assert (
-        contextualise(rewrite, profile, reading).query.vector.tolist()
-        == contextualise(rewrite, profile, unread).query.vector.tolist()
-    )
+    assert session_reader(open_reading(query, profile), reading) is None
+    unread = replace(reading, context=None)
+    known = replace(profile, preferences=(LIKED,))
+    with_reader, without = (read(query, known, parts).vectors for parts in (reading, unread))
+    assert {name: row.tolist() for name, row in with_reader.items()} == {n: row.tolist() for n, row in without.items()}

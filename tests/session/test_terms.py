@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from bespeak.errors import ModelError
 from bespeak.parts import Parts
-from bespeak.pipeline import BESIDE_TERMS, PICKED_WEIGHT, added_clauses, contextualise, turn_text, with_picked
-from bespeak.records import Clause, Profile, Rewrite, Statement, Turn
+from bespeak.ranking.tuned import LAST_TURN_BESIDE_SESSION, PICKED_WEIGHT
+from bespeak.reading import clauses, encode_reading, query_vector, turn_text
+from bespeak.records import Profile, Rewrite, Statement, Turn
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.session.terms import PICKED, Candidate, candidates, load_terms
 from bespeak.settings import Settings
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
-from fakes import ADA, BagEncoder
+from fakes import ADA, BagEncoder, reading_of
 
 ASKED = "When did they disband?"
 TURN = Turn("Who were the Mothers of Invention?", "The band of Frank Zappa, from California.", "t1")
@@ -67,7 +68,7 @@ WORDS = st.sampled_from(["jazz", "Jazz", "band", "bands", "Zappa", "the", "I", "
 TEXTS = st.lists(WORDS, max_size=7).map(" ".join)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXTS, st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=2))
 def test_statements_give_what_each_word_by_itself_would(terms, query, statements, turns):
     profile = Profile(
@@ -111,31 +112,33 @@ def test_a_damaged_network_is_said_so(tmp_path):
         load_terms(tmp_path)
 
 
-def test_the_parts_add_up_and_without_the_event_the_query_is_left(terms):
-    query, profile, encoder = Rewrite(ASKED, ASKED), Profile(turns=(TURN,)), BagEncoder()
-    parts = Parts(Settings(last_turn_share=0.0), Unchanged(), encoder)
-    context = contextualise(query, profile, parts, terms.pick(ASKED, profile)).query
-    assert context is not None
-    whole = np.sum([part.vector for part in context.parts], axis=0)
-    assert context.vector == pytest.approx(whole / np.linalg.norm(whole), abs=1e-6)
-    rest = np.sum([part.vector for part in context.parts if not part.event_id], axis=0)
+def test_the_addends_add_up_and_without_the_event_the_query_is_left(terms):
+    profile, encoder, mixing = Profile(turns=(TURN,)), BagEncoder(), Settings(last_turn_share=0.0)
+    reading = reading_of(ASKED, profile, picked=terms.pick(ASKED, profile))
+    asked = query_vector(encode_reading(reading, Parts(mixing, Unchanged(), encoder)), mixing).mixed
+    total = np.sum([addend.vector for addend in asked.addends], axis=0)
+    assert asked.vector == pytest.approx(total / np.linalg.norm(total), abs=1e-6)
+    rest = np.sum([addend.vector for addend in asked.addends if not addend.event_id], axis=0)
     typed = encoder.encode([ASKED], kind="query")[0]
     assert rest / np.linalg.norm(rest) == pytest.approx(typed, abs=1e-6)
-    assert any(part.event_id == "t1" and np.linalg.norm(part.vector) > 0 for part in context.parts)
+    assert any(addend.event_id == "t1" and np.linalg.norm(addend.vector) > 0 for addend in asked.addends)
 
 
 def test_picked_words_are_searched_beside_the_query_and_take_room_from_the_last_turn(terms):
-    query, profile = Rewrite(ASKED, ASKED), Profile(turns=(TURN,))
-    mixing = Settings(last_turn_weight=0.1)
+    profile, mixing = Profile(turns=(TURN,)), Settings(last_turn_weight=0.1)
     picked = terms.pick(ASKED, profile)
-    clauses = added_clauses(query, profile, mixing, picked)
-    assert [clause.text for clause in clauses] == [" ".join(t.text for t in picked), turn_text(TURN)]
-    assert [clause.weight for clause in clauses] == [PICKED_WEIGHT, pytest.approx(0.1 * BESIDE_TERMS)]
-    assert added_clauses(query, profile, mixing) == (Clause(turn_text(TURN), 0.1),)
+    added = clauses(reading_of(ASKED, profile, picked=picked), mixing)
+    assert [clause.text for clause in added] == [" ".join(t.text for t in picked), turn_text(TURN)]
+    assert [clause.weight for clause in added] == [PICKED_WEIGHT, pytest.approx(0.1 * LAST_TURN_BESIDE_SESSION)]
+
+
+def test_the_last_turn_alone_is_not_searched():
+    assert clauses(reading_of(ASKED, Profile(turns=(TURN,))), Settings(last_turn_weight=0.1)) == ()
+    assert clauses(reading_of(ASKED, Profile(turns=(TURN,)), picked=()), Settings(last_turn_weight=0.1)) == ()
 
 
 def test_a_hit_is_explained_by_picked_words_too(terms):
     picked = terms.pick(ASKED, Profile(turns=(TURN,)))
-    said = with_picked(Rewrite(ASKED, f"{ASKED} {picked[0].text}", (picked[0],)), picked)
+    rewrite = Rewrite(ASKED, f"{ASKED} {picked[0].text}", (picked[0],))
+    said = reading_of(ASKED, Profile(turns=(TURN,)), rewrite=rewrite, picked=picked).explained
     assert said.terms == picked
-    assert said.text.split()[len(ASKED.split()) :] == [term.text for term in picked]

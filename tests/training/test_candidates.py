@@ -129,7 +129,7 @@ def test_threads_change_no_text(turns, tmp_path):
     assert kept.found == {place: sample(turn, Undecided(), 3, (7, place)) for place, turn in enumerate(turns)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut=st.integers(0, 600))
 def test_a_run_that_was_killed_in_any_byte_goes_on_to_the_same_file(cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "kept.jsonl"

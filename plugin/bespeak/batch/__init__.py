@@ -1,6 +1,6 @@
-"""Many queries rewritten from a file into a file, so that a run that was cut off anywhere goes on where it stood.
+"""Rewrites many queries from a file into a file. An interrupted run resumes where it stopped.
 
-The input is read in chunks, each is rewritten by itself (in any process), and committed in order: output and rejected
-lines first, then in the journal how far all of it came. What is written depends on the input, the profiles, the model
-and the options alone, so that a run that went on and one that never stopped write the same bytes.
+The input is read in chunks. Any process can rewrite a chunk by itself. Chunks are committed in order: first the output
+and the rejected lines, then the position in the journal. The output depends only on the input, the profiles, the model
+and the options, so an interrupted run and an uninterrupted one write the same bytes.
 """

@@ -1,4 +1,4 @@
-"""Blocks of chunks: what one machine of many does at a time, and the part that it makes of the output."""
+"""Blocks of chunks: what one machine of a cluster rewrites at a time, and the part of the output that it writes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from io import BufferedReader
 from itertools import islice
 from typing import Any, NamedTuple
 
-from bespeak.batch.journal import sealed, unsealed
+from bespeak.batch.journal import seal, unseal
 from bespeak.batch.lines import START, Chunk, Place, is_packed, read_chunks
 from bespeak.batch.tally import Tally
-from bespeak.batch.work import Done
+from bespeak.batch.work import ChunkResult
 from bespeak.errors import InputError
 
 BLOCK_CHUNKS = 8
-"""Chunks of a block; what is lost with a worker is no more than one of these."""
+"""Chunks in a block. A lost worker loses at most one block."""
 
 
 class Block(NamedTuple):
-    """Consecutive chunks of an input; `digest` is of their lines and of how they are cut."""
+    """Consecutive chunks of an input. `digest` covers their lines and how they are cut."""
 
     number: int
     after: Place
     end: Place
     n_chunks: int
-    read_bytes: int  # of the input as it lies there
+    read_bytes: int  # of the file, before unpacking
     digest: str
 
 
 def plan_blocks(stream: BufferedReader) -> Iterator[Block]:
-    """All of an input. They depend on its lines alone. Raises InputError for what cannot be read to its end."""
+    """All blocks of an input, which depend on its lines alone. Raises InputError if it cannot be read to its end."""
     after, n_read, chunks = START, 0, read_chunks(stream)
     number = 0
     while some := list(islice(chunks, BLOCK_CHUNKS)):
@@ -40,7 +40,7 @@ def plan_blocks(stream: BufferedReader) -> Iterator[Block]:
 
 
 class BlockReader:
-    """Reads blocks of one input again; a packed one is unpacked once, as long as they are asked for in order."""
+    """Reads blocks of one input. A packed input is unpacked only once if its blocks are read in order."""
 
     def __init__(self, open_input: Callable[[], BufferedReader]) -> None:
         self._open = open_input
@@ -49,7 +49,7 @@ class BlockReader:
         self._packed = False
 
     def read(self, block: Block) -> list[Chunk]:
-        """Raises InputError where the input is not the one that the block was planned from."""
+        """The block's chunks. Raises InputError if the input has changed since the block was planned."""
         ahead = self._packed and self._at is not None and self._at <= block.after
         if self._at != block.after and not ahead:
             stream = self._open()
@@ -58,48 +58,48 @@ class BlockReader:
         wanted = (chunk for chunk in self._chunks if chunk.first_no > block.after.line_no)
         chunks = list(islice(wanted, block.n_chunks))
         if _digest(chunks) != block.digest:
-            raise InputError(
-                f"lines {block.after.line_no + 1} to {block.end.line_no} of the input are not what they were"
-            )
+            raise InputError(f"lines {block.after.line_no + 1} to {block.end.line_no} of the input have changed")
         self._at = block.end
         return chunks
 
 
-class Part(NamedTuple):
-    """What a block came to."""
+class BlockOutput(NamedTuple):
+    """What a block adds to the output, to the rejected lines and to the report."""
 
     output: bytes
     rejected: bytes
     tally: Tally
 
 
-def part_of_block(done: Sequence[Done]) -> Part:
-    counted = Tally()
-    for one in done:
-        counted = counted.plus(one.tally)
-    return Part(b"".join(one.output for one in done), b"".join(one.rejected for one in done), counted)
+def join_chunks(results: Sequence[ChunkResult]) -> BlockOutput:
+    """The output of a block from the results of its chunks, in order."""
+    tally = Tally()
+    for result in results:
+        tally = tally.plus(result.tally)
+    return BlockOutput(b"".join(one.output for one in results), b"".join(one.rejected for one in results), tally)
 
 
 def part_name(block: Block, begun: bytes) -> str:
-    """Another one for another input, model or option, so that no part of another run is ever taken for it."""
-    seal = hashlib.blake2b(begun + block.digest.encode("ascii"), digest_size=8).hexdigest()
-    return f"{block.number:08}-{seal}"
+    """The name of the block's part. It differs for any other input, model or option, so that runs never mix."""
+    seal_of_run = hashlib.blake2b(begun + block.digest.encode("ascii"), digest_size=8).hexdigest()
+    return f"{block.number:08}-{seal_of_run}"
 
 
-def write_part(part: Part) -> bytes:
-    digest = hashlib.blake2b(part.output + part.rejected, digest_size=16).hexdigest()
-    head = {"output_bytes": len(part.output), "digest": digest, "tally": part.tally.as_dict()}
-    return sealed(head) + part.output + part.rejected
+def write_part(block: BlockOutput) -> bytes:
+    """The content of the part's file."""
+    digest = hashlib.blake2b(block.output + block.rejected, digest_size=16).hexdigest()
+    head = {"output_bytes": len(block.output), "digest": digest, "tally": block.tally.as_dict()}
+    return seal(head) + block.output + block.rejected
 
 
-def read_part(content: bytes) -> Part:
-    """Raises InputError for one that is damaged."""
+def read_part(content: bytes) -> BlockOutput:
+    """The block that a part's file holds. Raises InputError if it is damaged."""
     line, _, rest = content.partition(b"\n")
-    head: dict[str, Any] | None = unsealed(line)
+    head: dict[str, Any] | None = unseal(line)
     if head is None or head["digest"] != hashlib.blake2b(rest, digest_size=16).hexdigest():
         raise InputError("it is damaged")
     n_bytes = head["output_bytes"]
-    return Part(rest[:n_bytes], rest[n_bytes:], Tally.of_dict(head["tally"]))
+    return BlockOutput(rest[:n_bytes], rest[n_bytes:], Tally.of_dict(head["tally"]))
 
 
 def _digest(chunks: Iterable[Chunk]) -> str:

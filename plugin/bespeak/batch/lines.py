@@ -1,4 +1,4 @@
-"""The input: its lines in chunks, whatever it is packed in, from any place that an earlier run came to."""
+"""Reads the input in chunks of lines, unpacked, from any place where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bespeak.profiles.events import read_lines
 MAX_LINE_BYTES = 1 << 20
 CHUNK_LINES = 256
 CHUNK_BYTES = 4 << 20
-"""A chunk ends with the line that passes either; where it ends depends on nothing but the lines."""
+"""A chunk ends with the line that reaches either limit, so its end depends on the lines alone."""
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 READ_BYTES = 1 << 16
 
 
 class Place(NamedTuple):
-    """How far the input was read; `offset` counts bytes after unpacking."""
+    """A place between two lines of the input. `offset` counts bytes after unpacking."""
 
     line_no: int = 0
     offset: int = 0
@@ -33,22 +33,22 @@ START = Place()
 
 
 class Chunk(NamedTuple):
-    """Consecutive lines; None stands for one that is longer than allowed."""
+    """Consecutive lines. None stands for a line that is longer than `MAX_LINE_BYTES`."""
 
     first_no: int
     lines: tuple[bytes | None, ...]
     end: Place
-    read_bytes: int  # of the input as it lies there, up to about the chunk's end
+    read_bytes: int  # of the file before unpacking, roughly up to the chunk's end
 
 
 def read_chunks(stream: IO[bytes], after: Place = START) -> Iterator[Chunk]:
-    """The chunks after a place that ends one, unpacked. Raises InputError for what cannot be read to its end."""
+    """The chunks after the end of an earlier one. Raises InputError if the input is cut short or damaged."""
     try:
         unpacked = _unpacked(stream, after.offset)
         lines, n_bytes = list[bytes | None](), 0
         end = after
         for line_no, offset, line in read_lines(unpacked, *after, MAX_LINE_BYTES):
-            lines.append(_first(line) if line_no == 1 and line else line)
+            lines.append(_without_mark(line) if line_no == 1 and line else line)
             n_bytes += len(line or b"")
             end = Place(line_no, offset)
             if len(lines) == CHUNK_LINES or n_bytes >= CHUNK_BYTES:
@@ -58,13 +58,13 @@ def read_chunks(stream: IO[bytes], after: Place = START) -> Iterator[Chunk]:
             yield _chunk(lines, end, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise InputError(
-            f"the input is cut short or damaged after line {end.line_no} ({error}): give one that is whole"
+            f"the input is cut short or damaged after line {end.line_no} ({error}): give the whole file"
         ) from error
     except OSError as error:
         raise InputError(f"the input cannot be read after line {end.line_no}: {error.strerror or error}") from error
 
 
-def _first(line: bytes) -> bytes:
+def _without_mark(line: bytes) -> bytes:
     return line.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -74,12 +74,12 @@ def _chunk(lines: list[bytes | None], end: Place, stream: IO[bytes]) -> Chunk:
 
 
 def is_packed(stream: io.BufferedReader) -> bool:
-    """Whether a stream at its beginning cannot be read from any place."""
+    """Whether a stream at its beginning is compressed, so that it cannot be read from any place."""
     return stream.peek(4)[:4].startswith((GZIP, ZSTD))
 
 
 def _unpacked(stream: IO[bytes], offset: int) -> IO[bytes]:
-    """The stream's content from `offset` on. What is packed is unpacked up to there, and thrown away."""
+    """The unpacked content from `offset` on."""
     buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(stream)
     head = buffered.peek(4)[:4]
     if head[:2] == GZIP:
@@ -98,7 +98,7 @@ def _unpacked(stream: IO[bytes], offset: int) -> IO[bytes]:
 
 
 class _Zstandard(io.RawIOBase):
-    """Frames one after another; unlike zstandard's own reader it tells when the last one is cut short."""
+    """Frames one after another. Unlike zstandard's own reader, it raises EOFError if the last frame is cut short."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed, self._rest, self._ready = packed, b"", b""

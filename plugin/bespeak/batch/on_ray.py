@@ -1,7 +1,7 @@
-"""A run on a Ray cluster: its blocks as a Ray Data pipeline, each written as a part, the parts put together in the end.
+"""Runs a rewrite on a Ray cluster: a Ray Data pipeline over blocks, each written as a part, joined at the end.
 
-A part has its name once it is whole, and the name tells which block of which run it is: after any kill the parts that
-are there say how far the run has come.
+A part gets its name once it is complete, and the name says which block of which run it holds. So after any kill, the
+parts that exist say how far the run has come.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,75 +22,85 @@ from typing import Any, NamedTuple
 
 from bespeak.batch.blocks import (
     Block,
+    BlockOutput,
     BlockReader,
-    Part,
+    join_chunks,
     part_name,
-    part_of_block,
     plan_blocks,
     read_part,
     write_part,
 )
-from bespeak.batch.journal import Standing, journal_of, read_journal, refuse_other, sealed
-from bespeak.batch.output import pack, packing_of, part_of
+from bespeak.batch.journal import RunState, journal_of, read_journal, refuse_other, seal
+from bespeak.batch.output import pack, packing_of, partial_path
 from bespeak.batch.parquet import check_parquet, make_parquet
-from bespeak.batch.run import Format, Step, already_there
+from bespeak.batch.run import Format, Report, already_there, silent
 from bespeak.batch.storage import Storage, is_uri
 from bespeak.batch.tally import Tally
-from bespeak.batch.work import OpenTools, Tools, rewrite_chunk
+from bespeak.batch.work import OpenTools, Tools, refuse_line, rewrite_chunk
 from bespeak.errors import BespeakError, InputError, ModelError, UsageError
 from bespeak.rewriting.rewriter import model_of
 
 RETRIES = 100
-"""Times that a block is given to another worker. A node that is lost takes some of them before Ray calls it dead."""
-
+"""How often a block may be given to another worker. A lost node uses up some of them before Ray declares it dead."""
 
 BEGUN = 2
-"""Blocks that a worker is given at once, so that it need not wait; more would leave others idle at the end."""
+"""Blocks that a worker holds at once, so that it need not wait. More would leave others idle at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """What to rewrite into what: whole paths or URIs that mean the same on every node."""
+    """What to rewrite, and where to: absolute paths or URIs that mean the same on every node."""
 
     source: str
     output: str
     begun_with: Mapping[str, str]
     format: Format = "jsonl"
     strict: bool = False
-    address: str | None = None  # of the cluster; where none is given, the one that Ray finds
+    address: str | None = None  # of the cluster; if None, the one that Ray finds
 
 
-class Told(NamedTuple):
-    """What a worker says of a block: what it counted, or why it could not be done."""
+class BlockReport(NamedTuple):
+    """A worker's answer: the counts of a block, or the error that prevented it."""
 
     number: int
     tally: Tally
     error: BespeakError | None = None
 
 
-def rewrite_on_ray(job: RayJob, open_tools: OpenTools, tell: Callable[[Step], object] = lambda _: None) -> Standing:
-    """Rewrites the whole input; the blocks that earlier runs of the same job have not done.
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """Everything that a worker needs besides the block."""
 
-    A finished run is left as it is. Raises as `rewrite_file`, UsageError where there is no cluster.
+    source: str
+    output: str
+    begun: Mapping[str, Any]
+    open_tools: OpenTools
+
+
+def rewrite_on_ray(job: RayJob, open_tools: OpenTools, report: Report = silent) -> RunState:
+    """Rewrites the whole input, or the blocks that earlier runs of the same job have left.
+
+    A finished run is left as it is. Raises what `rewrite_file` raises, and UsageError if there is no cluster.
     """
     _check(job)
     source, out = Storage(job.source), Storage(job.output)
     with closing(source.open()) as stream:
         blocks = list(plan_blocks(stream))
     begun = {**job.begun_with, "format": job.format, "input": _digest(blocks), "--on": "ray"}
-    standing = _left(out, begun)
-    if not standing.finished:
-        standing = _rewrite(job, out, blocks, begun, standing, open_tools, tell)
-        _note(out, begun, standing)
+    state = _read_state(out, begun)
+    if not state.finished:
+        setup = WorkerSetup(job.source, job.output, begun, open_tools)
+        state = _rewrite(job, blocks, setup, state, report)
+        _write_state(out, begun, state)
     out.delete(out.name + ".parts")
-    return standing
+    return state
 
 
 def _check(job: RayJob) -> None:
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise InputError("A run on Ray needs Ray Data: pip install 'bespeak[ray]'") from error
+        raise InputError("a run on Ray needs Ray Data: pip install 'bespeak[ray]'") from error
     if job.address and job.address.startswith("ray://"):
         raise UsageError("Ray's client (ray://) runs no pipelines: run the command on a node of the cluster")
     if job.format == "parquet":
@@ -99,155 +109,139 @@ def _check(job: RayJob) -> None:
             raise UsageError("Parquet is written to a folder that all nodes share: give a path with --output")
 
 
-def _left(out: Storage, begun: Mapping[str, Any]) -> Standing:
-    """Where earlier runs have left it; noted, so that workers can see which run they are of."""
+def _read_state(out: Storage, begun: Mapping[str, Any]) -> RunState:
+    """The state that earlier runs left. It is written again, so that workers can see which run they belong to."""
     found = read_journal(out.read(out.name + ".progress") or b"")
-    is_there = out.exists(out.name)
-    if found is None or (found[1].finished and not is_there):
-        if is_there:
+    exists = out.exists(out.name)
+    if found is None or (found[1].finished and not exists):
+        if exists:
             raise already_there(out.shown)
-        standing = Standing()
+        state = RunState()
     else:
         refuse_other(found[0], begun, out.shown, out.shown + ".progress")
-        standing = found[1]
-    if not standing.finished:
-        _note(out, begun, standing)
-    return standing
+        state = found[1]
+    if not state.finished:
+        _write_state(out, begun, state)
+    return state
 
 
-def _note(out: Storage, begun: Mapping[str, Any], standing: Standing) -> None:
-    out.write(out.name + ".progress", journal_of(begun, standing), ".new")
+def _write_state(out: Storage, begun: Mapping[str, Any], state: RunState) -> None:
+    out.write(out.name + ".progress", journal_of(begun, state), ".new")
 
 
-def _rewrite(
-    job: RayJob,
-    out: Storage,
-    blocks: Sequence[Block],
-    begun: Mapping[str, Any],
-    standing: Standing,
-    open_tools: OpenTools,
-    tell: Callable[[Step], object],
-) -> Standing:
-    """To the output under its name. What is noted on the way counts for the clock and for the eye alone."""
-    began = time.monotonic() - standing.seconds
-    names = [part_name(block, sealed(begun)) for block in blocks]
-    there = out.names(out.name + ".parts")
-    missing = [block for block, name in zip(blocks, names, strict=True) if name not in there]
+def _rewrite(job: RayJob, blocks: Sequence[Block], setup: WorkerSetup, state: RunState, report: Report) -> RunState:
+    """Writes the missing parts and joins all of them to the output.
+
+    The state that is written on the way serves the clock and the display alone: what counts are the parts.
+    """
+    out, began = Storage(job.output), time.monotonic() - state.seconds
+    names = [part_name(block, seal(setup.begun)) for block in blocks]
+    existing = out.names(out.name + ".parts")
+    missing = [block for block, name in zip(blocks, names, strict=True) if name not in existing]
     read_bytes = sum(block.read_bytes for block in blocks) - sum(block.read_bytes for block in missing)
-    work = Work(job.source, job.output, begun, open_tools)
-    with _connected(job.address), closing(_told(missing, work)) as all_told:
-        for told in all_told:
-            if told.error:
-                raise told.error
-            read_bytes += blocks[told.number].read_bytes
-            standing = replace(standing, tally=standing.tally.plus(told.tally), seconds=time.monotonic() - began)
-            _note(out, begun, standing)
-            tell(Step(standing, read_bytes))
-    done = _put_together(job, out, names)
-    place = blocks[-1].end if blocks else Standing().place
-    return replace(done, place=place, seconds=time.monotonic() - began, complete=True, finished=True)
+    with _connected(job.address), closing(_run_blocks(missing, setup)) as reports:
+        for done in reports:
+            if done.error:
+                raise done.error
+            read_bytes += blocks[done.number].read_bytes
+            state = replace(state, tally=state.tally.plus(done.tally), seconds=time.monotonic() - began)
+            _write_state(out, setup.begun, state)
+            report(state, read_bytes)
+    joined = _join_parts(job, out, names)
+    place = blocks[-1].end if blocks else RunState().place
+    return replace(joined, place=place, seconds=time.monotonic() - began, complete=True, finished=True)
 
 
-def _put_together(job: RayJob, out: Storage, names: Sequence[str]) -> Standing:
-    """The parts in the input's order; sizes and counts."""
-    lines = str(part_of(Path(out.name))) if job.format == "parquet" else out.name
+def _join_parts(job: RayJob, out: Storage, names: Sequence[str]) -> RunState:
+    """Joins the parts in the order of the input; gives the sizes and counts."""
+    lines = str(partial_path(Path(out.name))) if job.format == "parquet" else out.name
     n_output = n_rejected = 0
-    counted = Tally()
+    tally = Tally()
     with out.writing(lines, ".part") as output, out.writing(out.name + ".rejected", ".part") as rejected:
         for name in names:
             part = _read_part(out, name)
             output.write(part.output)
             rejected.write(part.rejected)
             n_output, n_rejected = n_output + len(part.output), n_rejected + len(part.rejected)
-            counted = counted.plus(part.tally)
+            tally = tally.plus(part.tally)
         if not n_output and job.format == "jsonl":
             n_output = output.write(pack(b"", packing_of(out.name)))
     if not n_rejected:
         out.delete(out.name + ".rejected")
     if job.format == "parquet":
         make_parquet(Path(lines), Path(out.name))
-    return Standing(output_bytes=n_output, rejected_bytes=n_rejected, tally=counted)
+    return RunState(output_bytes=n_output, rejected_bytes=n_rejected, tally=tally)
 
 
-def _read_part(out: Storage, name: str) -> Part:
+def _read_part(out: Storage, name: str) -> BlockOutput:
     path = f"{out.name}.parts/{name}"
     content = out.read(path)
     try:
         if content is None:
-            raise InputError("it is not there: do all nodes write to the same place?")
+            raise InputError("it does not exist: do all nodes write to the same place?")
         return read_part(content)
     except InputError as error:
         out.delete(path)
-        raise InputError(f"cannot use {path} ({error}): run the same command again, it makes this part anew") from error
+        raise InputError(f"cannot use {path} ({error}): run the same command again to write this part anew") from error
 
 
 def _digest(blocks: Sequence[Block]) -> str:
     return hashlib.sha256("".join(block.digest for block in blocks).encode("ascii")).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """All that a worker is told beside the block."""
-
-    source: str
-    output: str
-    begun: Mapping[str, Any]
-    open_tools: OpenTools
-
-
 class Worker:
-    """An actor of the pipeline. It opens its tools with its first block, and keeps them."""
+    """An actor of the pipeline. It opens its tools with its first block and keeps them."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._out = Storage(work.output)
-        self._blocks = BlockReader(Storage(work.source).open)
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        self._out = Storage(setup.output)
+        self._blocks = BlockReader(Storage(setup.source).open)
         self._tools: Tools | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A fault that a person has to see to is told, not raised, for Ray would only try again."""
+        """Returns a fault that needs a person instead of raising it, since Ray would only retry."""
         block = Block(*pickle.loads(row["block"]))
         try:
-            told = Told(block.number, self._do(block))
+            report = BlockReport(block.number, self._rewrite(block))
         except BespeakError as error:
-            told = Told(block.number, Tally(), type(error)(f"{error} (on {socket.gethostname()})"))
-        return {"told": pickle.dumps(told)}
+            report = BlockReport(block.number, Tally(), type(error)(f"{error} (on {socket.gethostname()})"))
+        return {"report": pickle.dumps(report)}
 
-    def _do(self, block: Block) -> Tally:
-        """Writes the block's part; one that a worker wrote before it was lost is not made again."""
-        tools = self._tools = self._tools or self._opened()
-        path = f"{self._out.name}.parts/{part_name(block, sealed(self._work.begun))}"
+    def _rewrite(self, block: Block) -> Tally:
+        """Writes the block's part, unless a worker wrote it before it was lost."""
+        tools = self._tools = self._tools or self._open_tools()
+        path = f"{self._out.name}.parts/{part_name(block, seal(self._setup.begun))}"
         written = self._out.read(path)
         if written is not None:
             return read_part(written).tally
-        done = [rewrite_chunk(chunk, tools) for chunk in self._blocks.read(block)]
-        for bad in (one.first_bad for one in done if tools.strict and one.first_bad):
-            raise InputError(f"line {bad.line_no}: {bad.reason}; correct it, or leave out --strict to go on without it")
-        part = part_of_block(done)
+        results = [rewrite_chunk(chunk, tools) for chunk in self._blocks.read(block)]
+        for bad in (one.first_bad for one in results if tools.strict and one.first_bad):
+            raise refuse_line(bad)
+        part = join_chunks(results)
         self._out.write(path, write_part(part), f".{uuid.uuid4().hex}")
         return part.tally
 
-    def _opened(self) -> Tools:
-        """Raises where this node would write elsewhere, or rewrite otherwise, than the run was begun."""
+    def _open_tools(self) -> Tools:
+        """Raises InputError if this node would write elsewhere, ModelError if it would rewrite with another model."""
         found = read_journal(self._out.read(self._out.name + ".progress") or b"")
-        if found is None or found[0] != self._work.begun:
+        if found is None or found[0] != self._setup.begun:
             raise InputError(
-                f"{self._out.name}.progress is not that of this run: give an --output that all nodes share"
+                f"{self._out.name}.progress does not belong to this run: give an --output that all nodes share"
             )
-        tools = self._work.open_tools()
+        tools = self._setup.open_tools()
         model = model_of(tools.rewriter)
-        if model != self._work.begun.get("model", model):
+        if model != self._setup.begun.get("model", model):
             tools.close()
             raise ModelError(
-                f"the model is {model} here, not {self._work.begun['model']}: install the same on all nodes"
+                f"the model is {model} here, not {self._setup.begun['model']}: install the same on all nodes"
             )
         return tools
 
 
-def _told(blocks: Sequence[Block], work: Work) -> Generator[Told, None, None]:
-    """What workers say of each block, in the order in which they are done.
+def _run_blocks(blocks: Sequence[Block], setup: WorkerSetup) -> Generator[BlockReport, None, None]:
+    """The reports of the blocks, in the order in which workers finish them.
 
-    A worker for each CPU of the cluster; Ray adds some with its nodes, and takes some away with them.
+    There is a worker for each CPU of the cluster; Ray adds workers with new nodes, and loses them with lost ones.
     """
     import ray.data
     from ray.exceptions import RayError
@@ -259,14 +253,14 @@ def _told(blocks: Sequence[Block], work: Work) -> Generator[Told, None, None]:
     )
     n_workers = max(1, min(len(blocks), int(ray.cluster_resources().get("CPU", 1))))
     pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=n_workers, max_tasks_in_flight_per_actor=BEGUN)
-    told = rows.map(Worker, fn_constructor_args=(work,), compute=pool, num_cpus=1, max_task_retries=RETRIES)
+    reports = rows.map(Worker, fn_constructor_args=(setup,), compute=pool, num_cpus=1, max_task_retries=RETRIES)
     try:
-        for row in told.iter_rows():
-            yield pickle.loads(row["told"])
+        for row in reports.iter_rows():
+            yield pickle.loads(row["report"])
     except RayError as error:
         raise BespeakError(
-            f"the cluster could not do all blocks ({_first_line(error)}): see to its nodes and their logs, then run "
-            "the same command again; it goes on"
+            f"the cluster could not rewrite all blocks ({_first_line(error)}): check its nodes and their logs, then "
+            "run the same command again to resume"
         ) from error
 
 
@@ -276,7 +270,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """To a cluster that is there. Ray says what is lost, and no more; the caller's answer to a signal is kept."""
+    """Connects to a running cluster. Ray prints errors only, and the caller's handler of SIGTERM stays in place."""
     import ray.data
 
     before = signal.getsignal(signal.SIGTERM)

@@ -1,34 +1,30 @@
-"""What a run writes: a line for each query, and beside it the lines that were rejected."""
+"""What a run writes: a line for each query, and a second file with the rejected lines."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import zstandard
+from filelock import Timeout
 
-from bespeak.batch.journal import sync_folder
-from bespeak.batch.queries import Asked, Rejected
+from bespeak.batch.queries import QueryLine, RejectedLine
 from bespeak.errors import InputError
+from bespeak.files import locked, sync_folder
 from bespeak.records import Profile, Rewrite
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs on one output are not kept apart there
-    fcntl = None  # type: ignore[assignment]
 
 Packing: TypeAlias = Literal["", "gz", "zst"]
 
 
-def output_row(asked: Asked, profile: Profile, rewrite: Rewrite) -> dict[str, Any]:
-    """The columns of the output. A term's `event_id` is that of the event, or its place in the line."""
+def output_row(line: QueryLine, profile: Profile, rewrite: Rewrite) -> dict[str, Any]:
+    """The columns of the output. A term's `event_id` is the event's own, or its place in the line."""
     return {
-        "id": asked.line_no if asked.query_id is None else asked.query_id,
+        "id": line.line_no if line.query_id is None else line.query_id,
         "query": rewrite.query,
         "rewrite": rewrite.text,
         "terms": [{"text": t.text, "source": t.source, "event_id": t.event_id} for t in rewrite.terms],
@@ -43,12 +39,12 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for row in rows)
 
 
-def rejected_lines(rejected: Iterable[Rejected]) -> bytes:
+def rejected_lines(rejected: Iterable[RejectedLine]) -> bytes:
     return json_lines({"line": line.line_no, "reason": line.reason, "text": line.text} for line in rejected)
 
 
 def pack(content: bytes, packing: Packing) -> bytes:
-    """A gzip member or Zstandard frame by itself, so that a file cut between two of them is whole."""
+    """A complete gzip member or Zstandard frame, so that a file cut between two of them can be read."""
     match packing:
         case "gz":
             return gzip.compress(content, 6, mtime=0)
@@ -62,26 +58,41 @@ def packing_of(name: str) -> Packing:
     return "gz" if name.endswith(".gz") else "zst" if name.endswith(".zst") else ""
 
 
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keeps other runs from writing the same output. Raises InputError if another run is writing it."""
+    lock = path.with_name(path.name + ".lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, wait_s=0))
+        except Timeout as error:
+            raise InputError(f"another process is writing {path}: wait until it ends, then try again") from error
+        except OSError as error:
+            raise _unwritten(lock, error) from error
+        yield
+        with suppress(OSError):  # the run is finished, so a process that takes the lock now has nothing to do
+            lock.unlink()
+
+
 class Output(Protocol):
-    """Raises InputError where it cannot be written."""
+    """Where results go. Raises InputError if it cannot be written."""
 
     def write(self, output: bytes, rejected: bytes) -> None: ...
 
     def sync(self) -> tuple[int, int]:
-        """Makes all that was written durable; the sizes of both files."""
+        """Makes everything that was written durable; gives the sizes of both files."""
         ...
 
     def close(self) -> None: ...
 
 
 class FileOutput:
-    """`OUT.part`, which gets its name at the end, and `OUT.rejected`."""
+    """`OUT.part`, which is renamed to `OUT` at the end, and `OUT.rejected`."""
 
     def __init__(self, path: Path, output_bytes: int = 0, rejected_bytes: int = 0) -> None:
-        """Opens both at these sizes; what is beyond was never committed."""
-        self.path, self.part, self.rejected = path, part_of(path), rejected_of(path)
+        """Opens both files and cuts them to these sizes: anything beyond was never committed."""
         self._files: list[_Growing] = []
-        for file, n_bytes in ((self.part, output_bytes), (self.rejected, rejected_bytes)):
+        for file, n_bytes in ((partial_path(path), output_bytes), (rejected_path(path), rejected_bytes)):
             self._files.append(_Growing(file, n_bytes))
 
     def write(self, output: bytes, rejected: bytes) -> None:
@@ -99,7 +110,7 @@ class FileOutput:
 
 
 class StreamOutput:
-    """A stream that somebody reads; rejected lines go to `reject`."""
+    """A stream, such as standard output; rejected lines go to `reject`."""
 
     def __init__(self, stream: IO[bytes], reject: Callable[[bytes], object]) -> None:
         self._stream, self._reject = stream, reject
@@ -108,7 +119,7 @@ class StreamOutput:
         try:
             self._stream.write(output)
             self._stream.flush()
-        except BrokenPipeError:  # who read it has enough
+        except BrokenPipeError:  # the reader has closed the pipe
             raise
         except OSError as error:
             raise InputError(
@@ -125,14 +136,14 @@ class StreamOutput:
 
 
 class _Growing:
-    """A file that this process alone appends to."""
+    """A file that this process appends to."""
 
     def __init__(self, path: Path, n_bytes: int) -> None:
         self.path, self.n_bytes, self._synced = path, n_bytes, False
         try:
-            self._opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._opened = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise _unwritten(path, error) from error
         try:
             self._start()
         except BaseException:
@@ -141,19 +152,15 @@ class _Growing:
 
     def _start(self) -> None:
         try:
-            if fcntl:
-                fcntl.flock(self._opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(self._opened).st_size < self.n_bytes:
                 raise InputError(
-                    f"{self.path} is shorter than it was left: delete it and the files beside it to start anew"
+                    f"{self.path} is shorter than the run left it: delete it and the files beside it to start over"
                 )
             os.ftruncate(self._opened, self.n_bytes)
             os.lseek(self._opened, self.n_bytes, os.SEEK_SET)
             sync_folder(self.path.parent)
-        except BlockingIOError as error:
-            raise InputError(f"another process is writing {self.path}: let it end, then try again") from error
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise _unwritten(self.path, error) from error
 
     def append(self, content: bytes) -> None:
         left = memoryview(content)
@@ -161,7 +168,7 @@ class _Growing:
             while left:
                 left = left[os.write(self._opened, left) :]
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise _unwritten(self.path, error) from error
         self.n_bytes += len(content)
         self._synced = self._synced and not content
 
@@ -171,30 +178,31 @@ class _Growing:
         try:
             os.fsync(self._opened)
         except OSError as error:
-            raise self._unwritten(error) from error
+            raise _unwritten(self.path, error) from error
         self._synced = True
 
     def close(self) -> None:
         os.close(self._opened)
 
-    def _unwritten(self, error: OSError) -> InputError:
-        return InputError(
-            f"cannot write {self.path} ({error.strerror}): see to it that it can be, then run the same command again; "
-            "it goes on"
-        )
+
+def _unwritten(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {path} ({error.strerror}): free some space or check its permissions, then run the same command "
+        "again to resume"
+    )
 
 
-def part_of(path: Path) -> Path:
-    """Where the output grows."""
+def partial_path(path: Path) -> Path:
+    """Where the output grows until it is complete."""
     return path.with_name(path.name + ".part")
 
 
-def rejected_of(path: Path) -> Path:
+def rejected_path(path: Path) -> Path:
     return path.with_name(path.name + ".rejected")
 
 
 def give_name(path: Path) -> None:
-    """The part is whole and durable, and gets the output's name; where it has it already, nothing is done."""
+    """Gives the complete and durable output its final name. Does nothing if it has it already."""
     with suppress(FileNotFoundError):
-        os.replace(part_of(path), path)
+        os.replace(partial_path(path), path)
     sync_folder(path.parent)

@@ -1,22 +1,21 @@
-"""The output as Parquet, made of its JSON lines once they are whole: a Parquet file cannot be gone on with."""
+"""Converts the complete JSON lines to Parquet at the end of a run: a Parquet file cannot be appended to later."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from bespeak.batch.journal import sync_folder
 from bespeak.errors import InputError
+from bespeak.files import rename_durably
 
 GROUP_ROWS = 10_000
 
 
 def check_parquet() -> None:
-    """Raises InputError where it cannot be written here."""
+    """Raises InputError if Parquet cannot be written here."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
@@ -24,21 +23,19 @@ def check_parquet() -> None:
 
 
 def make_parquet(lines: Path, path: Path) -> None:
-    """Writes `path` in place of `lines`; where a run before has done so, `lines` alone is taken away."""
-    made = path.with_name(path.name + ".made")
+    """Converts the file `lines` to `path` and deletes it. If it is gone, an earlier run did so already."""
+    made = path.with_name(path.name + ".made")  # a name of its own, so that a killed run leaves one draft at most
     try:
         if not lines.exists():
             return
         with lines.open("rb") as file:
             _write(file, made)
-        with made.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(made, path)
-        sync_folder(path.parent)
+        rename_durably(made, path)
         lines.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write {path} ({error.strerror or error}): make room, then run the same command again; it goes on"
+            f"cannot write {path} ({error.strerror or error}): free some space, then run the same command again to "
+            "resume"
         ) from error
 
 
@@ -56,6 +53,6 @@ def _write(file: IO[bytes], path: Path) -> None:
 
 
 def _groups(file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
-    """`id` is text here, for a column has one type."""
+    """Rows in groups. `id` becomes text, since a column has one type."""
     while rows := [json.loads(line) for line in islice(file, GROUP_ROWS)]:
         yield [{**row, "id": str(row["id"])} for row in rows]

@@ -1,4 +1,4 @@
-"""What a line asks: the query, whose it is, and the history that the line itself gives."""
+"""Reads a line of the input: the query, its user, and the history that the line itself gives."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bespeak.errors import InputError, UsageError
-from bespeak.pipeline import MAX_QUERY_CHARS
 from bespeak.profiles.deriving import STATEMENTS_KEPT, TURNS_KEPT
 from bespeak.profiles.events import MAX_ID_CHARS, read_object, user_key
+from bespeak.reading import MAX_QUERY_CHARS
 from bespeak.records import Profile, Statement, Turn, UserKey
 
 Form: TypeAlias = Literal["jsonl", "tsv"]
 
 QUOTED_CHARS = 2_000
-"""Of a rejected line that is repeated beside the reason."""
+"""How much of a rejected line is repeated beside the reason."""
+
+
+def form_of(name: str) -> Form:
+    """How the lines of a file are written, by its name.
+
+    >>> form_of("queries.tsv.gz"), form_of("queries.jsonl")
+    ('tsv', 'jsonl')
+    """
+    return "tsv" if name.removesuffix(".gz").removesuffix(".zst").endswith(".tsv") else "jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One query. `own` is the history of the line, by which nobody's stored one is read."""
+class QueryLine:
+    """One query. `own` is the history that the line gives; it takes the place of the user's stored history."""
 
     line_no: int
     query_id: str | int | None  # as the line gives it
@@ -32,8 +41,8 @@ class Asked:
     own: Profile | None = None
 
 
-class Rejected(NamedTuple):
-    """A line that asks nothing that can be rewritten; `text` is as much of it as can be shown."""
+class RejectedLine(NamedTuple):
+    """A line without a query that can be rewritten. `text` is the beginning of the line."""
 
     line_no: int
     reason: str
@@ -43,25 +52,25 @@ class Rejected(NamedTuple):
     def kind(self) -> str:
         """The reason without the place in the line.
 
-        >>> Rejected(7, "broken JSON at character 12: Expecting value").kind
+        >>> RejectedLine(7, "broken JSON at character 12: Expecting value").kind
         'broken JSON'
         """
         return self.reason.partition(" at ")[0]
 
 
-def read_queries(first_no: int, lines: Sequence[bytes | None], form: Form) -> Iterator[Asked | Rejected]:
-    """What each line asks, or why it is rejected; empty ones and a TSV file's heading ask nothing."""
+def read_queries(first_no: int, lines: Sequence[bytes | None], form: Form) -> Iterator[QueryLine | RejectedLine]:
+    """The query of each line, or why it is rejected. Empty lines and the heading of a TSV file are skipped."""
     for line_no, line in enumerate(lines, first_no):
         if line is None:
-            yield Rejected(line_no, "longer than a line may be")
+            yield RejectedLine(line_no, "longer than a line may be")
         elif line.strip() and not (form == "tsv" and line_no == 1 and line.rstrip(b"\r\n") == b"id\tquery"):
             try:
                 yield _read_json(line_no, line) if form == "jsonl" else _read_tsv(line_no, line)
             except (InputError, UsageError) as error:
-                yield Rejected(line_no, str(error), line.rstrip(b"\r\n").decode("utf-8", "replace")[:QUOTED_CHARS])
+                yield RejectedLine(line_no, str(error), line.rstrip(b"\r\n").decode("utf-8", "replace")[:QUOTED_CHARS])
 
 
-def _read_tsv(line_no: int, line: bytes) -> Asked:
+def _read_tsv(line_no: int, line: bytes) -> QueryLine:
     try:
         cells = line.decode("utf-8").rstrip("\r\n").split("\t")
     except UnicodeDecodeError as error:
@@ -69,15 +78,15 @@ def _read_tsv(line_no: int, line: bytes) -> Asked:
     if len(cells) != 2:
         raise InputError("not two columns, id and query")
     given = {"id": cells[0], "query": cells[1]}
-    return Asked(line_no, _text(given, "id"), _query(given))
+    return QueryLine(line_no, _text(given, "id"), _query(given))
 
 
-def _read_json(line_no: int, line: bytes) -> Asked:
+def _read_json(line_no: int, line: bytes) -> QueryLine:
     given = {name: value for name, value in read_object(line).items() if value is not None}
     user_id, tenant, session_id = (str(_id(given, name) or "") for name in ("user", "tenant", "session"))
     user = user_key(tenant, user_id) if user_id else None
     own = _own(given, user, session_id) if "history" in given or "statements" in given else None
-    return Asked(line_no, _id(given, "id"), _query(given), user, session_id, own)
+    return QueryLine(line_no, _id(given, "id"), _query(given), user, session_id, own)
 
 
 def _query(given: Mapping[str, Any]) -> str:
@@ -116,7 +125,7 @@ def _check(text: str, name: str) -> None:
 
 
 def _own(given: Mapping[str, Any], user: UserKey | None, session_id: str) -> Profile:
-    """The profile that a line gives: as much of it, the end, as a profile of the store would keep."""
+    """The profile that a line gives, cut to the latest turns and statements as a stored profile would be."""
     turns = tuple(_turns(_items(given, "history")))[-TURNS_KEPT:]
     statements = tuple(_statements(_items(given, "statements")))[-STATEMENTS_KEPT:]
     version = _version([s.text for s in statements], [(t.query, t.response) for t in turns])
@@ -151,5 +160,5 @@ def _statements(items: Sequence[Any]) -> Iterator[Statement]:
 
 
 def _version(statements: Sequence[str], turns: Sequence[tuple[str, str]]) -> str:
-    """Of what is said, wherever it is said: two lines with the same history have the same version."""
+    """A digest of the history alone: two lines with the same history have the same version."""
     return hashlib.blake2b(json.dumps([statements, turns]).encode("ascii"), digest_size=16).hexdigest()

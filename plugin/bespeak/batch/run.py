@@ -1,38 +1,47 @@
-"""A whole run: from where it was left, chunk by chunk, to the output under its name."""
+"""A whole run: from where the last one stopped, chunk by chunk, to the finished output."""
 
 from __future__ import annotations
 
 import hashlib
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
-from bespeak.batch.journal import Journal, Standing, refuse_other
-from bespeak.batch.lines import read_chunks
-from bespeak.batch.output import FileOutput, Output, StreamOutput, give_name, pack, packing_of, part_of, rejected_of
+from bespeak.batch.journal import Journal, RunState, refuse_other
+from bespeak.batch.lines import Place, read_chunks
+from bespeak.batch.output import (
+    FileOutput,
+    Output,
+    StreamOutput,
+    give_name,
+    pack,
+    packing_of,
+    partial_path,
+    rejected_path,
+    sole_writer,
+)
 from bespeak.batch.parquet import check_parquet, make_parquet
-from bespeak.batch.work import OpenTools
+from bespeak.batch.work import ChunkResult, OpenTools, refuse_line
 from bespeak.batch.workers import rewrite_chunks
 from bespeak.errors import InputError, UsageError
 
 Format: TypeAlias = Literal["jsonl", "parquet"]
+Report: TypeAlias = Callable[[RunState, int], object]
+"""Called after each chunk with the state of the run and the bytes of the input read so far, before unpacking."""
 
 
-class Step(NamedTuple):
-    """Where a run stands after a chunk, and how much of the input as it lies there was read."""
-
-    standing: Standing
-    read_bytes: int
+def silent(_state: RunState, _read_bytes: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to rewrite into what. `begun_with` names all that the output depends on beside the input."""
+    """What to rewrite, and where to. `begun_with` names everything besides the input that the output depends on."""
 
     source: Path | IO[bytes]
     output: Path | StreamOutput
@@ -43,35 +52,29 @@ class Job:
 
     @property
     def resumable(self) -> bool:
-        """Only what can be read again from any place can be gone on with."""
+        """Whether an interrupted run can resume: only if the input can be read again from any place."""
         return isinstance(self.output, Path) and isinstance(self.source, Path) and is_regular(self.source)
 
 
-def rewrite_file(job: Job, open_tools: OpenTools, tell: Callable[[Step], object] = lambda _: None) -> Standing:
-    """Rewrites the whole input; one run of it, or what earlier runs have left.
+def rewrite_file(job: Job, open_tools: OpenTools, report: Report = silent) -> RunState:
+    """Rewrites the whole input, or what earlier runs have left of it.
 
-    A finished run is left as it is. Raises InputError, UsageError, StoreError, EngineError; after each of them, and
-    after any kill, the same job goes on where it stood.
+    A finished run is left as it is. Raises InputError, UsageError, StoreError and EngineError; after any of them, and
+    after any kill, the same job resumes.
     """
     if job.format == "parquet":
         check_parquet()
     if isinstance(job.output, StreamOutput):
         if job.format == "parquet":
             raise UsageError("Parquet cannot be written to a stream: give a file with --output")
-        return _rewrite(job, job.output, Standing(), open_tools, lambda _: None, tell)
-    journal = Journal(progress_of(job.output))
-    if job.resumable:
-        return _go_on(job, job.output, journal, open_tools, tell)
-    if journal.path.exists():
-        raise InputError(f"{job.output} was begun from a file: go on with that, or delete {journal.path} to start anew")
-    _refuse_other(job.output)
-    with closing(FileOutput(job.output)) as output:
-        standing = _rewrite(job, output, Standing(), open_tools, lambda _: None, tell)
-    _finish(job, job.output, standing)
-    return standing
+        return _write(job, job.output, RunState(), open_tools, report)
+    with sole_writer(job.output):
+        if job.resumable:
+            return _resume(job, job.output, open_tools, report)
+        return _rewrite_stream(job, job.output, open_tools, report)
 
 
-def progress_of(path: Path) -> Path:
+def progress_path(path: Path) -> Path:
     return path.with_name(path.name + ".progress")
 
 
@@ -82,43 +85,62 @@ def is_regular(path: Path) -> bool:
         raise InputError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
 
 
-def _go_on(job: Job, path: Path, journal: Journal, open_tools: OpenTools, tell: Callable[[Step], object]) -> Standing:
+def _rewrite_stream(job: Job, path: Path, open_tools: OpenTools, report: Report) -> RunState:
+    """From a stream to a file."""
+    journal = progress_path(path)
+    if journal.exists():
+        raise InputError(f"{path} was begun from a file: resume with that file, or delete {journal} to start over")
+    _refuse_existing(path)
+    with closing(FileOutput(path)) as output:
+        state = _write(job, output, RunState(), open_tools, report)
+    _finish(job, path, state)
+    return state
+
+
+def _resume(job: Job, path: Path, open_tools: OpenTools, report: Report) -> RunState:
+    """From a file to a file, after what earlier runs have committed."""
     assert isinstance(job.source, Path)
+    journal = Journal(progress_path(path))
     begun = {**job.begun_with, "format": job.format, "input": _digest(job.source)}
-    standing = _left(path, journal, begun)
-    if standing.finished:
-        return standing
-    if not standing.complete:
-        with closing(FileOutput(path, standing.output_bytes, standing.rejected_bytes)) as output:
-            journal.begin(begun, standing)
-            standing = _rewrite(job, output, standing, open_tools, lambda done: journal.commit(begun, done), tell)
-        journal.commit(begun, standing)
-    _finish(job, path, standing)
-    standing = replace(standing, finished=True)
-    journal.commit(begun, standing)
-    return standing
+    state = _read_state(path, journal, begun)
+    if state.finished:
+        return state
+
+    def commit(state: RunState, read_bytes: int) -> None:
+        journal.commit(begun, state)
+        report(state, read_bytes)
+
+    if not state.complete:
+        with closing(FileOutput(path, state.output_bytes, state.rejected_bytes)) as output:
+            journal.begin(begun, state)
+            state = _write(job, output, state, open_tools, commit)
+        journal.commit(begun, state)
+    _finish(job, path, state)
+    state = replace(state, finished=True)
+    journal.commit(begun, state)
+    return state
 
 
-def _left(path: Path, journal: Journal, begun: Mapping[str, Any]) -> Standing:
-    """Where earlier runs have left it. Raises InputError where they were begun with something else."""
+def _read_state(path: Path, journal: Journal, begun: Mapping[str, Any]) -> RunState:
+    """The state that earlier runs left. Raises InputError if they were begun with another input or other options."""
     found = journal.read()
     if found is None:
-        _refuse_other(path)
-        return Standing()
-    then, standing = found
-    if standing.finished and not path.exists():
-        return Standing()
+        _refuse_existing(path)
+        return RunState()
+    then, state = found
+    if state.finished and not path.exists():
+        return RunState()
     refuse_other(then, begun, path, journal.path)
-    return standing
+    return state
 
 
-def _refuse_other(path: Path) -> None:
+def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise already_there(path)
 
 
 def already_there(path: object) -> InputError:
-    return InputError(f"{path} is there already, and not by a run that can go on: delete it, or give another --output")
+    return InputError(f"{path} exists, and no run that could resume wrote it: delete it, or give another --output")
 
 
 def _digest(path: Path) -> str:
@@ -133,43 +155,36 @@ def _opened(path: Path) -> BufferedReader:
         raise InputError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
 
 
-def _rewrite(
-    job: Job,
-    output: Output,
-    standing: Standing,
-    open_tools: OpenTools,
-    commit: Callable[[Standing], object],
-    tell: Callable[[Step], object],
-) -> Standing:
-    """To the end of the input; where the run stands there, complete."""
-    began = time.monotonic() - standing.seconds
-    stream = _opened(job.source) if isinstance(job.source, Path) else job.source
-    with (
-        closing(stream),
-        closing(rewrite_chunks(read_chunks(stream, standing.place), open_tools, job.n_workers)) as work,
-    ):
-        for done in work:
-            if job.strict and done.first_bad:
-                bad = done.first_bad
-                raise InputError(
-                    f"line {bad.line_no}: {bad.reason}; correct it, or leave out --strict to go on without it"
-                )
-            output.write(done.output, done.rejected)
-            tally = standing.tally.plus(done.tally)
-            standing = Standing(done.chunk.end, *output.sync(), time.monotonic() - began, tally=tally)
-            commit(standing)
-            tell(Step(standing, done.chunk.read_bytes))
-    if not standing.output_bytes and isinstance(job.output, Path) and job.format == "jsonl":
+def _write(job: Job, output: Output, state: RunState, open_tools: OpenTools, committed: Report) -> RunState:
+    """Rewrites the rest of the input; gives the state at its end. Calls `committed` after each durable chunk."""
+    began = time.monotonic() - state.seconds
+    with closing(_results(job, state.place, open_tools)) as results:
+        for result in results:
+            output.write(result.output, result.rejected)
+            tally = state.tally.plus(result.tally)
+            state = RunState(result.chunk.end, *output.sync(), time.monotonic() - began, tally=tally)
+            committed(state, result.chunk.read_bytes)
+    if not state.output_bytes and isinstance(job.output, Path) and job.format == "jsonl":
         output.write(pack(b"", packing_of(job.output.name)), b"")
-        standing = replace(standing, output_bytes=output.sync()[0])
-    return replace(standing, complete=True)
+        state = replace(state, output_bytes=output.sync()[0])
+    return replace(state, complete=True)
 
 
-def _finish(job: Job, path: Path, standing: Standing) -> None:
-    """Gives the output its name; done again, it does the rest."""
-    if not standing.rejected_bytes:
-        rejected_of(path).unlink(missing_ok=True)
+def _results(job: Job, after: Place, open_tools: OpenTools) -> Generator[ChunkResult, None, None]:
+    """The results of the chunks after a place. Raises InputError at the first rejected line of a strict job."""
+    stream = _opened(job.source) if isinstance(job.source, Path) else job.source
+    with closing(stream), closing(rewrite_chunks(read_chunks(stream, after), open_tools, job.n_workers)) as results:
+        for result in results:
+            if job.strict and result.first_bad:
+                raise refuse_line(result.first_bad)
+            yield result
+
+
+def _finish(job: Job, path: Path, state: RunState) -> None:
+    """Gives the output its final name. May be repeated after a kill."""
+    if not state.rejected_bytes:
+        rejected_path(path).unlink(missing_ok=True)
     if job.format == "parquet":
-        make_parquet(part_of(path), path)
-        return
-    give_name(path)
+        make_parquet(partial_path(path), path)
+    else:
+        give_name(path)

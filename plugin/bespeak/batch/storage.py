@@ -1,4 +1,4 @@
-"""Files that every machine of a cluster sees: of a shared folder, or of an object storage, as pyarrow reads them."""
+"""Files that every machine of a cluster can reach: in a shared folder or in object storage, through pyarrow."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from bespeak.batch.journal import sync_folder
 from bespeak.errors import InputError, UsageError
+from bespeak.files import rename_durably
 
 READ_BYTES = 1 << 22
-"""Of one request to an object storage."""
+"""Size of one request to an object storage."""
 
 WHOLE_AT_ONCE = ("s3", "gcs", "abfs")
-"""Kinds of storage that show nothing of an object before all of it is there."""
+"""Kinds of storage in which an object appears only once it is complete."""
 
 
 def is_uri(name: str) -> bool:
@@ -25,7 +25,7 @@ def is_uri(name: str) -> bool:
 
 
 def shown(place: str) -> str:
-    """The path or URI without what may be a secret, or an option of the storage."""
+    """The path, or the URI without credentials and options."""
     if not is_uri(place):
         return place
     parts = urlsplit(place)
@@ -33,9 +33,9 @@ def shown(place: str) -> str:
 
 
 class Storage:
-    """Where a path or a URI (`s3://bucket/key`, `gs://`, `hdfs://`, `file://`) leads; names are paths in it.
+    """The file system behind a path or a URI (`s3://bucket/key`, `gs://`, `hdfs://`, `file://`); names are its paths.
 
-    Raises UsageError for a URI of no storage that pyarrow knows, InputError for what cannot be read or written.
+    Raises UsageError for a URI that pyarrow does not know, InputError if something cannot be read or written.
     """
 
     def __init__(self, place: str) -> None:
@@ -48,18 +48,18 @@ class Storage:
         try:
             found: tuple[Any, str] = FileSystem.from_uri(place) if is_uri(place) else (LocalFileSystem(), place)
         except (ArrowException, OSError) as error:
-            raise UsageError(f"{self.shown} is no path, and no URI of a storage that pyarrow knows") from error
+            raise UsageError(f"{self.shown} is neither a path nor a URI of a storage that pyarrow knows") from error
         self._fs, self.name = found
         self._kind: str = self._fs.type_name.partition("::")[0]
 
     def open(self) -> BufferedReader:
-        """The file itself."""
-        with self._told("read", self.name):
+        """Opens the file that the path or URI names."""
+        with self._naming_errors("read", self.name):
             return BufferedReader(self._fs.open_input_file(self.name), READ_BYTES)
 
     def read(self, name: str) -> bytes | None:
-        """None where there is no such file."""
-        with self._told("read", name):
+        """The content; None if there is no such file."""
+        with self._naming_errors("read", name):
             try:
                 with self._fs.open_input_stream(name) as stream:
                     content: bytes = stream.read()
@@ -69,17 +69,17 @@ class Storage:
 
     @contextmanager
     def writing(self, name: str, until_whole: str) -> Iterator[IO[bytes]]:
-        """A file that has its name once it is whole and durable, `until_whole` at its end till then.
+        """A file that gets its name once it is complete and durable; until then `until_whole` follows the name.
 
-        A fault leaves none.
+        If the block raises, no new file remains.
         """
         made = name if self._kind in WHOLE_AT_ONCE else name + until_whole
-        with self._told("write", name):
+        with self._naming_errors("write", name):
             if made != name:
                 self._fs.create_dir(os.path.dirname(name), recursive=True)
             stream: Any = self._fs.open_output_stream(made)
         try:
-            with self._told("write", name):
+            with self._naming_errors("write", name):
                 yield stream
                 stream.close()
                 self._name(made, name)
@@ -94,26 +94,26 @@ class Storage:
             stream.write(content)
 
     def exists(self, name: str) -> bool:
-        with self._told("read", name):
+        with self._naming_errors("read", name):
             return bool(self._fs.get_file_info(name).is_file)
 
     def size(self) -> int:
-        """Of the file itself, in bytes."""
-        with self._told("read", self.name):
+        """The size in bytes of the file that the path or URI names."""
+        with self._naming_errors("read", self.name):
             return int(self._fs.get_file_info(self.name).size or 0)
 
     def names(self, folder: str) -> set[str]:
-        """Of the files in a folder; empty where there is none."""
+        """The names of the files in a folder; empty if there is no such folder."""
         from pyarrow.fs import FileSelector
 
-        with self._told("read", folder):
+        with self._naming_errors("read", folder):
             return {info.base_name for info in self._fs.get_file_info(FileSelector(folder, allow_not_found=True))}
 
     def delete(self, name: str) -> None:
-        """A file, or a folder and all that is in it, if it is there."""
+        """Deletes a file, or a folder with everything in it, if it exists."""
         from pyarrow.fs import FileType
 
-        with self._told("delete", name), suppress(FileNotFoundError):
+        with self._naming_errors("delete", name), suppress(FileNotFoundError):
             match self._fs.get_file_info(name).type:
                 case FileType.File:
                     self._fs.delete_file(name)
@@ -125,17 +125,14 @@ class Storage:
             if made != name:
                 self._fs.move(made, name)
             return
-        with open(made, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(made, name)
-        sync_folder(Path(name).parent)
+        rename_durably(Path(made), Path(name))
 
     @contextmanager
-    def _told(self, what: str, name: str) -> Iterator[None]:
+    def _naming_errors(self, what: str, name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise InputError(
-                f"cannot {what} {name} ({error.strerror or error}): see to it that it can be, then run the same "
-                "command again; it goes on"
+                f"cannot {what} {name} ({error.strerror or error}): correct this, then run the same command again to "
+                "resume"
             ) from error

@@ -1,4 +1,4 @@
-"""What a report counts, summed over chunks and over the runs that a file took."""
+"""The counts of a report, summed over chunks and over all runs on a file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from bespeak.batch.queries import Rejected
+from bespeak.batch.queries import RejectedLine
 from bespeak.records import Rewrite
 
 SLOWEST_KEPT = 5
 
 
-class Slow(NamedTuple):
-    """A chunk, and what a query of it took on average."""
+class SlowChunk(NamedTuple):
+    """The lines of a chunk, and the mean time of a query in it."""
 
     ms_a_query: float
     first_no: int
@@ -24,13 +24,13 @@ class Slow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Tally:
     statuses: Mapping[str, int] = field(default_factory=dict)
-    gates: Mapping[str, int] = field(default_factory=dict)  # gated queries by reason
-    sources: Mapping[str, int] = field(default_factory=dict)  # terms by where they come from
-    rejected: Mapping[str, int] = field(default_factory=dict)  # lines by kind of reason
+    gates: Mapping[str, int] = field(default_factory=dict)  # gated queries, by reason
+    sources: Mapping[str, int] = field(default_factory=dict)  # terms, by where they come from
+    rejected: Mapping[str, int] = field(default_factory=dict)  # lines, by kind of reason
     changed: int = 0  # rewrites that differ from their query
-    from_cache: int = 0  # of the full ones
-    work_s: float = 0.0  # spent on chunks, of all processes together
-    slowest: tuple[Slow, ...] = ()
+    from_cache: int = 0  # rewrites with status `full` that came from the cache
+    work_s: float = 0.0  # spent on chunks by all processes together
+    slowest: tuple[SlowChunk, ...] = ()
 
     @property
     def queries(self) -> int:
@@ -62,15 +62,15 @@ class Tally:
 
     @staticmethod
     def of_dict(read: Mapping[str, Any]) -> Tally:
-        return Tally(**{**read, "slowest": tuple(Slow(*slow) for slow in read["slowest"])})
+        return Tally(**{**read, "slowest": tuple(SlowChunk(*slow) for slow in read["slowest"])})
 
 
 def tally(
-    rewrites: Iterable[Rewrite], rejected: Iterable[Rejected], from_cache: int, took_s: float, span: tuple[int, int]
+    rewrites: Iterable[Rewrite], rejected: Iterable[RejectedLine], from_cache: int, took_s: float, span: tuple[int, int]
 ) -> Tally:
-    """Of one chunk; `span` holds the numbers of its first and its last line."""
+    """The counts of one chunk. `span` holds the numbers of its first and its last line."""
     rewrites = list(rewrites)
-    slowest = (Slow(round(took_s * 1000 / len(rewrites), 3), *span),) if rewrites else ()
+    slowest = (SlowChunk(round(took_s * 1000 / len(rewrites), 3), *span),) if rewrites else ()
     return Tally(
         Counter(rewrite.status for rewrite in rewrites),
         Counter(rewrite.reason for rewrite in rewrites if rewrite.status == "gated"),

@@ -1,8 +1,9 @@
-"""Chunks spread over processes, and what they make of them in the chunks' order."""
+"""Spreads chunks over processes and gives their results in the order of the chunks."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Generator, Iterator
 from multiprocessing.connection import Connection, wait
@@ -10,15 +11,27 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from bespeak.batch.lines import Chunk
-from bespeak.batch.work import Done, OpenTools, rewrite_chunk
+from bespeak.batch.work import ChunkResult, OpenTools, rewrite_chunk
 from bespeak.errors import BespeakError
 
 AHEAD = 2
-"""Chunks for each worker that may be begun before the first of them is done."""
+"""How many chunks per worker may be begun before the first of them is done."""
+MOST_WORKERS = 8
+"""Used by default: each worker holds the model, 0.8 GB."""
 
 
-def rewrite_chunks(chunks: Iterator[Chunk], open_tools: OpenTools, n_workers: int) -> Generator[Done, None, None]:
-    """In the order given. One worker is this process itself. Raises what a chunk raised, and where a worker died."""
+def default_workers(rewriter: str) -> int:
+    """How many processes rewrite if the user names no number."""
+    return min(os.cpu_count() or 1, MOST_WORKERS) if rewriter == "model" else 1
+
+
+def rewrite_chunks(
+    chunks: Iterator[Chunk], open_tools: OpenTools, n_workers: int
+) -> Generator[ChunkResult, None, None]:
+    """The results in the order of the chunks. A single worker is this process itself.
+
+    Raises what a chunk raised, and BespeakError if a worker died.
+    """
     if n_workers == 1:
         tools = open_tools()
         try:
@@ -36,7 +49,7 @@ def rewrite_chunks(chunks: Iterator[Chunk], open_tools: OpenTools, n_workers: in
 
 
 class _Worker:
-    """A process that is given one chunk at a time, so that neither end of its pipe ever waits for the other."""
+    """A process that gets one chunk at a time, so that neither end of its pipe ever waits for the other."""
 
     def __init__(self, open_tools: OpenTools) -> None:
         context = multiprocessing.get_context("spawn")  # threads of the model's runtime do not survive a fork
@@ -51,14 +64,14 @@ class _Worker:
         except OSError as error:
             raise self._died() from error
 
-    def take(self) -> Done:
+    def take(self) -> ChunkResult:
         try:
-            done = self.connection.recv()
+            result = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        if isinstance(done, Exception):
-            raise done
-        taken: Done = done
+        if isinstance(result, Exception):
+            raise result
+        taken: ChunkResult = result
         return taken
 
     def end(self) -> None:
@@ -69,13 +82,13 @@ class _Worker:
     def _died(self) -> BespeakError:
         self._process.join(1)
         return BespeakError(
-            f"a worker process died (exit code {self._process.exitcode}), perhaps for want of memory: run the same "
-            "command again, it goes on, if need be with fewer --workers"
+            f"a worker process died (exit code {self._process.exitcode}), perhaps because memory ran out: run the same "
+            "command again to resume, if need be with fewer --workers"
         )
 
 
-def _in_order(chunks: Iterator[Chunk], workers: list[_Worker]) -> Iterator[Done]:
-    idle, busy, ready = list(workers), dict[Any, tuple[int, _Worker]](), dict[int, Done]()
+def _in_order(chunks: Iterator[Chunk], workers: list[_Worker]) -> Iterator[ChunkResult]:
+    idle, busy, ready = list(workers), dict[Any, tuple[int, _Worker]](), dict[int, ChunkResult]()
     n_given = n_yielded = 0
     while True:
         while idle and n_given - n_yielded < AHEAD * len(workers) and (chunk := next(chunks, None)):
@@ -96,8 +109,8 @@ def _in_order(chunks: Iterator[Chunk], workers: list[_Worker]) -> Iterator[Done]
 
 
 def _serve(connection: Connection, open_tools: OpenTools) -> None:
-    """Ends when the other end of the pipe does, whatever ended it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    """Rewrites what comes through the pipe, until its other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     try:
         tools = open_tools()
         while True:

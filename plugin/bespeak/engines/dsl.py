@@ -9,9 +9,7 @@ import numpy as np
 
 from bespeak.engines import KEYWORD_CHARS, VECTOR_FIELD, IndexInfo
 from bespeak.records import Clause, Document, EngineQuery, Hit
-
-MAX_WINDOW = 10_000
-"""Hits that Elasticsearch gives at most (`index.max_result_window`)."""
+from bespeak.settings import MAX_WINDOW
 
 TEXT_TYPES = ("text", "match_only_text")
 KEYWORD_TYPES = ("keyword", "constant_keyword", "wildcard")

@@ -1,7 +1,7 @@
-"""What logged clicks say of the weights of the three columns, freed of the places that the hits were shown at.
+"""Judges weights of the three score columns by recorded clicks, corrected for position bias.
 
-Who clicks has looked, and looks less far down: rank k is looked at with propensity 1 / k^eta, so a click there
-stands for k^eta as many (Joachims, Swaminathan and Schnabel, "Unbiased learning-to-rank with biased feedback", 2017).
+Users look less at lower ranks: rank k is looked at with propensity 1 / k^eta, so a click there counts k^eta times
+(Joachims, Swaminathan and Schnabel, "Unbiased learning-to-rank with biased feedback", 2017).
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, product
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError
-from bespeak.evaluation.comparisons import CLICKED, SHOWN
+from bespeak.evaluation.comparisons import CLICKS, IMPRESSION, read_impression
 from bespeak.evaluation.tuning import FEWEST, Evidence, Values, numbered
 from bespeak.records import Event, UserKey
 from bespeak.settings import Weights
 
-ACTIONS = ("query", SHOWN, *CLICKED)
-"""What is to be read of a store, one user's events together."""
+ACTIONS = ("query", IMPRESSION, *CLICKS)
+"""Events to read from a store, each user's together."""
 STEPS = 10
-"""The weights tried are tenths that sum to 1."""
+"""The weights that are tried are tenths that sum to 1."""
 ETAS = np.arange(0.0, 3.001, 0.01)
 
-Scores = tuple[float, float, float]
+ColumnScores = tuple[float, float, float]
+"""Lexical, embedding and user score of a hit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Impression:
     doc_id: str
     rank: int
-    scores: Scores
+    scores: ColumnScores
     clicked: bool
 
 
 @dataclass(slots=True)
 class Page:
-    """What one search showed, of hits that were scored."""
+    """The scored hits that one search showed."""
 
     user: UserKey
     query: str = ""
@@ -49,75 +49,71 @@ class Page:
 
 
 def read_pages(events: Iterable[Event]) -> Iterator[Page]:
-    """Those with a scored hit. `events`: ACTIONS, those of one user together."""
+    """The pages that have a scored hit. `events` are ACTIONS, each user's together."""
     for user, own in groupby(events, key=attrgetter("user")):
         pages: dict[str, Page] = defaultdict(lambda user=user: Page(user))  # type: ignore[misc]
-        shown: dict[tuple[str, str], tuple[int, Scores]] = {}
+        shown: dict[tuple[str, str], tuple[int, ColumnScores]] = {}
         clicks = set()
         for event in own:
-            if event.action in CLICKED:
+            if event.action in CLICKS:
                 clicks.add((event.query_id, event.doc_id))
             elif event.action == "query":
                 pages[event.query_id].query = " ".join(event.text.casefold().split())
-            elif (noted := noted_by(event)) and event.query_id:
-                shown[event.query_id, event.doc_id] = noted
+            elif (scored := read_scores(event)) and event.query_id:
+                shown[event.query_id, event.doc_id] = scored
         for (query_id, doc_id), (rank, scores) in shown.items():
             pages[query_id].hits.append(Impression(doc_id, rank, scores, (query_id, doc_id) in clicks))
         yield from (page for page in pages.values() if page.hits)
 
 
-def noted_by(event: Event) -> tuple[int, Scores] | None:
-    """Rank and scores of an impression; None where it was not scored."""
-    inner: Any = event.attributes.get("event_attributes")
-    noted = inner.get("bespeak") if isinstance(inner, dict) else None
-    position = inner.get("position") if isinstance(inner, dict) else None
-    if not isinstance(noted, dict) or not isinstance(position, dict):
+def read_scores(event: Event) -> tuple[int, ColumnScores] | None:
+    """Rank and scores of an impression; None if it was not scored."""
+    if not (found := read_impression(event)):
         return None
-    rank, scores = position.get("ordinal"), noted.get("scores")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(scores, list) or len(scores) != 3:
-        return None
-    if not all(isinstance(score, int | float) for score in scores):
+    rank, recorded = found
+    scores = recorded.get("scores")
+    if not isinstance(scores, list) or len(scores) != 3 or not all(isinstance(s, int | float) for s in scores):
         return None
     return rank, (float(scores[0]), float(scores[1]), float(scores[2]))
 
 
 @dataclass(frozen=True, slots=True)
 class Propensity:
-    """`clicks` is how many told eta: those on hits that the same query showed at several ranks."""
+    """How much less lower ranks are looked at. `clicks` counts the clicks that eta was fitted on."""
 
     eta: float
     clicks: int
 
     def weight(self, rank: int) -> float:
-        """How many clicks one at this rank stands for."""
+        """How many times a click at this rank counts."""
         return float(rank**self.eta)
 
 
 def fit_propensity(pages: Iterable[Page]) -> Propensity:
-    """Eta by intervention harvesting (Agarwal et al., "Estimating position bias without intrusive interventions",
+    """Fits eta by intervention harvesting (Agarwal et al., "Estimating position bias without intrusive interventions",
     2019).
 
-    Of the impressions of one hit for one query its clicks fall on rank k in proportion to k^-eta, whatever its
-    relevance: the conditional likelihood of the clicks' ranks, given their number, is maximised. Impressions belong
-    together where tenant, query, hit and scores (to a tenth) are the same: a hit that is higher up because it fits
-    this user better would else pass for position bias. Raises `InputError` where too few clicks tell.
+    Whatever the relevance of a hit, its clicks for one query fall on rank k in proportion to k^-eta. So eta maximises
+    the likelihood of the clicks' ranks, given their number. Impressions are grouped by tenant, query, hit and scores
+    (to a tenth); otherwise a hit that ranks higher because it suits a user better would look like position bias.
+    Raises `InputError` if there are too few clicks.
     """
     ranks, clicks = _harvest(pages)
-    told = int(clicks.sum())
-    if told < FEWEST:
+    n_clicks = int(clicks.sum())
+    if n_clicks < FEWEST:
         raise InputError(
-            f"only {told} clicks are on hits that one query showed at several ranks, and position bias is known from "
-            f"{FEWEST} on: run `bespeak serve --compare engine:current` for a while, which varies the ranks"
+            f"only {n_clicks} clicks are on hits that one query showed at several ranks, but fitting the position bias "
+            f"takes {FEWEST}: run `bespeak serve --compare engine:current` for a while, which varies the ranks"
         )
     places = np.arange(1, ranks.shape[1] + 1, dtype=float)
     likelihood = [
         -eta * (clicks @ np.log(places)).sum() - clicks.sum(axis=1) @ np.log(ranks @ places**-eta) for eta in ETAS
     ]
-    return Propensity(float(ETAS[int(np.argmax(likelihood))]), told)
+    return Propensity(float(ETAS[int(np.argmax(likelihood))]), n_clicks)
 
 
 def _harvest(pages: Iterable[Page]) -> tuple[Values, Values]:
-    """`(n_hits, n_ranks)` twice: how often each hit was shown at each rank, and clicked there."""
+    """How often each hit was shown, and clicked, at each rank: two arrays `(n_hits, n_ranks)`."""
     gathered: dict[tuple[object, ...], list[Impression]] = defaultdict(list)
     for page in pages:
         for hit in page.hits if page.query else ():
@@ -134,7 +130,7 @@ def _harvest(pages: Iterable[Page]) -> tuple[Values, Values]:
 
 
 def weight_grid(present: Weights) -> list[Weights]:
-    """The present weights, then all tenths that sum to 1."""
+    """The present weights, then all others whose tenths sum to 1."""
     tenths = [
         Weights(lexical / STEPS, embedding / STEPS, (STEPS - lexical - embedding) / STEPS)
         for lexical, embedding in product(range(STEPS + 1), repeat=2)
@@ -143,9 +139,12 @@ def weight_grid(present: Weights) -> list[Weights]:
     return [present, *(weights for weights in tenths if weights != present)]
 
 
-def clicked(pages: Sequence[Page], weights: Sequence[Weights], propensity: Propensity) -> Evidence:
-    """Of each click 1 / log2(1 + rank) of its hit as each of `weights` puts the page, self-normalised: a click counts
-    by its inverse propensity, and means are over these counts (Swaminathan and Joachims 2015). By user."""
+def click_evidence(pages: Sequence[Page], weights: Sequence[Weights], propensity: Propensity) -> Evidence:
+    """For each click, 1 / log2(1 + rank) of its hit under each of the weights, grouped by user.
+
+    Clicks count by inverse propensity, and means divide by the sum of these counts (Swaminathan and Joachims, "The
+    self-normalized estimator for counterfactual learning", 2015).
+    """
     with_clicks = [page for page in pages if any(hit.clicked for hit in page.hits)]
     matrix = np.array([one.as_tuple() for one in weights], float).T  # (3, n_settings)
     matrix /= matrix.sum(axis=0)
@@ -157,7 +156,7 @@ def clicked(pages: Sequence[Page], weights: Sequence[Weights], propensity: Prope
 
 
 def _discounts(page: Page, matrix: npt.NDArray[np.float64]) -> Values:
-    """`(n_clicks, n_settings)`; ties by doc_id, as the reranker breaks them."""
+    """`(n_clicks, n_settings)`. Ties are broken by doc_id, as the reranker does."""
     hits = sorted(page.hits, key=attrgetter("doc_id"))
     totals = np.round(np.array([hit.scores for hit in hits]) @ matrix, 6)  # (n_hits, n_settings)
     order = np.argsort(-totals, axis=0, kind="stable")

@@ -1,4 +1,4 @@
-"""The rewrites that gained and lost most, and what each kind has in common."""
+"""Finds the rewrites that gained and lost most, and what each group has in common."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from bespeak.errors import UsageError
 from bespeak.evaluation.measures import Run, judge
 from bespeak.evaluation.systems import BASELINE, UNHURRIED_MS, Runs
 from bespeak.evaluation.topics import Collection, Topic
+from bespeak.reading import rewrite_query
 from bespeak.records import Profile, Rewrite, Term
-from bespeak.rewriting.rewriter import Rewriter, rewrite_query
+from bespeak.rewriting.rewriter import Rewriter
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 Origin: TypeAlias = Literal["last query", "last answer", "earlier turns", "statements", "function words", "nowhere"]
@@ -24,7 +25,7 @@ REWRITTEN = ("rewrite", "rewrite-alone")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query that was rewritten; `typed` and `rewritten` are the nDCG@10 without and with its rewrite."""
+    """A rewritten query. `typed` and `rewritten` are its nDCG@10 without and with the rewrite."""
 
     query_id: str
     query: str
@@ -40,27 +41,27 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
-    """What some rewrites have in common: words that each adds on average, else shares in [0, 1]."""
+class RewriteTraits:
+    """What some rewrites have in common: the mean number of added words, and shares in [0, 1]."""
 
     n_rewrites: int
     words_added: float
-    origins: dict[Origin, float]  # of all added words
-    name_added: float  # of the rewrites: with a name or a number that the query lacks
-    name_typed: float  # … whose query has a name or a number, and keeps it
-    word_lost: float  # … that lack a word of the query which is no function word
+    origins: dict[Origin, float]  # shares of all added words
+    name_added: float  # share of rewrites that add a name or a number
+    name_typed: float  # share of rewrites that keep a name or a number of the query
+    word_lost: float  # share of rewrites that lose a word of the query, function words aside
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """At one stage the rewrites that gained most, first the best; those that lost most, first the worst."""
+    """The rewrites that gained most (best first) and lost most (worst first) at one stage."""
 
     system: str
     stage: str
     n_queries: int
     best: tuple[Example, ...]
     worst: tuple[Example, ...]
-    common: dict[str, Common]  # best, worst, all
+    common: dict[str, RewriteTraits]  # best, worst, all
 
 
 def find_examples(
@@ -69,8 +70,9 @@ def find_examples(
     runs: Runs,
     n: int,
 ) -> Examples:
-    """At most `n` of either kind: a rewrite that lost nothing is not among the worst. `runs` are those of `run_all`;
-    seen at the stage hybrid, else at the first one. Raises UsageError where no run is of a rewrite.
+    """At most `n` rewrites that gained, and at most `n` that lost, in the runs of `run_all`.
+
+    Compares at the stage hybrid if it was run, otherwise at the first stage. Raises UsageError if no system rewrites.
     """
     systems, stages = [system for system, _ in runs], [stage for _, stage in runs]
     system = check_systems(systems)
@@ -84,15 +86,15 @@ def find_examples(
     by_gain = sorted(found, key=lambda one: (-one.gain, one.query_id))
     best = tuple(one for one in by_gain[:n] if one.gain > 0)
     worst = tuple(one for one in by_gain[::-1][:n] if one.gain < 0)
-    common = {"best": in_common(best), "worst": in_common(worst), "all": in_common(found)}
+    common = {"best": traits_of(best), "worst": traits_of(worst), "all": traits_of(found)}
     return Examples(system, stage, len(collection.topics), best, worst, common)
 
 
 def check_systems(systems: Sequence[str]) -> str:
-    """The system whose rewrites are shown. Raises UsageError where none of them rewrites."""
+    """The system whose rewrites are shown. Raises UsageError if none of them rewrites."""
     system = next((name for name in REWRITTEN if name in systems), None)
     if system is None:
-        raise UsageError("examples are of rewrites: name the system rewrite or rewrite-alone")
+        raise UsageError("--examples shows rewrites: add rewrite or rewrite-alone to --system")
     return system
 
 
@@ -108,7 +110,7 @@ def _example(topic: Topic, rewrite: Rewrite, typed: float, rewritten: float) -> 
 
 
 def origin(term: Term, profile: Profile) -> Origin:
-    """Where an added word was taken from."""
+    """Where an added word comes from."""
     if term.source == "turn":
         last = profile.turns[-1]
         if term.event_id != last.event_id:
@@ -117,11 +119,11 @@ def origin(term: Term, profile: Profile) -> Origin:
     return "statements" if term.source == "statement" else "function words" if term.source == "function" else "nowhere"
 
 
-def in_common(examples: Sequence[Example]) -> Common:
-    """All 0 for none."""
+def traits_of(examples: Sequence[Example]) -> RewriteTraits:
+    """What the examples have in common; all 0 if there are none."""
     n = max(len(examples), 1)
     given = [place for one in examples for _, place in one.added]
-    return Common(
+    return RewriteTraits(
         len(examples),
         len(given) / n,
         {place: given.count(place) / max(len(given), 1) for place in ORIGINS},
@@ -132,7 +134,7 @@ def in_common(examples: Sequence[Example]) -> Common:
 
 
 def names(text: str) -> set[str]:
-    """Words with a capital, but the first one, and words with a digit; folded.
+    """Words with a capital (except the first word) and words with a digit, folded.
 
     >>> sorted(names("Did Zappa win in 1969?"))
     ['1969', 'zappa']

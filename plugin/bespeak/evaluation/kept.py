@@ -1,21 +1,23 @@
-"""Vectors and rewrites kept on disk between measurements, under names that change with whatever they depend on."""
+"""Keeps vectors and rewrites on disk between measurements. File names change with everything the content depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bespeak.errors import StoreError
+from bespeak.files import replacing
 from bespeak.records import Matrix, Profile, Rewrite, Term, UserKey, Vector
+from bespeak.statuses import RewriteStatus
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 PROBE = "Which hotel near the station has quiet rooms?"
 BATCH = 64
-"""Texts that are encoded between two reports."""
+"""Texts encoded between two reports of progress."""
 Report = Callable[[int, int], object]
-"""Told (done, of how many) while something slow goes on."""
+"""Called with (done, total) during something slow."""
 
 
 def silent(_done: int, _total: int) -> None:
@@ -33,8 +35,10 @@ def silent(_done: int, _total: int) -> None:
 
 
 class KeptEncoder:
-    """An encoder that encodes no text twice. The file is named by a digest of a probe's vectors, not by the encoder:
-    other weights of one name have another file, the same weights of another name the same."""
+    """An encoder that encodes no text twice.
+
+    Its file is named by a digest of a probe's vectors, so that it depends on the weights and not on the encoder's name.
+    """
 
     def __init__(self, encoder: Encoder, folder: Path, label: str, report: Report = silent) -> None:
         self.name, self.dim = encoder.name, encoder.dim
@@ -57,26 +61,21 @@ class KeptEncoder:
         return np.stack([self._vectors[key] for key in keys])
 
     def save(self) -> None:
-        """Writes what is known; a file that another process wrote meanwhile is replaced whole."""
+        """Writes all vectors; replaces what another process wrote meanwhile. Raises StoreError."""
         keys = sorted(self._vectors)
         rows = np.stack([self._vectors[key] for key in keys]) if keys else np.zeros((0, self.dim), np.float32)
-        draft = self._path.with_suffix(f".{os.getpid()}.npz")
-        try:
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(draft, keys=np.array(keys, dtype="U32"), rows=rows)
-            draft.replace(self._path)
-        except OSError as error:
-            raise StoreError(f"cannot write {self._path} ({error.strerror}): give a writable --cache-dir") from error
+        with _replacing(self._path) as file:
+            np.savez(file, keys=np.array(keys, dtype="U32"), rows=rows)
 
 
 def probe(encoder: Encoder) -> str:
-    """A digest of how the encoder sees one text, as a query and as a document."""
+    """A digest of the encoder's vectors of one text, as a query and as a document."""
     rows = (encoder.encode([PROBE], kind=kind) for kind in ("query", "document"))
     return hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()[:16]
 
 
 def _read_vectors(path: Path, dim: int) -> dict[str, Vector]:
-    """Empty where there is no file or a damaged one: the vectors are made again."""
+    """Empty if the file is missing or damaged: the vectors are then computed again."""
     try:
         with path.open("rb") as file, np.load(file) as kept:
             keys, rows = kept["keys"].tolist(), kept["rows"]
@@ -86,8 +85,10 @@ def _read_vectors(path: Path, dim: int) -> dict[str, Vector]:
 
 
 class KeptRewriter:
-    """A rewriter that rewrites no query of a profile twice. Only finished rewrites are kept, so that a slow machine
-    leaves no trace in a measure."""
+    """A rewriter that rewrites no query of a profile twice.
+
+    Only finished rewrites are kept, so that a slow machine does not change a measure.
+    """
 
     def __init__(self, rewriter: Rewriter, folder: Path, label: str) -> None:
         self.name, self.version = rewriter.name, rewriter.version
@@ -100,8 +101,8 @@ class KeptRewriter:
         if key in self._rewrites:
             return self._rewrites[key]
         made = self._rewriter.rewrite(query, profile, budget_ms)
-        if made.status in ("full", "cached"):
-            self._rewrites[key] = replace(made, status="full")
+        if made.status in (RewriteStatus.FULL, RewriteStatus.CACHED):
+            self._rewrites[key] = replace(made, status=RewriteStatus.FULL)
         return made
 
     def warm(self, profile: Profile) -> None:
@@ -112,13 +113,18 @@ class KeptRewriter:
 
     def save(self) -> None:
         rows = {key: asdict(rewrite) for key, rewrite in sorted(self._rewrites.items())}
-        draft = self._path.with_suffix(f".{os.getpid()}.json")
-        try:
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(rows, ensure_ascii=False, indent=0), "utf-8")
-            draft.replace(self._path)
-        except OSError as error:
-            raise StoreError(f"cannot write {self._path} ({error.strerror}): give a writable --cache-dir") from error
+        with _replacing(self._path) as file:
+            file.write(json.dumps(rows, ensure_ascii=False, indent=0).encode())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({error.strerror}): give a writable --cache-dir") from error
 
 
 def _read_rewrites(path: Path) -> dict[str, Rewrite]:
@@ -132,6 +138,6 @@ def _read_rewrites(path: Path) -> dict[str, Rewrite]:
 
 
 def file_name(text: str) -> str:
-    """A name that any file system takes; two texts never share one."""
+    """A file name that every file system accepts; different texts get different names."""
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", text)[:40].strip("-.")
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

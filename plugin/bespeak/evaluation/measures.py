@@ -1,4 +1,4 @@
-"""How well runs answer judged queries: nDCG@10, MRR and recall@100 by query, their means with intervals, and gains.
+"""Measures how well runs answer judged queries: nDCG@10, MRR and recall@100, means with intervals, and gains.
 
 A run is `query_id → doc_ids, best first`. Every judged query counts: one without hits scores 0.
 """
@@ -22,7 +22,7 @@ Values: TypeAlias = Mapping[str, float]
 
 MEASURES = ("nDCG@10", "MRR", "recall@100")
 NOTICEABLE = 0.1
-"""A query is worse or better where its nDCG@10 differs by more than this."""
+"""A query counts as worse or better if its nDCG@10 differs by more than this."""
 RESAMPLES = 2_000
 SEED = 20_231
 
@@ -38,7 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """One run against another over the same queries: the mean difference, and the share of queries that noticed."""
+    """A run compared with another over the same queries: the mean difference, and the shares of noticeable changes."""
 
     difference: Estimate
     worse: float
@@ -46,7 +46,7 @@ class Gain:
 
 
 def judge(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
-    """`measure → query_id → value` for every query of the qrels, by ir-measures. Raises `UsageError` without it."""
+    """`measure → query_id → value` for every judged query, by ir-measures. Raises `UsageError` if it is missing."""
     measures, calculate = _ir_measures()
     scored = {
         query_id: {doc_id: -float(rank) for rank, doc_id in enumerate(run.get(query_id, ()))} for query_id in qrels
@@ -70,9 +70,9 @@ def _ir_measures() -> tuple[dict[str, Any], Any]:
 
 
 def estimate(values: Values, groups: Mapping[str, str] | None = None) -> Estimate:
-    """The mean with its bootstrap interval (percentiles 2.5 and 97.5; Efron 1979); the same on every run.
+    """The mean with its bootstrap interval (percentiles 2.5 and 97.5; Efron 1979). Equal values give equal results.
 
-    `groups` names each query's conversation or user: whole groups are drawn, as queries of one group are not
+    `groups` names each query's conversation or user. Whole groups are drawn, since queries of one group are not
     independent of each other.
     """
     if not values:
@@ -84,20 +84,20 @@ def estimate(values: Values, groups: Mapping[str, str] | None = None) -> Estimat
 def resample(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], seed: int = SEED
 ) -> npt.NDArray[np.float64]:
-    """`(RESAMPLES,)` means, each of as many groups as there are, drawn with replacement; `(n_groups,)` both."""
+    """`(RESAMPLES,)` means of groups drawn with replacement, from sums and counts of shape `(n_groups,)`."""
     drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
     means: npt.NDArray[np.float64] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     return means
 
 
 def around(mean: float, means: npt.NDArray[np.float64]) -> Estimate:
-    """The mean with the middle 95 % of the resampled ones."""
+    """The mean with the interval that holds the middle 95 % of the resampled means."""
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(mean, float(low), float(high))
 
 
 def _group_sums(values: Values, groups: Mapping[str, str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sum and number of the values of each group, `(n_groups,)` each, groups in order of their names."""
+    """Sum and number of each group's values, `(n_groups,)` each, in the order of the groups' names."""
     gathered: dict[str, list[float]] = {}
     for query_id, value in values.items():
         gathered.setdefault(groups.get(query_id, query_id), []).append(value)
@@ -106,9 +106,9 @@ def _group_sums(values: Values, groups: Mapping[str, str]) -> tuple[npt.NDArray[
 
 
 def compare(values: Values, baseline: Values, groups: Mapping[str, str] | None = None) -> Gain:
-    """What a run gains over a baseline; both hold the nDCG@10 of the same queries."""
+    """The gain of a run over a baseline, from the nDCG@10 of the same queries. Raises `UsageError` for others."""
     if values.keys() != baseline.keys():
-        raise UsageError(f"only runs over the same queries compare, but these have {len(values)} and {len(baseline)}")
+        raise UsageError(f"runs compare over the same queries only, but these have {len(values)} and {len(baseline)}")
     differences = {query_id: value - baseline[query_id] for query_id, value in values.items()}
     n = max(len(differences), 1)
     worse = sum(d < -NOTICEABLE - 1e-9 for d in differences.values()) / n

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.document import document_text
+from bespeak.document import hit_text
 from bespeak.engines import Engine
 from bespeak.errors import InputError
 from bespeak.evaluation.kept import Report, silent
-from bespeak.evaluation.signals import best
+from bespeak.evaluation.memory import best
 from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
 from bespeak.parts import Parts
-from bespeak.pipeline import MAX_PREFERENCES, Context, rank_window, search
+from bespeak.pipeline import liked_ids, rank, search
 from bespeak.profiles.deriving import derive
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores import PREFERENCES_READ
 from bespeak.ranking.behaviour import gather
 from bespeak.ranking.learning import Learnt, learn
-from bespeak.ranking.rerank import Part, holds_all, mix
+from bespeak.ranking.rerank import Window
+from bespeak.reading import Reading, read
 from bespeak.records import Clause, Document, EngineQuery, Event, Hit, Matrix, Profile, Request, UserKey, Vector
 from bespeak.rewriting.rewriter import Unchanged
 from bespeak.settings import Settings, Weights
@@ -295,11 +296,10 @@ class EngineOrder:
 
 @dataclass(frozen=True, slots=True)
 class _Genre:
-    """As a query: its vector, its movies as hits by doc_id, and those that hold all its words."""
+    """A genre as a query: what it is read as for anybody, and its movies as hits by doc_id."""
 
-    context: Context
+    reading: Reading
     hits: Mapping[str, Hit]
-    whole: frozenset[str]
 
 
 class Personal:
@@ -317,32 +317,31 @@ class Personal:
         profile = self.profile(query.viewer, stage)
         if profile.is_empty:
             return self._order.scores(query, rows)
-        asked, liked = self._genre(query), self._liked(profile)
+        genre = self._genre(query, profile)
         doc_ids = [self._data.movies.documents[row].doc_id for row in rows]
-        ranking = rank_window(
-            [asked.hits[doc_id] for doc_id in doc_ids], profile, asked.context, liked, self._settings, self._learnt,
-            lambda hit: hit.doc_id in asked.whole,
-        )[0]  # fmt: skip
-        found = {ranked.hit.doc_id: round(ranked.score, 6) for ranked in ranking}
+        window = Window([genre.hits[doc_id] for doc_id in doc_ids], self._liked(profile), self._text)
+        ranking = rank(replace(genre.reading, profile=profile), window, self._settings, self._learnt)
+        found = {ranked.hit.doc_id: round(ranked.score, 6) for ranked in ranking.hits}
         return np.array([found[doc_id] for doc_id in doc_ids], np.float32)
 
-    def _genre(self, query: GenreQuery) -> _Genre:
+    def _text(self, hit: Hit) -> str:
+        return hit_text(hit.source, self._data.movies.fields)
+
+    def _genre(self, query: GenreQuery, profile: Profile) -> _Genre:
         if query.genre not in self._genres:
             rows = np.array([self._data.row[doc_id] for doc_id in self._data.by_genre[query.genre]], np.int64)
             scores, vectors = self._order.scores(query, rows).tolist(), self._means.vectors[rows]
-            asked = Part(self._means.encoder.encode([query.genre], kind="query")[0])
             documents = [self._data.movies.documents[row] for row in rows]
             hits = [
                 Hit(document.doc_id, score, 0, document.source, vector)
                 for document, score, vector in zip(documents, scores, vectors, strict=True)
             ]
-            holds = holds_all(query.genre, lambda hit: document_text(hit.source, self._data.movies.fields))
-            whole = frozenset(hit.doc_id for hit in hits if holds(hit))
-            self._genres[query.genre] = _Genre(Context(mix([asked])), {hit.doc_id: hit for hit in hits}, whole)
+            reading = read(query.genre, profile, Parts(self._settings, Unchanged(), self._means.encoder))
+            self._genres[query.genre] = _Genre(reading, {hit.doc_id: hit for hit in hits})
         return self._genres[query.genre]
 
     def _liked(self, profile: Profile) -> dict[str, Vector]:
-        liked = [p.doc_id for p in profile.preferences[:MAX_PREFERENCES] if p.doc_id in self._data.row]
+        liked = [doc_id for doc_id in liked_ids(profile) if doc_id in self._data.row]
         return {doc_id: self._means.vectors[self._data.row[doc_id]] for doc_id in liked}
 
     def profile(self, viewer: Viewer, stage: str) -> Profile:

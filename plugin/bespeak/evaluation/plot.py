@@ -1,4 +1,4 @@
-"""The gain of each system by length of history, as a picture. Needs the extra `plot`."""
+"""Plots the gain of each system by length of history. Needs the extra `plot`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_plot(path: Path) -> None:
-    """Raises `UsageError` where no picture could be drawn there, before anything is measured for it."""
+    """Raises `UsageError` if no plot can be drawn to this file. Call it before the measuring, which is slow."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -28,7 +28,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot_gains(cells: Sequence[Cell], baseline: str, path: Path) -> None:
-    """Raises `InputError` where the file cannot be written."""
+    """Draws the plot to a file. Raises `InputError` if it cannot be written."""
     try:
         gain_figure(cells, baseline).savefig(path)
     except OSError as error:
@@ -36,7 +36,7 @@ def plot_gains(cells: Sequence[Cell], baseline: str, path: Path) -> None:
 
 
 def gain_figure(cells: Sequence[Cell], baseline: str) -> Figure:
-    """A line with 95 % intervals for each system; a system of one stage, which asks no history, is a level."""
+    """A line with 95 % intervals for each system; horizontal for a system that does not use the history."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -47,14 +47,14 @@ def gain_figure(cells: Sequence[Cell], baseline: str) -> Figure:
     for n, (system, found) in enumerate(gained.items()):
         draw(axes, system, found, stages, f"C{n}")
     axes.set_xticks(range(len(stages)), stages)
-    axes.set_xlabel("events of the user that are known")
+    axes.set_xlabel("known events of the user")
     axes.set_ylabel(f"nDCG@10 above {baseline}")
     axes.legend()
     return figure
 
 
 def by_system(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """The cells that gain over the baseline or lose to it; the baseline itself has none."""
+    """The cells of each system but the baseline, which has no gain."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.gain:

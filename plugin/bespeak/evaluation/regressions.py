@@ -1,8 +1,8 @@
-"""Expected scores as data: a file names the data, the options and the scores that they gave, with a tolerance.
+"""Checks scores against a file of expected ones, which names the data, the options, the scores and a tolerance:
 
 data: ikat                 # a folder inside the data folder
 options: {system: [raw, human], stage: [lexical]}
-needs: model               # only where the language model must be built
+needs: model               # only if the language model must be built
 tolerance: 0.005
 scores:
   raw: {lexical: {nDCG@10: 0.243, MRR: 0.284}}
@@ -20,7 +20,7 @@ from bespeak.evaluation.measures import MEASURES
 from bespeak.evaluation.systems import Cell
 
 EXACT = 0.0005
-"""Scores that are equal as they are written, to three digits."""
+"""Scores that differ by no more are equal, since they are written with three digits."""
 OPTIONS = ("system", "stage", "limit", "every", "encoder", "weights")
 NAMES = ("system", "stage")
 KEYS = {"data", "options", "needs", "tolerance", "scores"}
@@ -28,8 +28,8 @@ Verdict: TypeAlias = Literal["OK", "OKish", "FAIL"]
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """One file. `scores` are `system → stage → measure → value`."""
+class ExpectedScores:
+    """The content of one file. `scores` are `system → stage → measure → value`."""
 
     path: Path
     data: str
@@ -40,8 +40,8 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One score against what was expected; `found` is None where the system or stage gave none."""
+class ScoreCheck:
+    """A measured score beside the expected one. `found` is None if the system or stage was not measured."""
 
     system: str
     stage: str
@@ -51,8 +51,8 @@ class Check:
     verdict: Verdict
 
 
-def read_expected(path: Path) -> Expected:
-    """Raises `InputError` for a file that does not say what is expected, `UsageError` without PyYAML."""
+def read_expected(path: Path) -> ExpectedScores:
+    """Reads a file of expected scores. Raises `InputError` if it is not one, `UsageError` without PyYAML."""
     try:
         import yaml
     except ImportError as error:
@@ -68,7 +68,7 @@ def read_expected(path: Path) -> Expected:
     return _expected(path, content)
 
 
-def _expected(path: Path, content: Any) -> Expected:
+def _expected(path: Path, content: Any) -> ExpectedScores:
     if not isinstance(content, dict) or not {"data", "scores", "tolerance"} <= content.keys() <= KEYS:
         raise InputError(f"{path} must hold data, scores and tolerance, and may hold options and needs, nothing else")
     options = content.get("options") or {}
@@ -88,22 +88,22 @@ def _expected(path: Path, content: Any) -> Expected:
         ) from error
     if unknown := {m for stages in scores.values() for values in stages.values() for m in values} - set(MEASURES):
         raise InputError(f"{path}: there is no measure {min(unknown)!r}: choose from {', '.join(MEASURES)}")
-    return Expected(path, str(content["data"]), options, scores, tolerance, str(content.get("needs") or ""))
+    return ExpectedScores(path, str(content["data"]), options, scores, tolerance, str(content.get("needs") or ""))
 
 
-def check(expected: Expected, cells: Sequence[Cell]) -> Iterator[Check]:
-    """A verdict for each expected score, in the file's order."""
+def check(expected: ExpectedScores, cells: Sequence[Cell]) -> Iterator[ScoreCheck]:
+    """A verdict for each expected score, in the order of the file."""
     found = {(cell.system, cell.stage): cell.scores for cell in cells}
     for system, stages in expected.scores.items():
         for stage, values in stages.items():
             for measure, value in values.items():
                 scores = found.get((system, stage))
                 reached = scores[measure].mean if scores else None
-                yield Check(system, stage, measure, value, reached, judge(value, reached, expected.tolerance))
+                yield ScoreCheck(system, stage, measure, value, reached, verdict_on(value, reached, expected.tolerance))
 
 
-def judge(expected: float, found: float | None, tolerance: float) -> Verdict:
-    """OK: equal to three digits; OKish: within the tolerance, as other machines and versions may give; else FAIL."""
+def verdict_on(expected: float, found: float | None, tolerance: float) -> Verdict:
+    """OK: equal to three digits; OKish: within the tolerance, as on other machines and versions; otherwise FAIL."""
     if found is None or abs(found - expected) > max(tolerance, EXACT) + 1e-9:
         return "FAIL"
     return "OK" if abs(found - expected) <= EXACT + 1e-9 else "OKish"

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from bespeak.document import document_text
-from bespeak.engines import Engine, IndexInfo
+from bespeak.engines import Engine
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
-from bespeak.evaluation.signals import best
+from bespeak.evaluation.memory import best, embed, vector_asked
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.parts import Parts
-from bespeak.pipeline import Plan, contextualise, finish, plan
-from bespeak.records import Document, Matrix, Request, Vector
+from bespeak.pipeline import Retrieved, ask, show_page
+from bespeak.reading import Reading, read, rewrite_query
+from bespeak.records import Document, Matrix, Request
 from bespeak.rewriting.rewriter import LastTurn, Unchanged
 from bespeak.settings import Settings
 
@@ -47,21 +47,6 @@ def unhurried(settings: Settings) -> Settings:
     return replace(settings, rewrite_ms=UNHURRIED_MS)
 
 
-def measure(
-    collection: Collection,
-    systems: Sequence[str],
-    stages: Sequence[str],
-    engine: Engine,
-    index: str,
-    parts: Parts,
-    report: Report = silent,
-) -> list[Cell]:
-    """Every system at every stage, in the order asked; `parts` hold the model behind `rewrite`."""
-    check_names("system", systems, SYSTEMS)
-    check_names("stage", stages, STAGES)
-    return cells_of(run_all(collection, systems, stages, engine, index, parts, report), collection, systems)
-
-
 def cells_of(runs: Runs, collection: Collection, systems: Sequence[str]) -> list[Cell]:
     """The cells of these systems, in their order; the runs are those of `run_all`."""
     cells = tabulate(runs, collection.judged, collection.groups, BASELINE)
@@ -84,83 +69,77 @@ def run_all(
 ) -> Runs:
     """Those of the systems, and of the baseline in any case."""
     systems = list(dict.fromkeys([BASELINE, *systems]))
-    info = engine.describe(index)
     vectors = embed(collection, parts.encoder) if "dense" in stages and parts.encoder else None
     runs: Runs = {(s, stage): {} for s in systems for stage in stages}
     for done, topic in enumerate(collection.topics, 1):
         for system in systems:
-            asked = plan_topic(system, topic, info, parts)
+            asked = read_topic(system, topic, index, parts)
             for stage in stages:
-                runs[system, stage][topic.query_id] = rank_topic(stage, asked, engine, parts, collection, vectors)
+                runs[system, stage][topic.query_id] = rank_topic(stage, asked, engine, collection, vectors)
         report(done, len(collection.topics))
     return runs
 
 
-def plan_topic(system: str, topic: Topic, info: IndexInfo, parts: Parts) -> Plan:
-    """What the system would ask the engine at this turn. Raises `InputError` where it lacks what it needs."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One topic as a system reads it, and the parts that it is ranked by."""
+
+    request: Request
+    reading: Reading
+    parts: Parts
+
+
+def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> Asked:
+    """What the system makes of this turn. Raises `InputError` where it lacks what it needs."""
     if system == "rewrite":
-        return plan(_request(topic.text, info), topic.profile, info, parts)
+        return _asked(topic.text, topic, index, parts)
     if system == "session":
-        return plan(_request(topic.text, info), topic.profile, info, replace(parts, rewriter=Unchanged()))
+        return _asked(topic.text, topic, index, replace(parts, rewriter=Unchanged()))
     if system == "last-turn":
-        return _last_turn(topic, info, parts)
+        return _last_turn(topic, index, parts)
     if system == "human" and topic.human_rewrite is None:
         raise InputError(f"query {topic.query_id} has no human_rewrite: leave the system human out for these data")
     text = {"raw": topic.text, "human": topic.human_rewrite}.get(system)
     if text is None:
-        text = parts.rewriter.rewrite(topic.text, topic.profile).text
-    return plan(_request(text, info), topic.profile, info, bare(parts))
+        text = rewrite_query(topic.text, topic.profile, parts.rewriter, parts.settings.rewrite_ms).text
+    return _asked(text, topic, index, without_session(parts))
 
 
-def _request(text: str, info: IndexInfo) -> Request:
-    return Request(text, info.index, size=DEPTH)
+def _asked(text: str, topic: Topic, index: str, parts: Parts) -> Asked:
+    return Asked(Request(text, index, size=DEPTH), read(text, topic.profile, parts), parts)
 
 
-def bare(parts: Parts) -> Parts:
+def without_session(parts: Parts) -> Parts:
     """The same parts with nothing of the history in them."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=0.0)
     return replace(parts, rewriter=Unchanged(), settings=settings, terms=None, context=None)
 
 
-def _last_turn(topic: Topic, info: IndexInfo, parts: Parts) -> Plan:
+def _last_turn(topic: Topic, index: str, parts: Parts) -> Asked:
     """The query and the last turn's salient words; as vectors, the query and half of the last turn."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
     parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None, context=None)
-    asked = plan(_request(topic.text, info), topic.profile, info, parts)
-    if asked.declined or asked.context.query is None:
-        return asked
-    context = contextualise(replace(asked.rewrite, text=topic.text), topic.profile, parts)
-    vector = context.query.vector if context.query and asked.query.vector is not None else None
-    return replace(asked, context=context, query=replace(asked.query, vector=vector))
+    asked = _asked(topic.text, topic, index, parts)
+    vectors = dict(asked.reading.vectors)
+    vectors.pop("rewrite", None)
+    return replace(asked, reading=replace(asked.reading, vectors=vectors))
 
 
-def rank_topic(
-    stage: str, asked: Plan, engine: Engine, parts: Parts, collection: Collection, vectors: Matrix | None
-) -> list[str]:
+def rank_topic(stage: str, asked: Asked, engine: Engine, collection: Collection, vectors: Matrix | None) -> list[str]:
     """At most `DEPTH` doc_ids, best first."""
+    info = engine.describe(asked.request.index)
+    query = ask(asked.request, info, asked.reading, asked.parts)
     if stage == "lexical":
-        hits = engine.search(replace(asked.query, vector=None)).hits
+        hits = engine.search(replace(query, vector=None)).hits
         return [hit.doc_id for hit in hits if hit.score > 0][:DEPTH]
     if stage == "dense":
-        if vectors is None or parts.encoder is None:
+        if vectors is None or asked.parts.encoder is None:
             raise UsageError("the stage dense needs an encoder: name one with --encoder")
-        rows = best(vectors @ _query_vector(asked, parts.encoder), DEPTH)
+        rows = best(vectors @ vector_asked(asked.reading, asked.parts.settings, asked.parts.encoder), DEPTH)
         return [collection.documents[row].doc_id for row in rows]
-    found = engine.search(asked.query)
-    return [ranked.hit.doc_id for ranked in finish(asked, found, found, [], parts).page]
-
-
-def _query_vector(asked: Plan, encoder: Encoder) -> Vector:
-    """The plan's own, or the query's where the gate left it alone."""
-    if asked.context.query:
-        return asked.context.query.vector
-    vector: Vector = encoder.encode([asked.request.query], kind="query")[0]
-    return vector
-
-
-def embed(collection: Collection, encoder: Encoder) -> Matrix:
-    """`(n_docs, dim)`, in the collection's order."""
-    return encoder.encode([document_text(d.source, collection.fields) for d in collection.documents], kind="document")
+    found = engine.search(query)
+    page = show_page(asked.request, asked.reading, Retrieved(info, found, found), asked.parts).page
+    return [ranked.hit.doc_id for ranked in page]
 
 
 def load_collection(collection: Collection, engine: Engine, encoder: Encoder | None, index: str) -> None:

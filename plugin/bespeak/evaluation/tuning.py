@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import NOTICEABLE, SEED, Estimate, around, resample
-from bespeak.evaluation.signals import Signals, score_settings
+from bespeak.evaluation.memory import Readings, score_settings
 from bespeak.settings import Settings, Weights
 
 Values: TypeAlias = npt.NDArray[np.float64]
@@ -168,17 +168,17 @@ def grid(present: Settings, rewritten: bool = True) -> list[Settings]:
     return list(dict.fromkeys(found))
 
 
-def judged(signals: Signals, settings: Sequence[Settings], report: Report = silent) -> Evidence:
+def judged(readings: Readings, settings: Sequence[Settings], report: Report = silent) -> Evidence:
     """nDCG@10 of each setting in each topic, and of the query as typed in the engine's order; by conversation."""
     rows = []
     for done, one in enumerate(settings, 1):
-        rows.append(score_settings(signals, one)["hybrid"])
+        rows.append(score_settings(readings, one)["hybrid"])
         report(done, len(settings))
-    collection = signals.collection
+    collection = readings.collection
     as_typed = replace(settings[0], rewrite_weight=0.0, last_turn_weight=0.0)
     return Evidence(
         collection.name, np.stack(rows), np.ones(len(collection.topics)),
-        numbered([topic.conversation for topic in collection.topics]), score_settings(signals, as_typed)["lexical"],
+        numbered([topic.conversation for topic in collection.topics]), score_settings(readings, as_typed)["lexical"],
     )  # fmt: skip
 
 

@@ -22,14 +22,14 @@ from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.identity import Audience, Identify, JwtKey, Share
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.personal import Personaliser
+from bespeak.proxy.personal import Personaliser, Rules, Shared
 from bespeak.proxy.recording import Recorder
 from bespeak.proxy.routes import READY_S, AskRewrite, Hooks, Routes
 from bespeak.proxy.searches import Searches
 from bespeak.proxy.user_data import UserData
 from bespeak.ranking.interleaving import Comparison
+from bespeak.reading import rewrite_query
 from bespeak.records import Rewrite, UserKey
-from bespeak.rewriting.rewriter import rewrite_query
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,8 @@ def assemble(
     cache, runs, chains, metrics = VectorCache(vectors), Runs.bounded(options.model_runs), Chains(), Metrics()
     documents = Documents(upstream, parts.encoder, cache, runs.encodings) if parts.encoder else None
     parts = with_memory(parts)
-    personaliser = Personaliser(
-        upstream, store, parts, documents, runs.rewrites, runs.encodings, runs.reads, chains, metrics,
-        options.typed_path, options.comparison,
-    )  # fmt: skip
+    shared, rules = Shared(runs, chains, metrics), Rules(options.typed_path, options.comparison)
+    personaliser = Personaliser(upstream, store, parts, documents, shared, rules)
     recorder, share = Recorder(store), Share(options.share)
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: share.value)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bespeak.caching import RecentlyUsed
-from bespeak.records import Clause, Rewrite, Term, UserKey
+from bespeak.records import Clause, Rewrite, UserKey
 
 MAX_CHAINS = 10_000
 LIFE_S = 600.0
@@ -25,7 +25,6 @@ class Chain:
     query_id: str
     rewrite: Rewrite
     clauses: tuple[Clause, ...] = ()
-    picked: tuple[Term, ...] | None = None  # as `Parts.pick` gives them
     order: Sequence[int] = ()
     sides: bytes = b""
     untouched: bool = False

@@ -7,24 +7,24 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from bespeak.caching import RecentlyUsed
 from bespeak.deadline import Deadline
-from bespeak.document import document_text, text_of
+from bespeak.document import hit_text
 from bespeak.engines import VECTOR_FIELD
 from bespeak.models.encoder import Encoder, encode_until
 from bespeak.models.vectors import VectorCache
-from bespeak.pipeline import EMBEDDED_CHARS
 from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.reply import EngineHit, version_of
 from bespeak.proxy.body.window import hits_query
 from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.indices import Indices, KnownIndex
+from bespeak.ranking.tuned import EMBEDDED_CHARS
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
@@ -49,6 +49,7 @@ class Embedded:
 
     hits: tuple[Vector | None, ...]
     liked: Mapping[str, Vector]
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Documents:
         return Embedded(
             tuple(None if key_of(hit) in late else vectors.get(key_of(hit)) for hit in hits),
             liked_vectors(liked, indices, vectors),
+            {name: index.info.fields for name, index in indices.items()},
         )
 
     async def close(self) -> None:
@@ -192,7 +194,9 @@ class Documents:
         A document without text has the vector 0.
         """
         made = {key: document.vector for key, document in there.items() if document.vector is not None}
-        texts = {key: text_in(there[key], lookup.indices[key[0]].info.fields) for key in there if key not in made}
+        texts = {
+            key: hit_text(there[key].source, lookup.indices[key[0]].info.fields) for key in there if key not in made
+        }
         made |= {key: np.zeros(self._encoder.dim, np.float32) for key, text in texts.items() if not text.strip()}
         bare = [key for key in texts if key not in made]
         if bare and not lookup.deadline.over:
@@ -238,7 +242,7 @@ def _source_of(indices: Iterable[KnownIndex]) -> object:
         return True  # Elasticsearch refuses to filter a source that is not stored
     if not all(index.info.fields for index in indices):
         return {"excludes": [VECTOR_FIELD]}
-    return sorted({field for index in indices for field in index.info.fields})
+    return sorted({name for index in indices for name in index.info.fields})
 
 
 def liked_vectors(liked: Sequence[str], indices: Iterable[str], vectors: Mapping[Key, Vector]) -> dict[str, Vector]:
@@ -270,12 +274,3 @@ def _fetched(hit: Mapping[str, Any], is_comparable: bool) -> Fetched:
     if vector is not None:
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
     return Fetched(hit.get("_source") or {}, version_of(hit), vector)
-
-
-def text_in(document: Fetched, fields: Sequence[str]) -> str:
-    return document_text(document.source, fields) or all_text(document.source)
-
-
-def all_text(source: Mapping[str, Any]) -> str:
-    """All texts of a document, for an index whose mapping is not known."""
-    return " ".join(value for value in source.values() if isinstance(value, str) and text_of(value))

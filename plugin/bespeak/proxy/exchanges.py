@@ -10,14 +10,16 @@ from typing import Any
 
 from bespeak.errors import BespeakError, InputError
 from bespeak.models.encoder import well_formed
-from bespeak.pipeline import Context
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.reply import EngineHit, read_reply
 from bespeak.proxy.body.search import Search
 from bespeak.proxy.identity import Identity
-from bespeak.proxy.personal import Completed, Declined, Fault, Personal, Told
+from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome
+from bespeak.proxy.personal import Personal
 from bespeak.proxy.recording import ShownHit, impressions, query_recorded
+from bespeak.reading import Reading
 from bespeak.records import Event
+from bespeak.statuses import Reason, RewriteStatus, Stage
 
 MAX_PERSONAL_SEARCHES = 20
 """How many searches of one `_msearch` are personalised. This bounds the header too, which clients and load balancers
@@ -33,8 +35,8 @@ class Exchange:
     identity: Identity
     head: str = ""  # its header line in an `_msearch`
     personal: Personal | None = None  # None: its answer stays the engine's own
-    vectors: Context | Fault = field(default_factory=Context)  # of what is asked
-    outcome: Told = field(default_factory=Told)
+    reading: Reading | Fault | None = None  # with the vectors of what is asked
+    outcome: Outcome = field(default_factory=Outcome)
     query: str = ""  # as typed, if it is to be recorded
     text: str | None = None  # its answer, once there is one
     shown: Sequence[EngineHit] = ()  # the hits of its answer, if they are to be recorded
@@ -61,14 +63,14 @@ class Exchange:
     def prepared(self, found: Personal | Declined) -> Exchange:
         if isinstance(found, Personal):
             return replace(self, personal=found, query=found.typed.text)
-        return replace(self, personal=None, outcome=found.told, query=found.query)
+        return replace(self, personal=None, outcome=found.outcome, query=found.query)
 
     def failed(self, fault: Fault) -> Exchange:
         """With the engine's own answer, for this fault; nothing of it is recorded."""
-        return replace(self, personal=None, outcome=outcome_of(fault), query="", text=None)
+        return replace(self, personal=None, outcome=fault.outcome, query="", text=None)
 
     def completed(self, done: Completed) -> Exchange:
-        return replace(self, outcome=done.told, text=done.text, shown=done.shown)
+        return replace(self, outcome=done.outcome, text=done.text, shown=done.shown)
 
     def answered_by_engine(self, answer: str) -> Exchange:
         return replace(self, text=answer, shown=shown_hits(answer) if self.query else ())
@@ -77,14 +79,10 @@ class Exchange:
 def check_status(status: int) -> None:
     """Raises Fault unless it is 200. A refusal is usually the client's own mistake, and the client sees it."""
     if status != 200:
-        raise Fault("engine_status" if status >= 500 or status == 429 else "engine_refused")
+        raise Fault(Stage.ENGINE_STATUS if status >= 500 or status == 429 else Reason.ENGINE_REFUSED)
 
 
-def outcome_of(fault: Fault) -> Told:
-    return Told(rerank="off" if fault.stage == "engine_refused" else "failed", reason=fault.stage)
-
-
-def header(*outcomes: Told) -> tuple[bytes, bytes]:
+def header(*outcomes: Outcome) -> tuple[bytes, bytes]:
     """`X-Bespeak` with one member for each search, in order, and one for all those beyond the limit."""
     members = map(str, outcomes[: MAX_PERSONAL_SEARCHES + 1])
     return b"X-Bespeak", ", ".join(members).encode("ascii", "replace")
@@ -117,7 +115,11 @@ def last_rewritten(exchanges: Sequence[Exchange]) -> Personal | None:
     """The last first page of these that was rewritten: it is its session's latest turn."""
     for exchange in reversed(exchanges):
         personal = exchange.personal
-        if personal and personal.first and personal.chain.rewrite.status in ("full", "cached"):
+        if (
+            personal
+            and personal.reading
+            and personal.chain.rewrite.status in (RewriteStatus.FULL, RewriteStatus.CACHED)
+        ):
             return personal
     return None
 

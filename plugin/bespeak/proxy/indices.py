@@ -15,9 +15,9 @@ from bespeak.engines import IndexInfo
 from bespeak.engines.dsl import read_mapping
 from bespeak.errors import EngineError
 from bespeak.models.encoder import Encoder
-from bespeak.pipeline import EMBEDDED_CHARS
 from bespeak.proxy.asking import Asker
 from bespeak.proxy.http.upstream import Upstream
+from bespeak.ranking.tuned import EMBEDDED_CHARS
 
 DESCRIBED_S = 10.0
 """How long a mapping is trusted: after this, a new index with an old name gets new vectors."""

@@ -10,11 +10,11 @@ from http import HTTPStatus
 from typing import Any
 
 from bespeak.errors import InputError
-from bespeak.pipeline import MAX_QUERY_CHARS
 from bespeak.profiles.events import MAX_ID_CHARS, MAX_LINE_BYTES, STRICT
 from bespeak.proxy.http.passing import Receive, read_body
 from bespeak.proxy.http.refusal import Refusal
 from bespeak.proxy.http.upstream import Headers
+from bespeak.reading import MAX_QUERY_CHARS
 
 MAX_EVENTS_BYTES = 8 << 20
 """The most that the events of one request may have, also after decompression."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bespeak.errors import InputError
-from bespeak.pipeline import Context
 from bespeak.proxy.ahead import Ahead, with_turn
 from bespeak.proxy.asking import EngineAnswer, Question, ask_instead
 from bespeak.proxy.body import splice
@@ -28,7 +27,6 @@ from bespeak.proxy.exchanges import (
     events_of,
     header,
     last_rewritten,
-    outcome_of,
     shown_hits,
 )
 from bespeak.proxy.http.copying import CopyingSend
@@ -37,8 +35,11 @@ from bespeak.proxy.http.passing import Receive, Scope, Send, WhileThere, pass_on
 from bespeak.proxy.http.upstream import Headers, Upstream, end_to_end
 from bespeak.proxy.identity import Audience, names_user
 from bespeak.proxy.metrics import Metrics
-from bespeak.proxy.personal import Declined, Fault, Personaliser, Told, both, stage
+from bespeak.proxy.outcome import Declined, Fault, Outcome, stage
+from bespeak.proxy.personal import Personaliser, both
 from bespeak.proxy.recording import Recorder
+from bespeak.reading import Reading
+from bespeak.statuses import Stage
 
 MAX_OBSERVED_BYTES = 4_000_000
 """An answer that passes untouched is copied up to this length, to record the hits that it showed."""
@@ -72,7 +73,7 @@ class Searches:
         except (InputError, UnicodeDecodeError):
             reason = reason or "unreadable"
         if reason:
-            added = [header(Told(reason=reason))] if names_user(scope["headers"]) else []
+            added = [header(Outcome(reason=reason))] if names_user(scope["headers"]) else []
             await pass_on(self._upstream, scope, receive, send, body=body, more=not is_complete, added=added)
         elif call.may_concern_us:
             await self._answer_call(call, receive, send)
@@ -88,7 +89,7 @@ class Searches:
                 await self._answer_template(call, receive, send)
             case _:
                 text = edited_body(call) if call.api == "_async_search" else None
-                outcomes = [Told(reason=call.api.strip("_"))] if call.names_user or text is not None else []
+                outcomes = [Outcome(reason=call.api.strip("_"))] if call.names_user or text is not None else []
                 await self._pass(call, receive, send, outcomes, text)
 
     async def _answer_template(self, call: Call, receive: Receive, send: Send) -> None:
@@ -96,14 +97,14 @@ class Searches:
         try:
             answer = await self._ask(call, Question(b"/_render/template", (), call.text))
             check_status(answer.status)
-            with stage("template"):
+            with stage(Stage.TEMPLATE):
                 span = dict(splice.read_object(answer.text)[0])["template_output"]
                 is_explained = any(json.loads(call.text).get(name) is True for name in ("explain", "profile"))
         except Fault as fault:
-            await self._pass(call, receive, send, if_named(call, outcome_of(fault)))
+            await self._pass(call, receive, send, if_named(call, fault.outcome))
             return
         if is_explained:
-            await self._pass(call, receive, send, [Told(reason="explain")])
+            await self._pass(call, receive, send, [Outcome(reason="explain")])
             return
         rendered = replace(call, text=answer.text[span.start : span.end], rendered=True)
         await self._answer_searches(rendered, receive, send)
@@ -112,7 +113,7 @@ class Searches:
         try:
             exchanges = self._read(call)
         except InputError:
-            await self._pass(call, receive, send, if_named(call, Told(reason="unreadable")))
+            await self._pass(call, receive, send, if_named(call, Outcome(reason="unreadable")))
             return
         if not any(exchange.concerns_us for exchange in exchanges):
             await self._pass(call, receive, send)  # its `ext` is for somebody else
@@ -146,7 +147,7 @@ class Searches:
             there.listen_later()
             exchanges = await self._prepare(exchanges)
             try:
-                with stage("personalise"):
+                with stage(Stage.PERSONALISE):
                     if any(exchange.personal for exchange in exchanges):
                         return await complete(call, exchanges)
             except Fault as fault:
@@ -160,15 +161,15 @@ class Searches:
         """
         some = [self._prepare_one(exchange) for exchange in exchanges[:MAX_PERSONAL_SEARCHES]]
         prepared = await asyncio.gather(*some)
-        too_many = Declined(Told(reason="too_many_searches"))
+        too_many = Declined(Outcome(reason="too_many_searches"))
         return [*prepared, *(exchange.prepared(too_many) for exchange in exchanges[MAX_PERSONAL_SEARCHES:])]
 
     async def _prepare_one(self, exchange: Exchange) -> Exchange:
         search, identity = exchange.search, exchange.identity
         if identity.user is None:
-            return exchange.prepared(Declined(Told(reason=identity.reason or "anonymous")))
+            return exchange.prepared(Declined(Outcome(reason=identity.reason or "anonymous")))
         try:
-            with stage("prepare"):
+            with stage(Stage.PREPARE):
                 control = not self._audience.share.includes(identity.user)
                 found = await self._personaliser.prepare(search, identity.user, identity.session_id, control)
                 return exchange.prepared(found)
@@ -180,13 +181,13 @@ class Searches:
         (exchange,) = exchanges
         assert exchange.personal is not None
         asked = exchange.personal.asked
-        answer, vectors = await both(
+        answer, reading = await both(
             self._ask(call, Question(call.path, asked.params, asked.text)),
-            self._personaliser.contextualise(exchange.personal),
+            self._personaliser.encode(exchange.personal),
         )
         check_status(answer.status)
-        done = await self._personaliser.complete(exchange.personal, vectors, answer.text, call.headers)
-        with stage("page"):
+        done = await self._personaliser.complete(exchange.personal, reading, answer.text, call.headers)
+        with stage(Stage.PAGE):
             return [exchange.completed(done)], answer._replace(text=call.filtered(done.text))
 
     async def _complete_all(self, call: Call, exchanges: Sequence[Exchange]) -> tuple[list[Exchange], EngineAnswer]:
@@ -200,7 +201,7 @@ class Searches:
             asyncio.gather(*(self._encode(exchange) for exchange in exchanges)),
         )
         check_status(answer.status)
-        with stage("engine_answer"):
+        with stage(Stage.ENGINE_ANSWER):
             responses = read_responses(answer.text, len(exchanges))
         completed = await asyncio.gather(
             *(
@@ -213,19 +214,19 @@ class Searches:
             (response.start, response.end, exchange.text or "")
             for response, exchange in zip(responses, done, strict=True)
         ]
-        with stage("page"):
+        with stage(Stage.PAGE):
             return done, answer._replace(text=call.filtered(splice.replace(answer.text, edits)))
 
     async def _encode(self, exchange: Exchange) -> Exchange:
         """With the vectors of what is asked, or the fault that left none."""
         if exchange.personal is None:
             return exchange
-        vectors: Context | Fault
+        reading: Reading | Fault | None
         try:
-            vectors = await self._personaliser.contextualise(exchange.personal)
+            reading = await self._personaliser.encode(exchange.personal)
         except Fault as fault:
-            vectors = fault
-        return replace(exchange, vectors=vectors)
+            reading = fault
+        return replace(exchange, reading=reading)
 
     async def _complete(self, call: Call, exchange: Exchange, response: splice.Span, answer: str) -> Exchange:
         """With the answer to this search, or without any if it must be asked again as it came."""
@@ -233,11 +234,11 @@ class Searches:
         if exchange.personal is None:
             return exchange.answered_by_engine(own)
         try:
-            if isinstance(exchange.vectors, Fault):
-                raise exchange.vectors
+            if isinstance(exchange.reading, Fault):
+                raise exchange.reading
             check_status(response.value.get("status", 200) if isinstance(response.value, dict) else 500)
             return exchange.completed(
-                await self._personaliser.complete(exchange.personal, exchange.vectors, own, call.headers)
+                await self._personaliser.complete(exchange.personal, exchange.reading, own, call.headers)
             )
         except Fault as fault:
             return self._failed(exchange, fault)
@@ -250,7 +251,7 @@ class Searches:
         text = "".join(exchange.lines for exchange in unanswered)
         answer = await self._ask(call, Question(call.path, call.unfiltered_params, text))
         check_status(answer.status)
-        with stage("engine_answer"):
+        with stage(Stage.ENGINE_ANSWER):
             spans = iter(read_responses(answer.text, len(unanswered)))
         return [
             exchange.answered_by_engine(answer.text[(span := next(spans)).start : span.end])
@@ -268,7 +269,7 @@ class Searches:
 
     async def _ask(self, call: Call, question: Question) -> EngineAnswer:
         """Raises Fault."""
-        with stage("engine"):
+        with stage(Stage.ENGINE):
             began = time.monotonic()
             answer = await ask_instead(self._upstream, call, question)
             self._metrics.engine_answered(time.monotonic() - began)
@@ -290,8 +291,8 @@ class Searches:
         """After an answer: what was shown is recorded, and the session's next prompt read ahead."""
         for exchange in exchanges:
             self._record(call, exchange)
-        if personal := last_rewritten(exchanges):
-            self._ahead.read(with_turn(personal.profile, personal.typed.text), personal.chain.begun)
+        if (personal := last_rewritten(exchanges)) and personal.reading:
+            self._ahead.read(with_turn(personal.reading.profile, personal.typed.text), personal.chain.begun)
 
     def _record(self, call: Call, exchange: Exchange) -> None:
         if events := events_of(exchange, call.at):
@@ -311,7 +312,7 @@ class Searches:
         call: Call,
         receive: Receive,
         send: Send,
-        outcomes: Sequence[Told] = (),
+        outcomes: Sequence[Outcome] = (),
         text: str | None = None,
         observe: Callable[[str], None] | None = None,
     ) -> None:
@@ -324,18 +325,18 @@ class Searches:
         if copying and observe and (answer := copying.text()):
             observe(answer)
 
-    def _count(self, outcomes: Sequence[Told]) -> None:
-        for told in outcomes:
-            match told.outcome:
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            match outcome.kind:
                 case "personalised":
                     self._metrics.personalised()
                 case "declined":
-                    self._metrics.declined(told.reason)
+                    self._metrics.declined(outcome.reason)
                 case "failed":
-                    self._metrics.failed(told.reason)
+                    self._metrics.failed(outcome.reason)
 
 
-def if_named(call: Call, outcome: Told) -> list[Told]:
+def if_named(call: Call, outcome: Outcome) -> list[Outcome]:
     """Nothing is said about a request that cannot be read and whose headers name nobody."""
     return [outcome] if call.names_user else []
 

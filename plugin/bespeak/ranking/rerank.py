@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.records import Evidence, Hit, Preference, Profile, Ranked, Rewrite, Turn, Vector
+from bespeak.ranking.tuned import (
+    AGREEMENT,
+    AGREEMENT_DEPTH,
+    BROAD_AT,
+    BROAD_FROM,
+    TEXT_FULL,
+    TEXT_SHARE,
+    TYPED_SHARE,
+)
+from bespeak.ranking.vectors import Addend, QueryVector, VectorSum, add_up
+from bespeak.records import Evidence, Hit, Preference, Profile, Ranked, Rewrite, Vector
 from bespeak.settings import Weights
 from bespeak.text import analysis
 
@@ -18,66 +28,42 @@ if TYPE_CHECKING:
     from bespeak.ranking.learning import Learnt
 
 COLUMNS = ("lexical", "embedding", "user")
-AGREEMENT, AGREEMENT_DEPTH = 0.6, 10
-TEXT_SHARE, TEXT_FULL = 0.4, 5.0
-"""Of the cosine beside what was learnt, in standard deviations of both: share x n / (n + 5) for n preferences."""
-BROAD_FROM, BROAD_AT = 0.05, 0.2
-"""Shares of the window that hold all words of the query: up to the first it names something, from the second on it is
-broad."""
+
+
+def no_text(_hit: Hit) -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One addend of a vector: what it stands for, and the vector already multiplied by its weight."""
+class Window:
+    """The hits to rank, in the engine's order, with all that ranking needs of them."""
 
-    vector: npt.NDArray[np.float32]  # (dim,)
-    event_id: str = ""
-    text: str = ""
-    action: str = ""  # as in Evidence
-
-
-@dataclass(frozen=True, slots=True)
-class Mixed:
-    """A sum of parts, scaled to unit length; `norm` is the length of the sum before."""
-
-    vector: Vector
-    parts: tuple[Part, ...]
-    norm: float
+    hits: Sequence[Hit]  # with vectors, as far as there are any
+    liked: Mapping[str, Vector] = field(default_factory=dict)  # by doc_id: documents that the user liked
+    text: Callable[[Hit], str] = no_text  # what a hit is found by
 
 
-def mix(parts: Sequence[Part]) -> Mixed | None:
-    """The parts' sum as a unit vector; None where there is no part or they cancel out."""
-    if not parts:
-        return None
-    total = np.sum([part.vector for part in parts], axis=0)
-    norm = float(np.linalg.norm(total))
-    if norm < 1e-6:
-        return None
-    return Mixed((total / norm).astype(np.float32), tuple(parts), norm)
+def user_vector(
+    profile: Profile, liked: Mapping[str, Vector], last_turn: Addend | None, last_turn_share: float
+) -> VectorSum | None:
+    """What the user liked minus what they disliked, as a mean by weight, plus a share of the session's last turn.
 
-
-def user_parts(
-    preferences: Sequence[Preference],
-    vectors: Mapping[str, Vector],
-    last_turn: tuple[Turn, Vector] | None,
-    last_turn_share: float,
-) -> list[Part]:
-    """What the user liked minus what they disliked, as a mean by weight, plus a share of the session's last turn."""
-    known = [p for p in preferences if p.doc_id in vectors and p.weight]
+    None where no liked document has a vector.
+    """
+    known = [p for p in profile.preferences if p.doc_id in liked and p.weight]
     total = sum(abs(p.weight) for p in known)
-    parts = [
-        Part((vectors[p.doc_id] * (p.weight / total)).astype(np.float32), p.event_id, p.title or p.doc_id, done(p))
+    addends = [
+        Addend(liked[p.doc_id], p.event_id, p.title or p.doc_id, what_was_done(p)).times(p.weight / total)
         for p in known
         if total > 0
     ]
-    if last_turn and parts:
-        turn, vector = last_turn
-        parts.append(Part((vector * last_turn_share).astype(np.float32), turn.event_id, turn.query, "turn"))
-    return parts
+    if last_turn and addends:
+        addends.append(last_turn.times(last_turn_share))
+    return add_up(addends)
 
 
-def done(preference: Preference) -> str:
-    """What the user did; `dislike` where it speaks against the document."""
+def what_was_done(preference: Preference) -> str:
+    """The action on the document; `dislike` where it speaks against it."""
     return preference.action if preference.weight >= 0 else "dislike"
 
 
@@ -115,26 +101,38 @@ def _cosines(
     return found
 
 
-def agree(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
-    """Whether two scores of the same hits have at least six of their first ten in common; of fewer than forty hits,
-    of the first quarter as great a part."""
+def find_same(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
+    """Whether two scores of the same hits share at least six of their first ten; of fewer than forty hits, the same
+    part of the first quarter."""
     depth = min(AGREEMENT_DEPTH, len(first) // 4)
     tops = [set(np.argsort(-scores, kind="stable")[:depth].tolist()) for scores in (first, second)]
     return depth > 0 and len(tops[0] & tops[1]) >= AGREEMENT * depth
 
 
+def keep_typed(hits: Sequence[Hit], asked: QueryVector) -> QueryVector:
+    """The query's vector with most of the query as typed in it, if it finds the same hits with and without its session.
+
+    Little was then missing from what was typed, and a session that reorders good hits mostly does harm.
+    """
+    if len(asked.mixed.addends) < 2:
+        return asked
+    if not find_same(cosines(hits, asked.mixed.vector), cosines(hits, asked.typed.vector)):
+        return asked
+    rest = [addend.times((1 - TYPED_SHARE) / asked.mixed.norm) for addend in asked.mixed.addends]
+    mixed = add_up([*rest, asked.typed.times(TYPED_SHARE)])
+    return replace(asked, mixed=mixed) if mixed else asked
+
+
 @dataclass(frozen=True, slots=True)
-class Taste:
-    """What was learnt of others, for this window: `shares` `(n_hits, n_preferences)` is what each preference gives to
-    each hit, `prior` `(n_hits,)` what the hit has of itself; `whole` `(n_hits,)` says which hits hold all words of the
-    query, and `broad` in [0, 1] how little the query tells them apart."""
+class LearntScores:
+    """What others' behaviour says of the window's hits."""
 
     preferences: Sequence[Preference]
-    shares: npt.NDArray[np.float32]
-    prior: npt.NDArray[np.float32]
+    shares: npt.NDArray[np.float32]  # (n_hits, n_preferences): what each preference gives to each hit
+    prior: npt.NDArray[np.float32]  # (n_hits,): what the hit has by itself
     rows: Mapping[str, int]  # doc_id -> its hit's place
-    whole: npt.NDArray[np.bool_]
-    broad: float
+    holds_query: npt.NDArray[np.bool_]  # (n_hits,): whether the hit holds all words of the query
+    broad: float  # in [0, 1]: how little the query tells the hits apart
 
     @property
     def spread(self) -> float:
@@ -148,22 +146,22 @@ class Taste:
         preferences: Sequence[Preference],
         learnt: Learnt | None,
         holds: Callable[[Hit], bool] | None = None,
-    ) -> Taste | None:
+    ) -> LearntScores | None:
         """None without something learnt or preferences. `holds`: whether a hit has all words of the query."""
         if learnt is None or not preferences:
             return None
         doc_ids = [hit.doc_id for hit in hits]
         rows = {doc_id: n for n, doc_id in enumerate(doc_ids)}
-        whole = np.array([holds is not None and holds(hit) for hit in hits], bool)
+        holding = np.array([holds is not None and holds(hit) for hit in hits], bool)
         known = np.array([doc_id in learnt.row for doc_id in doc_ids], bool)
-        share = float((whole & known).mean()) if hits else 0.0
+        share = float((holding & known).mean()) if hits else 0.0
         broad = min(max((share - BROAD_FROM) / (BROAD_AT - BROAD_FROM), 0.0), 1.0)
         prior = learnt.priors(doc_ids, len(preferences))
-        return cls(preferences, learnt.shares(doc_ids, preferences), prior, rows, whole, broad)
+        return cls(preferences, learnt.shares(doc_ids, preferences), prior, rows, holding, broad)
 
     def level(self, column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """A normalised column of the query, with the hits that hold all its words the more alike the broader it is."""
-        found: npt.NDArray[np.float32] = (1 - self.broad) * column + self.broad * self.whole.astype(np.float32)
+        found: npt.NDArray[np.float32] = (1 - self.broad) * column + self.broad * self.holds_query.astype(np.float32)
         return found
 
     def text_scale(self, cosines: npt.NDArray[np.float32]) -> float:
@@ -177,18 +175,18 @@ class Taste:
         return found
 
 
-def score(
-    hits: Sequence[Hit], query: Vector | None, user: Vector | None, taste: Taste | None = None
+def score_window(
+    hits: Sequence[Hit], query: VectorSum | None, user: VectorSum | None, learnt: LearntScores | None = None
 ) -> npt.NDArray[np.float32]:
     """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised;
     the user's with what was learnt of others, and the query's levelled where there is something learnt to go by."""
     lexical, stacked = np.array([hit.score for hit in hits], np.float32), _stacked(hits)
-    columns = [lexical, *(_cosines(*stacked, len(hits), vector) for vector in (query, user))]
-    if taste:
-        columns[2] = taste.column(columns[2])
+    columns = [lexical, *(_cosines(*stacked, len(hits), found.vector if found else None) for found in (query, user))]
+    if learnt:
+        columns[2] = learnt.column(columns[2])
     columns = [min_max(column) for column in columns]
-    if taste:
-        columns[:2] = [taste.level(column) for column in columns[:2]]
+    if learnt:
+        columns[:2] = [learnt.level(column) for column in columns[:2]]
     return np.stack(columns, axis=1)
 
 
@@ -222,24 +220,23 @@ def choose_window(
     return chosen, [hit for hit in lexical if hit.doc_id not in inside]
 
 
-def rank(hits: Sequence[Hit], scores: npt.NDArray[np.float32], weights: Weights) -> list[Ranked]:
-    """By weighted score, then doc_id, so that ties never depend on luck. Scores are divided by the weights' sum."""
+def order_window(
+    hits: Sequence[Hit], scores: npt.NDArray[np.float32], weights: Weights, start: int = 1
+) -> list[Ranked]:
+    """By weighted score, then doc_id, so that ties never depend on luck; ranks count from `start`.
+
+    `scores` `(n_hits, 3)`. Totals are divided by the weights' sum.
+    """
     w = np.array(weights.as_tuple(), np.float32)
     totals: list[float] = (scores @ w / w.sum()).tolist()
     rows: list[tuple[float, float, float]] = list(map(tuple, scores.tolist()))
     order = sorted(range(len(hits)), key=lambda i: (-round(totals[i], 6), hits[i].doc_id))
-    return [Ranked(hits[i], place, totals[i], rows[i]) for place, i in enumerate(order, start=1)]
+    return [Ranked(hits[i], place, totals[i], rows[i]) for place, i in enumerate(order, start)]
 
 
-def follow(ranking: list[Ranked], rest: Sequence[Hit]) -> list[Ranked]:
-    """The hits beyond the window after the ranking, in the engine's order, with no score of ours."""
-    start = len(ranking) + 1
-    return ranking + [Ranked(hit, place, 0.0, (0.0, 0.0, 0.0)) for place, hit in enumerate(rest, start)]
-
-
-def unranked(hits: Sequence[Hit]) -> list[Ranked]:
-    """The engine's own order."""
-    return follow([], hits)
+def unranked(hits: Sequence[Hit], start: int = 1) -> list[Ranked]:
+    """The hits in the engine's own order, without scores of ours; ranks count from `start`."""
+    return [Ranked(hit, place, 0.0, (0.0, 0.0, 0.0)) for place, hit in enumerate(hits, start)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +249,12 @@ class Judge:
     """
 
     weights: Weights
-    query: Mixed | None
-    user: Mixed | None
+    query: VectorSum | None
+    user: VectorSum | None
     mean: npt.NDArray[np.float32] | None  # (dim,)
     ranges: tuple[float, float]  # of the cosines to query and user in the window
     rewrite: Rewrite
-    taste: Taste | None = None
+    learnt: LearntScores | None = None
     span: float = 0.0  # of the user's column before min-max, where something was learnt
 
     @classmethod
@@ -265,27 +262,27 @@ class Judge:
         cls,
         hits: Sequence[Hit],
         weights: Weights,
-        query: Mixed | None,
-        user: Mixed | None,
+        query: VectorSum | None,
+        user: VectorSum | None,
         rewrite: Rewrite,
-        taste: Taste | None = None,
+        learnt: LearntScores | None = None,
     ) -> Judge:
         vectors = [hit.vector for hit in hits if hit.vector is not None]
         mean = np.mean(vectors, axis=0).astype(np.float32) if vectors else None
         spans = [float(np.ptp(cosines(hits, m.vector))) if m and vectors else 0.0 for m in (query, user)]
         span = 0.0
-        if taste:
+        if learnt:
             found = cosines(hits, user.vector if user else None)
-            span, scale = float(np.ptp(taste.column(found))), taste.text_scale(found)
+            span, scale = float(np.ptp(learnt.column(found))), learnt.text_scale(found)
             spans[1] = span / scale if scale else 0.0
-        return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite, taste, span)
+        return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite, learnt, span)
 
     def evidence(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
         """Strongest first. `words` are the hit's stems, `stems` the stem of each term of the rewrite."""
         found = self._terms(ranked, words, stems, n_matched)
         if ranked.hit.vector is not None and self.mean is not None:
             away = ranked.hit.vector - self.mean
-            told = self.weights.embedding * (1 - self.taste.broad if self.taste else 1)
+            told = self.weights.embedding * (1 - self.learnt.broad if self.learnt else 1)
             found += self._parts("embedding", self.query, self.ranges[0], told, away)
             found += self._parts("user", self.user, self.ranges[1], self.weights.user, away)
         found = _joined([*found, *self._learnt(ranked)])
@@ -293,14 +290,14 @@ class Judge:
 
     def _learnt(self, ranked: Ranked) -> list[Evidence]:
         """What each preference gave by what others did, above its mean in the window."""
-        taste = self.taste
-        if taste is None or self.span < 1e-9:
+        learnt = self.learnt
+        if learnt is None or self.span < 1e-9:
             return []
-        above = taste.shares[taste.rows[ranked.hit.doc_id]] - taste.shares.mean(axis=0)  # (n_preferences,)
+        above = learnt.shares[learnt.rows[ranked.hit.doc_id]] - learnt.shares.mean(axis=0)  # (n_preferences,)
         above *= self.weights.user / (sum(self.weights.as_tuple()) * self.span)
         return [
-            Evidence("user", p.title or p.doc_id, p.event_id, float(share), done(p))
-            for p, share in zip(taste.preferences, above, strict=True)
+            Evidence("user", p.title or p.doc_id, p.event_id, float(share), what_was_done(p))
+            for p, share in zip(learnt.preferences, above, strict=True)
         ]
 
     def _terms(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
@@ -314,7 +311,7 @@ class Judge:
     def _parts(
         self,
         column: Literal["embedding", "user"],
-        mixed: Mixed | None,
+        mixed: VectorSum | None,
         span: float,
         weight: float,
         away: npt.NDArray[np.float32],
@@ -324,7 +321,7 @@ class Judge:
         scale = weight / (sum(self.weights.as_tuple()) * mixed.norm * span)
         return [
             Evidence(column, p.text, p.event_id, scale * float(p.vector @ away), p.action)
-            for p in mixed.parts
+            for p in mixed.addends
             if p.event_id
         ]
 
@@ -337,8 +334,3 @@ def _joined(found: Sequence[Evidence]) -> list[Evidence]:
             before = joined.get(one.event_id)
             joined[one.event_id] = replace(one, share=one.share + before.share) if before else one
     return [one for one in found if one.column != "user"] + list(joined.values())
-
-
-def personal(profile: Profile) -> bool:
-    """Whether anything is known that may change an order."""
-    return profile.consent and not profile.is_empty

@@ -20,6 +20,7 @@ from bespeak.rewriting.rewriter import MODEL, failed, model_of
 from bespeak.rewriting.scorer import Floats, Whose, common
 from bespeak.session.gate import is_other_script
 from bespeak.session.statements import choose_statements, fit
+from bespeak.statuses import RewriteStatus
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 
@@ -106,12 +107,12 @@ class LanguageModel:
                 text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
         except Late as late:
             reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
-            return Rewrite(query, query, status="late", reason=reason, model=model_of(self))
+            return Rewrite(query, query, status=RewriteStatus.LATE, reason=reason, model=model_of(self))
         if reason := refuse(text, query, profile):
             return failed(query, self, reason)
         if [fold(word) for word in words(text)] == [fold(word) for word in words(query)]:
             text = query
-        return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+        return Rewrite(query, text, attribute(text, query, profile), RewriteStatus.FULL, model=model_of(self))
 
     def warm(self, profile: Profile) -> None:
         if profile.user is None:

@@ -13,7 +13,7 @@ from bespeak.errors import BespeakError, ModelError, StoreError
 from bespeak.models.catalogue import Digests, asset_folder, verify
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewriting.grounding import attribute
-from bespeak.session.gate import decline
+from bespeak.statuses import RewriteStatus
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 if TYPE_CHECKING:
@@ -70,10 +70,8 @@ class RewriteCache(Protocol):
     def put_rewrite(self, key: RewriteKey, rewrite: Rewrite) -> None: ...
 
 
-def rewrite_query(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
-    """The gate, then the rewriter. Never raises: a fault leaves the query as typed, with the status `failed`."""
-    if reason := decline(query, profile):
-        return Rewrite(query, query, status="gated", reason=reason, model=model_of(rewriter))
+def run_rewriter(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
+    """The rewriter's answer. Never raises: a fault leaves the query as typed, with the status `failed`."""
     try:
         return rewriter.rewrite(query, profile, budget_ms)
     except BespeakError as error:
@@ -87,7 +85,7 @@ def model_of(rewriter: Rewriter) -> str:
 
 
 def failed(query: str, rewriter: Rewriter, reason: str) -> Rewrite:
-    return Rewrite(query, query, status="failed", reason=reason, model=model_of(rewriter))
+    return Rewrite(query, query, status=RewriteStatus.FAILED, reason=reason, model=model_of(rewriter))
 
 
 class Unchanged:
@@ -97,7 +95,7 @@ class Unchanged:
     version = "1"
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:  # noqa: ARG002
-        return Rewrite(query, query, status="off", model=model_of(self))
+        return Rewrite(query, query, status=RewriteStatus.OFF, model=model_of(self))
 
     def warm(self, profile: Profile) -> None:
         pass
@@ -118,7 +116,7 @@ class LastTurn:
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:  # noqa: ARG002
         added = salient(profile.turns[-1], query, self._n_words) if profile.turns else []
         text = " ".join([query, *added])
-        return Rewrite(query, text, attribute(text, query, profile), "full", model=model_of(self))
+        return Rewrite(query, text, attribute(text, query, profile), RewriteStatus.FULL, model=model_of(self))
 
     def warm(self, profile: Profile) -> None:
         pass
@@ -157,7 +155,7 @@ class CachedRewriter:
         key = RewriteKey(profile.user, version_read(profile), model_of(self), query)
         try:
             if found := self._cache.get_rewrite(key):
-                return replace(found, status="cached")
+                return replace(found, status=RewriteStatus.CACHED)
         except StoreError as error:
             return _with_note(self._rewriter.rewrite(query, profile, budget_ms), error)
         made = self._rewriter.rewrite(query, profile, budget_ms)

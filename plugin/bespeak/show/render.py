@@ -242,7 +242,7 @@ def describe_rewrite(rewrite: Rewrite) -> str:
         "gated": reason or "the query needs nothing",
         "late": "the rewriter took too long",
         "failed": f"the rewriter failed{f' ({reason})' if reason else ''}",
-        "dud": "the rewrite finds nothing of use",
+        "dropped": "the rewrite finds nothing of use",
         "off": "no rewriter",
     }
     return f"asked as typed: {said.get(rewrite.status, 'nothing to add')}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bespeak.evaluation.signals import Bm25
+from bespeak.evaluation.memory import Bm25
 from bespeak.models.encoder import digest_of
 from bespeak.models.vectors import VectorCache
-from bespeak.pipeline import turn_text
-from bespeak.records import Document
+from bespeak.ranking.tuned import LAST_TURN_BESIDE_SESSION
+from bespeak.reading import Reading, VectorName, clauses, query_vector, turn_text
+from bespeak.records import Document, Rewrite, Vector
+from bespeak.settings import Settings
+from bespeak.statuses import RewriteStatus
 from bespeak.training.candidates import SHORTEST_ANSWER, Asked
 
 if TYPE_CHECKING:
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
 READ_CHARS = 600
 """Of an answer, what its vector is made of."""
 AT_ONCE = 64
-# Beside the query and the candidate, each 1.0.
-LAST_TURN_SHARE, LAST_TURN_WEIGHT = 0.2, 0.06
+SETTINGS = Settings(
+    last_turn_weight=Settings().last_turn_weight * LAST_TURN_BESIDE_SESSION,
+    last_turn_share=Settings().last_turn_share * LAST_TURN_BESIDE_SESSION,
+)
+"""What is left of the last turn in a search that reads its session; the session itself is not read here."""
 
 
 class Gains(NamedTuple):
@@ -56,21 +62,37 @@ class Answers:
 
     def gains(self, turn: Asked, candidates: Sequence[str]) -> list[Gains]:
         """Of each candidate. Earlier answers of the conversation are left out: they are not what is asked for now."""
-        last = turn_text(turn.profile.turns[-1])
-        query, latest, *vectors = self._encoder.encode([turn.query, last, *candidates], "query")
-        typed = self._bm25.scores(turn.query) + LAST_TURN_WEIGHT * self._bm25.scores(last)
-        near = query + LAST_TURN_SHARE * latest
+        readings = self._read(turn, candidates)
         own = self._rows[turn.answer]
         others = np.ones(len(self._rows), bool)
         others[[self._rows[t.response] for t in turn.history if t.response in self._rows]] = False
         others[own] = False
-        gains = []
-        for text, vector in zip(candidates, vectors, strict=True):
-            added = text != turn.query
-            dense = self._vectors @ (near + vector if added else near)
-            lexical = typed + self._bm25.scores(text) if added else typed
-            gains.append(Gains(*(gain(scores, own, others) for scores in (dense, lexical, self._vectors @ vector))))
-        return gains
+        return [
+            Gains(*(gain(scores, own, others) for scores in self._scores(reading, text)))
+            for reading, text in zip(readings, candidates, strict=True)
+        ]
+
+    def _read(self, turn: Asked, candidates: Sequence[str]) -> list[Reading]:
+        """The turn with each candidate as its rewrite."""
+        last = turn_text(turn.profile.turns[-1])
+        typed, latest, *rows = self._encoder.encode([turn.query, last, *candidates], "query")
+        found = []
+        for text, row in zip(candidates, rows, strict=True):
+            rewrite = Rewrite(turn.query, text, status=RewriteStatus.FULL)
+            vectors: dict[VectorName, Vector] = {"typed": typed, "rewrite": row, "last_turn": latest}
+            if not rewrite.changed:
+                del vectors["rewrite"]
+            found.append(Reading(turn.query, turn.profile, "", "", rewrite, None, vectors))
+        return found
+
+    def _scores(self, reading: Reading, text: str) -> Iterator[npt.NDArray[np.float32]]:
+        """`(n_texts,)` each: by the mixed vector, by words, and by the candidate's vector alone."""
+        asked = query_vector(reading, SETTINGS)
+        assert asked is not None
+        yield self._vectors @ asked.mixed.vector
+        weights = {reading.query: 1.0} | {clause.text: clause.weight for clause in clauses(reading, SETTINGS)}
+        yield np.sum([weight * self._bm25.scores(said) for said, weight in weights.items()], axis=0)
+        yield self._vectors @ reading.vectors["rewrite" if text != reading.query else "typed"]
 
 
 def gain(scores: npt.NDArray[np.float32], own: int, others: npt.NDArray[np.bool_]) -> float:

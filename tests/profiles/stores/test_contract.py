@@ -326,7 +326,7 @@ UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size
 
 
 def test_any_unicode_is_kept_and_never_meets(store):
-    @settings(max_examples=60 if isinstance(store, SqliteStore) else 15, deadline=None)
+    @settings(max_examples=60 if isinstance(store, SqliteStore) else 15)
     @given(st.lists(st.tuples(UNICODE, UNICODE, UNICODE, UNICODE), min_size=1, max_size=5, unique=True))
     def check(rows):
         events = [

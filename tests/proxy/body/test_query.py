@@ -663,7 +663,7 @@ def test_more_is_found_and_the_clients_words_are_highlighted(ask, body):
 
 
 @pytest.mark.elasticsearch
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(trees(lexical, COMPOUND))
 def test_the_matching_set_stays_in_boost_and_grows_in_recall(ask, pair):
     body = {"query": pair[0], "highlight": {"fields": {"title": {}, "parts.name": {}}}}

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bespeak.engines.dsl import MAX_WINDOW
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.query import Typed, with_alternatives, words_query
 from bespeak.proxy.body.reply import EngineHit
 from bespeak.proxy.body.search import Params, Search, queried
 from bespeak.records import Clause
+from bespeak.settings import MAX_WINDOW
 
 RANK_WINDOW = 10
 """The default `rank_window_size` of a retriever, and `window_size` of a rescorer."""

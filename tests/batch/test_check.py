@@ -1,4 +1,4 @@
-"""Rewrites that find nothing of use, on every engine, and what becomes of them."""
+"""Rewrites that find nothing useful are dropped, on every engine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bespeak.batch.duds import Duds
-from bespeak.batch.queries import Asked
+from bespeak.batch.check import RewriteCheck
+from bespeak.batch.queries import QueryLine
 from bespeak.batch.work import Tools, find_profile, find_rewrites
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.engines.embedded import EmbeddedEngine
@@ -59,18 +59,18 @@ REWRITES = [
         ("boost", ["", "finds nothing", "", "", ""]),
     ],
 )
-def test_duds_are_replaced_by_the_query_as_typed(searched, mode, reasons):
-    judged = Duds(*searched, mode).dropped(REWRITES)
+def test_failing_rewrites_are_replaced_by_the_query_as_typed(searched, mode, reasons):
+    judged = RewriteCheck(*searched, mode).apply(REWRITES)
     expected = [
-        Rewrite(one.query, one.query, (), "dud", reason, "m 1") if reason else one
+        Rewrite(one.query, one.query, (), "dropped", reason, "m 1") if reason else one
         for one, reason in zip(REWRITES, reasons, strict=True)
     ]
     assert judged == expected
 
 
-def test_without_rewrites_nothing_is_asked():
-    assert Duds(None, "things").dropped([made("tea", "tea")]) == [made("tea", "tea")]
-    assert Duds(None, "things").dropped([]) == []
+def test_without_rewrites_the_engine_is_not_searched():
+    assert RewriteCheck(None, "things").apply([made("tea", "tea")]) == [made("tea", "tea")]
+    assert RewriteCheck(None, "things").apply([]) == []
 
 
 @pytest.fixture
@@ -81,23 +81,23 @@ def store(tmp_path):
     made.close()
 
 
-def test_a_dud_is_never_kept_and_one_that_was_is_dropped(tmp_path, store):
+def test_a_failing_rewrite_is_not_cached_and_a_cached_one_is_dropped(tmp_path, store):
     engine = EmbeddedEngine(tmp_path / "indices")
     engine.create("things", ("text",), None, None)
     engine.load("things", DOCUMENTS)
     engine.refresh("things")
     tools = Tools(ScriptedRewriter({"tea": "green tea", "coffee": "zeppelin"}), store)
-    asked = [Asked(1, None, "tea", ADA, "s"), Asked(2, None, "coffee", ADA, "s")]
+    asked = [QueryLine(1, None, "tea", ADA, "s"), QueryLine(2, None, "coffee", ADA, "s")]
     profiles = [find_profile(one, store) for one in asked]
-    checked = replace(tools, duds=Duds(engine, "things"))
+    checked = replace(tools, check=RewriteCheck(engine, "things"))
 
     def statuses(tools):
         rewrites, from_cache = find_rewrites(asked, profiles, tools)
         return [rewrite.status for rewrite in rewrites], from_cache
 
-    assert statuses(checked) == (["full", "dud"], 0)
+    assert statuses(checked) == (["full", "dropped"], 0)
     assert statuses(tools) == (["full", "full"], 1)  # unchecked, and now both are kept
     assert statuses(tools) == (["full", "full"], 2)
-    assert statuses(checked) == (["full", "dud"], 2)
+    assert statuses(checked) == (["full", "dropped"], 2)
     assert statuses(tools) == (["full", "full"], 1)
     engine.close()

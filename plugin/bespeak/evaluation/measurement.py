@@ -1,0 +1,199 @@
+"""Measures a folder of judged data: opens what that needs, runs the systems, and keeps what was slow to compute."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bespeak.engines import Engine
+from bespeak.errors import UsageError
+from bespeak.evaluation import movielens, systems
+from bespeak.evaluation.examples import Examples, check_systems, find_examples
+from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
+from bespeak.evaluation.memory import embed
+from bespeak.evaluation.systems import STAGES, SYSTEMS, Cell, cells_of, check_names, load_collection, run_all
+from bespeak.evaluation.through import MODES, RunningProxy, measure_served
+from bespeak.evaluation.topics import Collection, read_collection
+from bespeak.models.encoder import load_encoder
+from bespeak.parts import Parts
+from bespeak.rewriting.rewriter import Rewriter, Unchanged, model_of
+from bespeak.session.context import ContextEncoder, load_context
+from bespeak.session.terms import load_terms
+from bespeak.settings import Settings
+
+if TYPE_CHECKING:
+    from bespeak.models.encoder import Encoder
+
+REWRITTEN = {"rewrite", "rewrite-alone"}
+"""Systems that need the language model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to measure; empty systems and stages stand for the usual ones."""
+
+    systems: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    limit: int | None = None  # queries or users, at most
+    every: int = 1  # use every Nth query, or the users whose id is divisible by N
+    n_examples: int = 0  # best and worst rewrites to show
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What measures are taken with. What was slow to compute is kept in `cache`, for the next time."""
+
+    cache: Path
+    settings: Settings
+    encoder: str | None  # name or folder; None: the shipped one
+    open_engine: Callable[[], Engine]
+    open_model: Callable[[], Rewriter]
+    report: Callable[[str], Report]  # by label, such as "queries"
+    say: Callable[[str], object]  # shows a sentence to the user
+
+    @property
+    def kept(self) -> Path:
+        return self.cache / "evaluation"
+
+
+class Measured(NamedTuple):
+    """The scores, what they were measured on, and examples if asked for."""
+
+    cells: list[Cell]
+    facts: dict[str, Any]
+    examples: Examples | None = None
+
+
+def measure(folder: Path, selection: Selection, bench: Bench) -> Measured:
+    """Measures a judged collection or MovieLens.
+
+    Raises UsageError if the data lack what is selected, InputError if they cannot be read, ModelError, EngineError.
+    """
+    if not movielens.is_movielens(folder):
+        return measure_topics(read_collection(folder).cut(selection.limit, selection.every), selection, bench)
+    if selection.n_examples:
+        raise UsageError("MovieLens has no rewrites: leave --examples out")
+    if selection.stages:
+        raise UsageError("MovieLens has no stages: leave --stage out")
+    return measure_movielens(movielens.read_movielens(folder, selection.every, selection.limit), selection, bench)
+
+
+def measure_topics(collection: Collection, selection: Selection, bench: Bench) -> Measured:
+    names, stages = selection.systems or usual_systems(collection), selection.stages or STAGES
+    check_names("system", names, SYSTEMS)
+    check_names("stage", stages, STAGES)
+    if selection.n_examples:
+        check_systems(names)
+    with closing(bench.open_engine()) as engine, _topic_parts(collection, names, stages, bench) as parts:
+        index = index_name(collection.digest, parts.encoder)
+        load_collection(collection, engine, parts.encoder, index)
+        runs = run_all(collection, names, stages, engine, index, parts, bench.report("queries"))
+        examples = None
+        if selection.n_examples:
+            examples = find_examples(collection, parts.rewriter, runs, selection.n_examples)
+    counts = {"queries": len(collection.topics), "conversations": len(set(collection.groups.values()))}
+    return Measured(cells_of(runs, collection, names), describe(collection.name, counts, parts), examples)
+
+
+def measure_proxy(collection: Collection, selection: Selection, proxy: RunningProxy, bench: Bench) -> Measured:
+    """What the clients of a proxy are served; the engine must be its cluster. Raises what `measure` raises."""
+    names = selection.systems or MODES
+    check_names("system", names, MODES)
+    if selection.stages or selection.n_examples:
+        raise UsageError("a proxy is measured as a whole: leave --stage and --examples out")
+    encoder = open_encoder(bench, collection.digest)
+    with closing(bench.open_engine()) as engine:
+        try:
+            index = index_name(collection.digest, encoder)
+            load_collection(collection, engine, encoder, index)
+        finally:
+            save_kept(encoder)
+    modes = [mode for mode in MODES if mode in names]
+    cells = measure_served(collection, index, proxy, modes, bench.report("queries"))
+    counts = {"queries": len(collection.topics), "conversations": len(set(collection.groups.values()))}
+    return Measured(cells, {"data": collection.name, **counts, "through": proxy.url, "index by": encoder.name})
+
+
+@contextmanager
+def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[str], bench: Bench) -> Iterator[Parts]:
+    """The parts that these systems need; what they computed is kept, even if measuring fails."""
+    encoder, rewriter, context = None, None, None
+    if set(stages) != {"lexical"}:
+        encoder = open_encoder(bench, collection.digest)
+        context = open_context(bench, encoder, collection.digest)
+    if REWRITTEN & set(names):
+        rewriter = KeptRewriter(bench.open_model(), bench.kept, collection.digest)
+    settings = systems.unhurried(bench.settings)
+    try:
+        yield Parts(settings, rewriter or Unchanged(), encoder, terms=load_terms(), context=context)
+    finally:
+        save_kept(encoder, rewriter, context and context.encoder)
+
+
+def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Bench) -> Measured:
+    encoder = open_encoder(bench, data.movies.digest)
+    parts = Parts(bench.settings, Unchanged(), encoder)
+    with closing(bench.open_engine()) as engine:
+        try:
+            index = index_name(data.movies.digest, encoder)
+            load_collection(data.movies, engine, encoder, index)
+            names, note = (selection.systems, "") if selection.systems else movielens.known_systems(data)
+            if note:
+                bench.say(note.capitalize())
+            means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
+            cells = movielens.measure(data, names, means, bench.report("queries"))
+        finally:
+            save_kept(encoder)
+    counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}
+    return Measured(cells, describe(data.movies.name, counts, parts))
+
+
+def usual_systems(collection: Collection) -> tuple[str, ...]:
+    """Those that are measured by default: `human` only if every query has a person's rewrite."""
+    has_human = all(topic.human_rewrite is not None for topic in collection.topics)
+    return ("raw", "last-turn", "rewrite", *(("human",) if has_human else ()))
+
+
+def open_encoder(bench: Bench, label: str) -> KeptEncoder:
+    return KeptEncoder(load_encoder(bench.encoder, bench.cache), bench.kept, label, bench.report("vectors"))
+
+
+def open_context(bench: Bench, encoder: Encoder, label: str) -> ContextEncoder | None:
+    """The context encoder that was trained for this encoder; None if there is none."""
+    context = load_context(encoder, bench.cache)
+    if context is None:
+        return None
+    return replace(context, encoder=KeptEncoder(context.encoder, bench.kept, label, bench.report("sessions")))
+
+
+def save_kept(*parts: object) -> None:
+    """Saves the vectors and rewrites of those that keep them."""
+    for part in parts:
+        if isinstance(part, KeptEncoder | KeptRewriter):
+            part.save()
+
+
+def index_name(digest: str, encoder: Encoder | None) -> str:
+    """The index of a collection; vectors of another encoder go to another index."""
+    made_by = hashlib.sha256(encoder.name.encode()).hexdigest()[:8] if encoder else "lexical"
+    return f"bespeak-evaluation-{digest}-{made_by}"
+
+
+def describe(name: str, counts: dict[str, int], parts: Parts) -> dict[str, Any]:
+    """What the scores were measured on and with, by name."""
+    facts: dict[str, Any] = {"data": name, **counts}
+    if parts.encoder:
+        facts |= {"encoder": parts.encoder.name, "weights": list(parts.settings.weights.as_tuple())}
+    return facts | ({} if parts.rewriter.name == "none" else {"rewriter": model_of(parts.rewriter)})
+
+
+def baseline_of(cells: Sequence[Cell]) -> str:
+    """The system that the others are compared with."""
+    if {cell.system for cell in cells} & set(MODES):
+        return MODES[0]
+    is_movielens = {cell.system for cell in cells} & set(movielens.SYSTEMS)
+    return movielens.BASELINE if is_movielens else systems.BASELINE

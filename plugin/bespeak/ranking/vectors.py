@@ -1,0 +1,53 @@
+"""A vector as a sum of addends, so that each addend's part in a cosine is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bespeak.records import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Addend:
+    """One addend, already multiplied by its weight, and the event that it comes from, if any."""
+
+    vector: npt.NDArray[np.float32]  # (dim,)
+    event_id: str = ""
+    text: str = ""
+    action: str = ""  # as in Evidence
+
+    def times(self, weight: float) -> Addend:
+        return replace(self, vector=(self.vector * weight).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSum:
+    """The sum of its addends, scaled to unit length; `norm` is the length of the sum before."""
+
+    vector: Vector
+    addends: tuple[Addend, ...]
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueryVector:
+    """The query's vector as one group of settings mixes it."""
+
+    mixed: VectorSum
+    typed: Addend  # the query as typed, alone
+    last_turn: Addend | None = None  # the last turn, alone
+
+
+def add_up(addends: Sequence[Addend]) -> VectorSum | None:
+    """The addends' sum as a unit vector; None where there is none or they cancel out."""
+    if not addends:
+        return None
+    total = np.sum([addend.vector for addend in addends], axis=0)
+    norm = float(np.linalg.norm(total))
+    if norm < 1e-6:
+        return None
+    return VectorSum((total / norm).astype(np.float32), tuple(addends), norm)

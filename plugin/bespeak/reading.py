@@ -1,0 +1,250 @@
+"""What a query is understood to mean for a user: the gate, the rewrite, the words and the vectors of its session.
+
+Nothing here knows an engine or does I/O. `read` takes all steps at once; the proxy takes them one by one, each within
+its own budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from bespeak.errors import ModelError
+from bespeak.models.encoder import RememberingEncoder
+from bespeak.parts import Parts
+from bespeak.ranking.tuned import (
+    LAST_TURN_BESIDE_SESSION,
+    LAST_TURN_CHARS,
+    PICKED_WEIGHT,
+    TYPED_SHARE_BESIDE_SESSION,
+)
+from bespeak.ranking.vectors import Addend, QueryVector, add_up
+from bespeak.records import Clause, Profile, Rewrite, Term, Turn, Vector
+from bespeak.rewriting.rewriter import Rewriter, model_of, run_rewriter
+from bespeak.session import gate
+from bespeak.settings import Settings
+from bespeak.statuses import REWRITE_REASONS, Reason, RewriteStatus
+from bespeak.text.words import fold
+
+if TYPE_CHECKING:
+    from bespeak.session.context import ContextEncoder
+    from bespeak.session.terms import TermPicker
+
+MAX_QUERY_CHARS = 10_000
+
+VectorName: TypeAlias = Literal["typed", "rewrite", "session", "picked", "last_turn"]
+"""The query as typed; its rewrite; the query read with its session; where nothing reads it, the query followed by the
+words picked from it; the last turn's query and response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a query means for a user, before any engine is asked."""
+
+    query: str
+    profile: Profile  # without the turns of this very query
+    gate: str  # the reason why the query must not be rewritten
+    declined: str  # the reason why the engine's order must stay
+    rewrite: Rewrite
+    picked: tuple[Term, ...] | None = None  # words of the session; None: nothing picks them
+    vectors: Mapping[VectorName, Vector] = field(default_factory=dict)  # empty: there is no encoder, or it failed
+    fault: str = ""  # why the encoder failed
+
+    @property
+    def has_clauses(self) -> bool:
+        """Whether the session gave words to search beside the query."""
+        return self.rewrite.changed or bool(self.picked)
+
+    @property
+    def explained(self) -> Rewrite:
+        """The rewrite with the picked words among its own: all that is searched, and where it came from."""
+        new = [t for t in self.picked or () if all(fold(t.text) != fold(own.text) for own in self.rewrite.terms)]
+        text = join_terms(self.rewrite.text, new)
+        return replace(self.rewrite, text=text, terms=(*self.rewrite.terms, *new))
+
+    @property
+    def last_turn(self) -> Turn | None:
+        return self.profile.turns[-1] if self.profile.turns else None
+
+
+def read(query: str, profile: Profile, parts: Parts) -> Reading:
+    """Everything at once. A fault of the encoder is kept in `fault`; a fault of the rewriter is a status."""
+    reading = open_reading(query, profile)
+    if reading.declined:
+        return reading
+    reading = replace(reading, rewrite=rewrite_reading(reading, parts.rewriter, parts.settings.rewrite_ms))
+    reading = pick_terms(reading, parts.terms)
+    try:
+        return encode_reading(reading, parts)
+    except ModelError as error:
+        return replace(reading, fault=str(error))
+
+
+def open_reading(query: str, profile: Profile) -> Reading:
+    """The gate's decision, made once; what follows relies on it."""
+    profile = without_query(profile, query)
+    reason = gate.decline(query, profile)
+    rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason)
+    return Reading(query, profile, reason, decline_ranking(profile, reason), rewrite)
+
+
+def without_query(profile: Profile, query: str) -> Profile:
+    """The profile without earlier turns of the same query, since a query is never its own history."""
+    asked = same_text(query)
+    turns = tuple(turn for turn in profile.turns if same_text(turn.query) != asked)
+    if len(turns) == len(profile.turns):
+        return profile
+    return replace(profile, turns=turns, version=f"{profile.version} without {asked}")
+
+
+def same_text(query: str) -> str:
+    """Equal for queries that are the same question: neither case nor white space counts."""
+    return " ".join(query.casefold().split())
+
+
+def decline_ranking(profile: Profile, gate_reason: str) -> str:
+    """Why the engine's order must stay; "" where it may change."""
+    if not profile.consent:
+        return Reason.REFUSED
+    if profile.is_empty:
+        return Reason.STRANGER
+    return "" if gate_reason in REWRITE_REASONS else gate_reason
+
+
+def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
+    """The rewrite, or the query as typed where the gate says so. Never raises."""
+    if reading.gate:
+        return replace(reading.rewrite, model=model_of(rewriter))
+    return run_rewriter(reading.query, reading.profile, rewriter, budget_ms)
+
+
+def rewrite_query(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
+    """A query's rewrite alone, as a search would make it. Never raises."""
+    return rewrite_reading(open_reading(query, profile), rewriter, budget_ms)
+
+
+def pick_terms(reading: Reading, picker: TermPicker | None) -> Reading:
+    """With the words of the session that the query leans on."""
+    return replace(reading, picked=picker.pick(reading.query, reading.profile)) if picker else reading
+
+
+def encode_reading(reading: Reading, parts: Parts) -> Reading:
+    """With the vectors of all that is asked; without an encoder there are none. Raises ModelError and Late."""
+    if parts.encoder is None:
+        return reading
+    texts = texts_to_encode(reading, parts)
+    rows = parts.encoder.encode(list(texts.values()), kind="query")  # (n_texts, dim)
+    vectors: dict[VectorName, Vector] = dict(zip(texts, rows, strict=True))
+    if reader := session_reader(reading, parts):
+        vectors["session"] = reader.encode(reading.query, reading.profile)
+    return replace(reading, vectors=vectors)
+
+
+def is_remembered(reading: Reading, parts: Parts) -> bool:
+    """Whether all that `encode_reading` encodes was encoded before, so that it takes no time."""
+    texts, reader = list(texts_to_encode(reading, parts).values()), session_reader(reading, parts)
+    known = isinstance(parts.encoder, RememberingEncoder) and parts.encoder.knows(texts, "query")
+    return known and (reader is None or reader.knows(reading.query, reading.profile))
+
+
+def session_reader(reading: Reading, parts: Parts) -> ContextEncoder | None:
+    """What reads the session beside this query; None where there is no session, or the query stands alone."""
+    return None if reading.gate else parts.context
+
+
+def texts_to_encode(reading: Reading, parts: Parts) -> dict[VectorName, str]:
+    """What the encoder reads, by the name of its vector."""
+    texts: dict[VectorName, str] = {"typed": reading.query}
+    if reading.rewrite.changed:
+        texts["rewrite"] = reading.rewrite.text
+    if reading.picked and not session_reader(reading, parts):
+        texts["picked"] = join_terms(reading.query, reading.picked)
+    if reading.last_turn:
+        texts["last_turn"] = turn_text(reading.last_turn)
+    return texts
+
+
+def clauses(reading: Reading, settings: Settings) -> tuple[Clause, ...]:
+    """What is searched beside the query as typed: its rewrite, the picked words, and the last turn's words."""
+    if not reading.has_clauses:
+        return ()
+    added = [Clause(reading.rewrite.text, settings.rewrite_weight)] if reading.rewrite.changed else []
+    if reading.picked:
+        added.append(Clause(" ".join(term.text for term in reading.picked), PICKED_WEIGHT))
+    weight = settings.last_turn_weight * (1.0 if reading.picked is None else LAST_TURN_BESIDE_SESSION)
+    if reading.last_turn and weight > 0:
+        added.append(Clause(turn_text(reading.last_turn), weight))
+    return tuple(added)
+
+
+def query_vector(reading: Reading, settings: Settings) -> QueryVector | None:
+    """The query, its rewrite, what the session adds and a share of the last turn, as one vector.
+
+    None where nothing was encoded, or the addends cancel out.
+    """
+    vectors = reading.vectors
+    if "typed" not in vectors:
+        return None
+    typed, reads_session = Addend(vectors["typed"]), "session" in vectors
+    addends = [typed.times(TYPED_SHARE_BESIDE_SESSION) if reads_session else typed]
+    if "rewrite" in vectors:
+        addends.append(rewrite_addend(reading.rewrite, vectors["rewrite"]))
+    if reads_session or reading.picked is not None:
+        with_session = vectors.get("session", vectors.get("picked", vectors["typed"]))
+        addends += session_addends(vectors["typed"], with_session, session_events(reading))
+    last_turn = None
+    if (turn := reading.last_turn) and "last_turn" in vectors:
+        last_turn = Addend(vectors["last_turn"], turn.event_id, turn.query, "turn")
+        beside = reads_session or reading.picked is not None
+        share = settings.last_turn_share * (LAST_TURN_BESIDE_SESSION if beside else 1.0)
+        addends.append(last_turn.times(share))
+    mixed = add_up(addends)
+    return QueryVector(mixed, typed, last_turn) if mixed else None
+
+
+def rewrite_addend(rewrite: Rewrite, vector: Vector) -> Addend:
+    """The rewrite's vector, credited to the event that gave most of its words."""
+    events = [term.event_id for term in rewrite.terms if term.event_id]
+    if not events:
+        return Addend(vector)
+    event_id = max(events, key=events.count)
+    given = [term for term in rewrite.terms if term.event_id == event_id]
+    return Addend(vector, event_id, " ".join(term.text for term in given), given[0].source)
+
+
+def session_addends(typed: Vector, with_session: Vector, events: Sequence[tuple[Addend, float]]) -> list[Addend]:
+    """The query's vector, and what the session adds to it, shared among `events` by their weights.
+
+    A single event gets all of it, so that taking it away leaves exactly the query; of several each share is an
+    estimate, since they were encoded together.
+    """
+    total = sum(weight for _, weight in events)
+    added = with_session - typed  # (dim,)
+    return [Addend(typed), *(replace(event, vector=added).times(weight / total) for event, weight in events)]
+
+
+def session_events(reading: Reading) -> list[tuple[Addend, float]]:
+    """The events that gave the picked words, by how many; without such words the last turn, else all statements."""
+    none, picked, profile = np.zeros(0, np.float32), reading.picked or (), reading.profile
+    if picked:
+        by_event: dict[str, list[Term]] = {}
+        for term in picked:
+            by_event.setdefault(term.event_id, []).append(term)
+        return [
+            (Addend(none, event_id, " ".join(t.text for t in given), given[0].source), float(len(given)))
+            for event_id, given in by_event.items()
+        ]
+    if turn := reading.last_turn:
+        return [(Addend(none, turn.event_id, turn.query, "turn"), 1.0)]
+    return [(Addend(none, one.event_id, one.text, "statement"), 1.0) for one in profile.statements]
+
+
+def join_terms(query: str, terms: Sequence[Term]) -> str:
+    return " ".join([query, *(term.text for term in terms)])
+
+
+def turn_text(turn: Turn) -> str:
+    return f"{turn.query} {turn.response}".strip()[:LAST_TURN_CHARS]

@@ -1,0 +1,270 @@
+"""One way of a query: our own search, the proxy in both modes and evaluation agree on the rewrite, the order, the
+statuses and the evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bespeak.engines.elastic import ElasticsearchEngine
+from bespeak.errors import ModelError
+from bespeak.evaluation.memory import rank_topics, read_topics
+from bespeak.evaluation.systems import rank_topic, read_topic
+from bespeak.evaluation.topics import Collection, Topic
+from bespeak.parts import Parts
+from bespeak.pipeline import search
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.proxy import Upstream
+from bespeak.proxy.assembly import ProxyOptions, assemble
+from bespeak.ranking.behaviour import gather
+from bespeak.ranking.interleaving import Comparison, Side
+from bespeak.ranking.learning import LearntFolder, learn, learnt_path, write_learnt
+from bespeak.records import Document, Request, Term, UserKey
+from bespeak.session.terms import load_terms
+from bespeak.settings import Settings, Weights
+from bespeak.statuses import RerankStatus
+from elasticsearch_node import new_index_name
+from fakes import ADA, BagEncoder, ScriptedRewriter
+from personal_proxy import call
+from proxy_server import serving
+
+pytestmark = pytest.mark.elasticsearch
+
+STUFFS = ("wool", "silk", "felt", "linen", "hemp")
+COLOURS = ("red", "blue", "green", "black", "white", "grey", "brown")
+N_DOCS = 60
+NOW = datetime.now(UTC)
+CALM = Settings(rewrite_ms=60_000, rerank_ms=60_000, profile_ms=60_000)
+TERM = Term("silk", "turn", "an event", "silk scarf")
+REWRITER = ScriptedRewriter({"coat for winter": "silk coat for winter", "coat": "silk coat"}, [TERM])
+
+
+def texts():
+    """Every document holds the word that every query asks for, so that all faces retrieve the same documents."""
+    draw = np.random.default_rng(5)
+    return {
+        f"d{n}": " ".join(["coat", STUFFS[n % 5], COLOURS[n % 7], f"number{n}", *draw.choice(STUFFS, n % 4)])
+        for n in range(N_DOCS)
+    }
+
+
+class BrokenEncoder(BagEncoder):
+    def encode(self, texts, kind="document"):
+        if kind == "query":
+            raise ModelError("the encoder is out of memory")
+        return super().encode(texts, kind)
+
+
+def turn(query, *answers, minutes=5, query_id="q1"):
+    asked = new_event(ADA, "query", NOW - timedelta(minutes=minutes), session_id="s", query_id=query_id, text=query)
+    return [asked, *(new_event(ADA, "answer", NOW - timedelta(minutes=minutes - 1), session_id="s", query_id=query_id,
+                              text=answer) for answer in answers)]  # fmt: skip
+
+
+SESSION = turn("silk scarf", "silk is light")
+SAID = [new_event(ADA, "statement", NOW - timedelta(hours=1), text="I love felt and blue.")]
+LIKED = [new_event(ADA, "click", NOW - timedelta(minutes=n), doc_id=f"d{n}", title=f"number{n}") for n in (4, 11)]
+
+
+@dataclass(frozen=True)
+class Case:
+    events: list[Any]
+    query: str = "coat for winter"
+    parts: Parts = field(default_factory=lambda: Parts(CALM, REWRITER, BagEncoder()))
+    rerank: str = "full"
+    rewritten: bool = True
+    learns: bool = False
+
+
+def crowd():
+    """Two circles of tastes."""
+    draw = np.random.default_rng(3)
+    halves = np.split(draw.permutation(N_DOCS), 2)
+    return [
+        new_event(UserKey("", f"u{user}"), "purchase", NOW - timedelta(hours=hours), doc_id=f"d{n}", title=f"number{n}")
+        for user in range(200)
+        for hours, n in enumerate(draw.choice(halves[user % 2], 12, replace=False), 1)
+    ]
+
+
+PARTS = Parts(CALM, REWRITER, BagEncoder())
+PICKING = replace(PARTS, terms=load_terms())
+CASES = {
+    "a session": Case([*SESSION, *SAID, *LIKED]),
+    "no encoder": Case([*SESSION, *LIKED], parts=replace(PARTS, encoder=None), rerank="partial"),
+    "a broken encoder": Case([*SESSION, *LIKED], parts=replace(PARTS, encoder=BrokenEncoder()), rerank="failed"),
+    "picked words": Case([*SESSION, *SAID, *LIKED], query="is the coat light?", parts=PICKING, rewritten=False),
+    "something learnt": Case([*SESSION, *LIKED], query="coat", learns=True),
+    "a repeated query": Case([*SESSION, *LIKED, *turn("coat for winter", "a red one", minutes=2, query_id="q2")]),
+    "no session": Case(LIKED, rewritten=False),
+    "statements only": Case(SAID),
+    "quoted": Case([*SESSION, *LIKED], query='"coat for winter"', rerank="off", rewritten=False),
+    "a stranger": Case([], rerank="off", rewritten=False),
+}
+
+
+@pytest.fixture(scope="module")
+def index(elasticsearch_url):
+    name, encoder = new_index_name(), BagEncoder()
+    engine = ElasticsearchEngine(elasticsearch_url)
+    engine.create(name, ("text",), encoder.dim, encoder.name)
+    vectors = encoder.encode(list(texts().values()))
+    documents = [Document(d, {"text": t}, v) for (d, t), v in zip(texts().items(), vectors, strict=True)]
+    assert engine.load(name, documents) == []
+    engine.refresh(name)
+    engine.close()
+    return name
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a face says of one page."""
+
+    rewrite: tuple[str, str, str]
+    rerank: str
+    reason: str
+    ids: list[str]
+    evidence: list[list[tuple[str, str, str]]]
+    unranked: list[str] = field(default_factory=list)  # the engine's own order
+
+
+class Faces:
+    """One store and the same parts behind every face."""
+
+    def __init__(self, url, index, folder, case):
+        self.url, self.index, self.case, self.folder = url, index, case, folder
+        self.parts = case.parts
+        if case.learns:
+            write_learnt(learnt_path(folder, ""), learn(gather(crowd())[""]))
+            self.parts = replace(self.parts, learnt=LearntFolder(folder))
+
+    def store(self, name):
+        """A store of its own for each face, since the proxy records what it is asked."""
+        store = SqliteStore(self.folder / f"{name}.db")
+        store.add(self.case.events)
+        return store
+
+    def search(self, mode="recall", offset=0, size=N_DOCS):
+        parts = replace(self.parts, settings=replace(self.parts.settings, mode=mode))
+        engine = ElasticsearchEngine(self.url)
+        with contextlib.closing(engine), contextlib.closing(self.store(f"search-{mode}-{offset}")) as store:
+            request = Request(self.case.query, self.index, ADA, "s", offset, size)
+            result = search(engine, store, request, parts)
+        rewrite = result.rewrite
+        evidence = [[(e.column, e.text, e.event_id) for e in ranked.evidence] for ranked in result.page]
+        ids = [ranked.hit.doc_id for ranked in result.page]
+        own = [hit.doc_id for hit in result.hits.hits]
+        return Seen((rewrite.text, rewrite.status, rewrite.reason), result.rerank, result.reason, ids, evidence, own)
+
+    @contextlib.contextmanager
+    def proxy(self, **options):
+        app = assemble(
+            Upstream([self.url]), self.store("proxy"), self.parts, self.folder / "vectors.db", ProxyOptions(**options)
+        )
+        with serving(app) as url:
+            yield url
+
+    def ask(self, url, mode="boost", offset=0, size=N_DOCS, **ours):
+        body = {
+            "query": {"match": {"text": self.case.query}}, "from": offset, "size": size,
+        }  # fmt: skip
+        if url != self.url:
+            body["ext"] = {"bespeak": {"mode": mode, **ours}}
+        return call(url, f"/{self.index}/_search", body, X_Bespeak_User=ADA.user_id, X_Bespeak_Session="s")
+
+    def served(self, url, mode="boost", offset=0, size=N_DOCS):
+        reply = self.ask(url, mode, offset, size, explain=True)
+        told = reply.told
+        ours = reply.json.get("bespeak")
+        if ours is None:
+            return Seen((self.case.query, told.get("rewrite", ""), ""), told["rerank"], told["reason"], reply.ids, [])
+        rewrite = ours["rewrite"]
+        evidence = [[(e["column"], e["text"], e["event_id"]) for e in hit.get("because", [])] for hit in ours["hits"]]
+        reason = "" if ours["reason"] == rewrite["reason"] else ours["reason"]
+        return Seen(
+            (rewrite["text"], rewrite["status"], rewrite["reason"]), ours["rerank"], reason, reply.ids, evidence
+        )
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def faces(request, elasticsearch_url, index, tmp_path):
+    return Faces(elasticsearch_url, index, tmp_path, request.param)
+
+
+def test_search_and_both_modes_of_the_proxy_agree(faces):
+    expected = {mode: faces.search(mode) for mode in ("boost", "recall")}
+    with faces.proxy() as url:
+        served = {mode: faces.served(url, mode) for mode in ("boost", "recall")}
+    for mode, seen in served.items():
+        own = expected[mode]
+        assert seen.rerank == own.rerank == faces.case.rerank, mode
+        assert seen.reason == own.reason, mode
+        if own.rerank in ("full", "partial"):
+            assert seen.ids == own.ids, mode
+            assert seen.rewrite == own.rewrite, mode
+            assert seen.evidence == own.evidence, mode
+            assert any(own.evidence)
+        else:  # each engine order is the engine's own, also where scores are equal
+            assert seen.ids == faces.ask(faces.url).ids
+            assert own.ids == own.unranked
+            assert sorted(seen.ids) == sorted(own.ids)
+    assert (expected["boost"].rewrite[0] != faces.case.query) == faces.case.rewritten
+    assert (expected["boost"].ids == expected["boost"].unranked) == (faces.case.rerank in ("off", "failed"))
+
+
+@pytest.mark.parametrize("size", [7, 20])
+def test_pages_of_every_face_follow_one_another(elasticsearch_url, index, tmp_path, size):
+    faces = Faces(elasticsearch_url, index, tmp_path, CASES["a session"])
+    whole = faces.search("boost").ids
+    offsets = range(0, N_DOCS, size)
+    assert [doc_id for offset in offsets for doc_id in faces.search("boost", offset, size).ids] == whole
+    with faces.proxy() as url:
+        assert [doc_id for offset in offsets for doc_id in faces.served(url, "boost", offset, size).ids] == whole
+
+
+def test_evaluation_ranks_as_search_does(elasticsearch_url, index, tmp_path):
+    """Topics know no preferences, so the case has none; both engines of evaluation are asked."""
+    case = Case([*SAID, *SESSION], parts=PICKING)
+    expected = Faces(elasticsearch_url, index, tmp_path, case).search("recall")
+    topic = Topic("t", case.query, ("I love felt and blue.",), (("silk scarf", "silk is light"),))
+    documents = tuple(Document(doc_id, {"text": text}) for doc_id, text in texts().items())
+    collection = Collection("coats", documents, ("text",), (topic,), {"t": {"d1": 1}})
+    engine = ElasticsearchEngine(elasticsearch_url)
+    with contextlib.closing(engine):
+        asked = read_topic("rewrite", topic, index, case.parts)
+        found = rank_topic("hybrid", asked, engine, collection, None)
+    assert (asked.reading.rewrite.text, asked.reading.rewrite.status) == expected.rewrite[:2]
+    assert found == expected.ids
+    assert rank_topics(read_topics(collection, case.parts), CALM)["hybrid"] == [expected.ids]
+
+
+def test_each_side_of_a_comparison_ranks_as_search_does(elasticsearch_url, index, tmp_path):
+    words, vectors = (replace(CALM, weights=weights) for weights in (Weights(1, 0.01, 0), Weights(0.01, 1, 1)))
+    comparison = Comparison((Side("words", words), Side("vectors", vectors)))
+    faces = Faces(elasticsearch_url, index, tmp_path, CASES["a session"])
+    expected = {}
+    for side in comparison.sides:
+        own = replace(faces.case, parts=replace(faces.parts, settings=side.settings))
+        folder = tmp_path / side.name
+        folder.mkdir()
+        expected[side.name] = Faces(elasticsearch_url, index, folder, own).search("boost").ids
+    assert expected["words"] != expected["vectors"]
+    with faces.proxy(comparison=comparison) as url:
+        reply = faces.ask(url)
+        assert reply.told["rerank"] == RerankStatus.FULL
+        exported = call(url, "/_bespeak/profile/ada").body.decode().splitlines()
+    events = [event for event in map(json.loads, exported) if event.get("action_name") == "impression"]
+    noted = [event["event_attributes"] for event in events]
+    sides = {attributes["object"]["object_id"]: attributes["bespeak"]["side"] for attributes in noted}
+    picked = []
+    for doc_id in reply.ids:
+        assert doc_id == next(d for d in expected[sides[doc_id]] if d not in picked)
+        picked.append(doc_id)
+    assert set(sides.values()) == {"words", "vectors"}
