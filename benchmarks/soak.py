@@ -1,10 +1,10 @@
-"""Whether the proxy's memory stays flat over an hour's worth of requests: 100 a second passing, 10 a second personal.
+"""Shows whether the proxy's memory stays flat over an hour's requests: 100 a second pass, 10 a second are personalised.
 
     python benchmarks/soak.py [--passing 360000] [--personal 36000]
 
-The requests are asked as fast as they are answered, over 8 connections, of the tests' Elasticsearch with Python's
-documentation; personal ones by 40 users, each query a new one, without a rewriter. Prints the proxy's resident memory
-at each tenth. Needs what `benchmarks/proxy.py` needs.
+Sends the requests over 8 connections, as fast as they are answered, to the tests' Elasticsearch with Python's
+documentation. The personal ones come from 40 users, each with a new query, without a rewriter. Prints the proxy's
+resident memory after each tenth. Needs what `benchmarks/proxy.py` needs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CONNECTIONS = 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--passing", type=int, default=360_000, help="requests that pass")
-    parser.add_argument("--personal", type=int, default=36_000, help="requests that are personalised")
+    parser.add_argument("--passing", type=int, default=360_000, help="number of requests that pass")
+    parser.add_argument("--personal", type=int, default=36_000, help="number of requests that are personalised")
     options = parser.parse_args()
     path = f"/{proxy.INDEX}/_search"
     with proxy.node() as engine:

@@ -1,10 +1,10 @@
-"""CPU seconds of a cold `bespeak --help` and of one whole `bespeak search`, beside a Python that does nothing.
+"""Measures the CPU seconds of `bespeak --help` and of a `bespeak search`, beside a Python that does nothing.
 
     python benchmarks/startup.py [RUNS]
 
-Each command is its own process; the figure is the median of its user and system time. The search is personal: it
-loads encoder and rewriter, rewrites an elliptic query from the turn before, retrieves, reranks and renders. No rewrite
-is taken from the cache, since each run asks in a session of its own.
+Each command runs in its own process; the figure is the median of its user and system time. The search is personal: it
+loads the encoder and the rewriter, rewrites an elliptic query from the turn before, retrieves, reranks and renders. No
+rewrite comes from the cache, since each run has its own session.
 """
 
 from __future__ import annotations

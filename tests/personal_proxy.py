@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bespeak.parts import Parts
-from bespeak.profiles.events import EventStore, new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores import EventStore
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy import Upstream
 from bespeak.proxy.assembly import ProxyOptions, assemble

@@ -37,8 +37,8 @@ def load(ctx: click.Context, file: Path, tenant: str, rejected: Path | None) -> 
     repeat the command; loading a file twice adds nothing.
     """
     from bespeak.errors import InputError
-    from bespeak.profiles.events import load as load_events
     from bespeak.profiles.events import user_key
+    from bespeak.profiles.loading import load as load_events
     from bespeak.profiles.stores.sqlite import SqliteStore
 
     user_key(tenant, "anyone")  # an invalid tenant is wrong usage once, not thousands of rejected lines

@@ -34,6 +34,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     FILE may be gzipped; its name ends in .csv or .tsv if it is CSV, and - reads standard input. A document replaces an
     earlier one with the same id. An interrupted load resumes when you repeat the command, except from standard input.
     """
+    from bespeak.engines.corpus import Corpus
     from bespeak.engines.loading import Checkpoints, load
     from bespeak.errors import InputError
 
@@ -44,7 +45,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     fields = tuple(filter(None, (name.strip() for name in (options["fields"] or "").split(","))))
     checkpoints = Checkpoints(ctx.obj.data / "loads")
     with progress(file) as show:
-        done = load(engine, target, source, encoder, fields, options["id_field"], checkpoints, show)
+        done = load(engine, target, Corpus(source, fields, options["id_field"]), encoder, checkpoints, show)
     report(done, target)
     if not done.loaded:
         raise InputError(f"nothing of {file} could be loaded: is it JSON lines, or CSV with a header?")

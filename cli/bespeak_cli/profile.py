@@ -48,7 +48,8 @@ def show(ctx: click.Context, user: str, session: str, tenant: str, format: str) 
 @click.pass_context
 def export(ctx: click.Context, user: str, tenant: str) -> None:
     """Write all events of USER as UBI lines, which `bespeak events load` can read again."""
-    from bespeak.profiles.events import ubi_line, user_key
+    from bespeak.profiles.events import user_key
+    from bespeak.profiles.ubi import ubi_line
 
     with opened_store(ctx) as store:
         for event in store.export(user_key(tenant, user)):

@@ -15,7 +15,7 @@ from bespeak_cli.store import check_store_options, open_store
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.parts import Parts
-    from bespeak.profiles.events import EventStore
+    from bespeak.profiles.stores import EventStore
     from bespeak.proxy import Upstream
     from bespeak.proxy.identity import JwtKey
     from bespeak.rewriting.rewriter import Rewriter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.parts import Parts
-    from bespeak.profiles.events import EventStore
+    from bespeak.profiles.stores import EventStore
     from bespeak.records import Profile
     from bespeak.rewriting.rewriter import Rewriter
 

@@ -11,7 +11,7 @@ import click
 from bespeak_cli.engine import CREDENTIAL_OPTIONS
 
 if TYPE_CHECKING:
-    from bespeak.profiles.events import EventStore
+    from bespeak.profiles.stores import EventStore
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

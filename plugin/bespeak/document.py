@@ -8,7 +8,7 @@ from typing import Any
 
 
 def value_at(source: Mapping[str, Any], path: str) -> Any:
-    """What a document holds under a name, `a.b` being b inside a; None if nothing."""
+    """The value of a document's field, or None. The path `a.b` is the field b of the object a."""
     if path in source:
         return source[path]
     head, dot, rest = path.partition(".")
@@ -17,7 +17,7 @@ def value_at(source: Mapping[str, Any], path: str) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """The text of a field's value; "" where there is none, None where it is not text (an object)."""
+    """The text of a field's value: "" for no value, None for an object, which has no text."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -31,7 +31,7 @@ def text_of(value: Any) -> str | None:
 
 
 def document_text(source: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """The searchable fields of a document as one text, in the index's order."""
+    """The searchable fields of a document as one text, in the order of `fields`."""
     return " ".join(text for field in fields if (text := text_of(value_at(source, field))))
 
 

@@ -81,7 +81,7 @@ def test_chosen_fields_and_ids(tmp_path):
         (("FILE", "--to", "../x"), 2, "begin with ."),
         (("FILE", "--to", "a", "--api-key", "k"), 2, "--elasticsearch"),
         (("FILE", "--to", "a", "--elasticsearch", "http://h", "--basic", "s3cret"), 2, "USER:PASSWORD"),
-        (("FILE", "--to", "a", "--elasticsearch", "nonsense"), 2, "must read like"),
+        (("FILE", "--to", "a", "--elasticsearch", "nonsense"), 2, "must look like"),
         (("FILE", "--to", "a", "--elasticsearch", "http://me:s3cret@127.0.0.1:1"), 1, "no answer from Elasticsearch"),
         (("FILE", "--to", "a", "--elasticsearch", "http://h", "--ca-file", "none"), 2, "does not exist"),
     ],

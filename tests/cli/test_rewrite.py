@@ -187,7 +187,7 @@ def test_it_fills_the_cache_that_the_proxy_reads(tmp_path, file):
 def test_cached_rewrites_are_counted_and_written_as_new_ones(tmp_path, file):
     run(tmp_path, file, "--output", tmp_path / "one.jsonl")
     second = run(tmp_path, file, "--output", tmp_path / "two.jsonl")
-    assert "of the full ones 600 came from the cache" in second.stderr
+    assert "600 of the full rewrites came from the cache" in second.stderr
     assert read(tmp_path / "two.jsonl") == read(tmp_path / "one.jsonl")
 
 

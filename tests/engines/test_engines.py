@@ -468,7 +468,7 @@ def test_vectors_of_an_earlier_commit_are_taken_away(embedded, index_name):
 
 
 @pytest.mark.parametrize("damage", ["description", "meta", "format"])
-def test_a_damaged_index_is_told_in_a_sentence(embedded, index_name, damage):
+def test_a_damaged_index_is_reported_in_a_sentence(embedded, index_name, damage):
     fill(embedded, index_name, DOCUMENTS)
     folder = embedded.folder / index_name
     if damage == "description":
@@ -481,7 +481,7 @@ def test_a_damaged_index_is_told_in_a_sentence(embedded, index_name, damage):
         ask(EmbeddedEngine(embedded.folder), index_name, "garden")
 
 
-def test_lost_segments_are_told_in_a_sentence(embedded, index_name):
+def test_lost_segments_are_reported_in_a_sentence(embedded, index_name):
     fill(embedded, index_name, DOCUMENTS)
     for path in (embedded.folder / index_name / "tantivy").glob("*.store"):
         path.unlink()
@@ -490,7 +490,7 @@ def test_lost_segments_are_told_in_a_sentence(embedded, index_name):
 
 
 @pytest.mark.parametrize("kind", ["store", "idx", "term", "fieldnorm", "fast"])
-def test_flipped_bits_are_told_or_do_no_harm(own_embedded, index_name, kind):
+def test_flipped_bits_are_reported_or_do_no_harm(own_embedded, index_name, kind):
     fill(own_embedded, index_name, [document(f"d{n}", f"garden {n} " * (n % 7)) for n in range(2000)])
     own_embedded.close()
     for path in (own_embedded.folder / index_name / "tantivy").glob(f"*.{kind}"):
@@ -501,7 +501,7 @@ def test_flipped_bits_are_told_or_do_no_harm(own_embedded, index_name, kind):
         ask(EmbeddedEngine(own_embedded.folder), index_name, "garden 7", vector=DOCUMENTS[0].vector, recall=True)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EngineRefused, match="cannot make the index"):
         EmbeddedEngine(tmp_path / "file").create("a", FIELDS, None, None)
@@ -519,7 +519,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         (200, b'{"hello": 1}', "application/json", EngineRefused, "is not Elasticsearch"),
         (200, b"{", "application/json", EngineRefused, "is not Elasticsearch"),
         (401, HTML, "text/html", EngineRefused, "refused the credentials"),
-        (302, HTML, "text/html", EngineRefused, "sends elsewhere"),
+        (302, HTML, "text/html", EngineRefused, "redirects"),
         (502, HTML, "text/html", EngineUnreachable, "status 502"),
         (503, b"", "text/plain", EngineUnreachable, "status 503"),
     ],
@@ -554,10 +554,10 @@ def refuses(url, error, said):
         lambda: ask(engine, "any", "query"),
         lambda: engine.load("any", DOCUMENTS),
     ):
-        with pytest.raises(error, match=said) as told:
+        with pytest.raises(error, match=said) as caught:
             call()
-        assert "s3cret" not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert "s3cret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
     engine.close()
 
 
@@ -570,9 +570,9 @@ def test_no_one_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://me:s3cret@127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(EngineUnreachable, match="refused") as told:
+        with pytest.raises(EngineUnreachable, match="refused") as caught:
             ElasticsearchEngine(url).describe("any")
-    assert "s3cret" not in str(told.value)
+    assert "s3cret" not in str(caught.value)
     with pytest.raises(EngineUnreachable, match=r"nohost\.invalid"):
         ElasticsearchEngine("http://me:s3cret@nohost.invalid:9200").describe("any")
 
@@ -589,7 +589,7 @@ def test_no_tls_there():
 
 @pytest.mark.parametrize("url", ["", "localhost:9200", "ftp://a", "http://", "http://a:b", "http://a:99999"])
 def test_urls_that_make_no_sense(url):
-    with pytest.raises(UsageError, match="must read like"):
+    with pytest.raises(UsageError, match="must look like"):
         read_url(url)
 
 

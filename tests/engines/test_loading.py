@@ -12,16 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.document import document_text
+from bespeak.engines.corpus import MAX_LINE_BYTES, Corpus, find_fields, read_documents
 from bespeak.engines.embedded import EmbeddedEngine
-from bespeak.engines.loading import (
-    BATCH,
-    MAX_LINE_BYTES,
-    REJECTIONS_KEPT,
-    Checkpoints,
-    find_fields,
-    load,
-    read_documents,
-)
+from bespeak.engines.loading import BATCH, REJECTIONS_KEPT, Checkpoints, load
 from bespeak.errors import InputError, UsageError
 from bespeak.records import Clause, EngineQuery
 from fakes import BagEncoder
@@ -36,8 +29,8 @@ def engine(tmp_path):
     engine.close()
 
 
-def read(content, **more):
-    return list(read_documents(io.BytesIO(content), **more))
+def read(content, **how):
+    return list(read_documents(Corpus(io.BytesIO(content), **how)))
 
 
 def lines(tmp_path, rows, name="docs.jsonl"):
@@ -108,7 +101,7 @@ def test_an_id_field_of_ones_own():
 def test_csv(tmp_path):
     path = tmp_path / "docs.csv"
     path.write_bytes(b'id,title,note\n1,"A, ""b""\nc",\n2,d\n3,e,f,g\n\n4,\xff,x\n5,last,y\n')
-    rows = list(read_documents(path))
+    rows = list(read_documents(Corpus(path)))
     assert [(row.line_no, row.document and row.document.source) for row in rows] == [
         (3, {"id": "1", "title": 'A, "b"\nc'}),
         (4, {"id": "2", "title": "d"}),
@@ -118,40 +111,40 @@ def test_csv(tmp_path):
     ]
     assert "4 cells" in rows[2].reason
     assert "not UTF-8" in rows[3].reason
-    assert [row.line_no for row in read_documents(path, after=5)] == [7, 8]
+    assert [row.line_no for row in read_documents(Corpus(path), after=5)] == [7, 8]
 
 
 def test_tab_separated(tmp_path):
     path = tmp_path / "docs.tsv"
     path.write_text("id\ttext\n1\ta,b\n")
-    assert [row.document.source["text"] for row in read_documents(path)] == ["a,b"]
+    assert [row.document.source["text"] for row in read_documents(Corpus(path))] == ["a,b"]
 
 
 @pytest.mark.parametrize("header", [b"id,id\n1,2\n", b"id,,b\n1,2,3\n"])
 def test_a_csv_header_must_name_each_column_once(tmp_path, header):
     (tmp_path / "docs.csv").write_bytes(header)
     with pytest.raises(InputError, match="first row"):
-        list(read_documents(tmp_path / "docs.csv"))
+        list(read_documents(Corpus(tmp_path / "docs.csv")))
 
 
 def test_gzip_is_known_by_its_first_bytes(tmp_path):
     packed = gzip.compress(b'{"_id": "a"}\n' * 3)
     assert len(read(packed)) == 3
     (tmp_path / "docs.csv.gz").write_bytes(gzip.compress(b"id\n1\n2\n"))
-    assert [row.document.doc_id for row in read_documents(tmp_path / "docs.csv.gz")] == ["1", "2"]
+    assert [row.document.doc_id for row in read_documents(Corpus(tmp_path / "docs.csv.gz"))] == ["1", "2"]
 
 
-def test_a_gzip_file_cut_short_is_told(tmp_path):
+def test_a_gzip_file_cut_short_is_reported(tmp_path):
     rng = np.random.default_rng(1)
     content = b"".join(b'{"_id": "%d"}\n' % number for number in rng.integers(0, 10**12, 5000))
     (tmp_path / "docs.gz").write_bytes(gzip.compress(content)[:20_000])
     with pytest.raises(InputError, match="to its end"):
-        list(read_documents(tmp_path / "docs.gz"))
+        list(read_documents(Corpus(tmp_path / "docs.gz")))
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
-        list(read_documents(tmp_path / "none"))
+        list(read_documents(Corpus(tmp_path / "none")))
 
 
 def test_fields_that_hold_running_text():
@@ -167,7 +160,7 @@ def test_the_embedded_text_follows_the_fields():
 def test_load(engine, tmp_path):
     rows = [{"_id": str(n), "title": f"word {n}", "text": f"word number {n}"} for n in range(BATCH + 5)]
     seen = []
-    done = load(engine, "docs", lines(tmp_path, rows), ENCODER, progress=seen.append)
+    done = load(engine, "docs", Corpus(lines(tmp_path, rows)), ENCODER, progress=seen.append)
     assert (done.loaded, done.rejected, done.fields) == (BATCH + 5, 0, ("title", "text"))
     assert [step.lines for step in seen] == [BATCH, BATCH + 5]
     info = engine.describe("docs")
@@ -181,21 +174,21 @@ def test_rejections_are_counted_and_the_first_ones_kept(engine, tmp_path):
     path = lines(tmp_path, [{"_id": "a", "text": "a word"}, {"_id": "b", "other": 1}])
     with path.open("a") as file:
         file.write("nope\n" * 30)
-    done = load(engine, "docs", path, None)
+    done = load(engine, "docs", Corpus(path), None)
     assert (done.loaded, done.rejected, len(done.rejections)) == (1, 31, REJECTIONS_KEPT)
     assert done.rejections[0] == (2, "no text in text")
     assert done.rejections[1][0] == 3
 
 
-def test_what_the_engine_refuses_is_told_by_line(engine, tmp_path):
+def test_what_the_engine_refuses_is_reported_by_line(engine, tmp_path):
     path = lines(tmp_path, [{"_id": "a", "text": "a word"}, {"_id": "b", "text": "a word", "title": {"x": 1}}])
-    done = load(engine, "docs", path, None, ("text", "title"))
+    done = load(engine, "docs", Corpus(path, ("text", "title")), None)
     assert (done.loaded, done.rejections) == (1, ((2, "its field 'title' is not text"),))
 
 
 @pytest.mark.parametrize("content", [b"", b"nope\n", b'{"n": 1}\n'])
 def test_a_file_without_text_makes_no_index(engine, content):
-    done = load(engine, "docs", io.BytesIO(content), None)
+    done = load(engine, "docs", Corpus(io.BytesIO(content)), None)
     assert done.loaded == 0
     assert done.rejected == content.count(b"\n")
     assert engine.indices() == []
@@ -205,7 +198,7 @@ def test_another_file_adds_and_the_same_file_changes_nothing(engine, tmp_path):
     one = lines(tmp_path, [{"_id": "a", "text": "a word"}, {"_id": "b", "text": "b word"}], "one.jsonl")
     two = lines(tmp_path, [{"_id": "b", "text": "new word"}, {"_id": "c", "text": "c word"}], "two.jsonl")
     for path in (one, one, two, two):
-        load(engine, "docs", path, ENCODER, checkpoints=Checkpoints(tmp_path / "loads"))
+        load(engine, "docs", Corpus(path), ENCODER, checkpoints=Checkpoints(tmp_path / "loads"))
     assert {doc_id: source["text"] for doc_id, (source, _) in everything(engine, "docs").items()} == {
         "a": "a word",
         "b": "new word",
@@ -216,9 +209,9 @@ def test_another_file_adds_and_the_same_file_changes_nothing(engine, tmp_path):
 
 def test_an_index_with_vectors_takes_no_documents_without(engine, tmp_path):
     path = lines(tmp_path, [{"_id": "a", "text": "a word"}])
-    load(engine, "docs", path, ENCODER)
+    load(engine, "docs", Corpus(path), ENCODER)
     with pytest.raises(UsageError, match="no vectors"):
-        load(engine, "docs", path, None)
+        load(engine, "docs", Corpus(path), None)
 
 
 class Killed(BaseException):
@@ -252,11 +245,11 @@ def test_a_load_that_was_cut_off_goes_on(engine, tmp_path, calls, after):
     path.write_bytes(path.read_bytes().replace(b'{"_id": "5", ', b"{ "))
     checkpoints = Checkpoints(tmp_path / "loads")
     with pytest.raises(Killed):
-        load(KilledEngine(engine, calls, after), "docs", path, ENCODER, checkpoints=checkpoints)
-    done = load(engine, "docs", path, ENCODER, checkpoints=checkpoints)
+        load(KilledEngine(engine, calls, after), "docs", Corpus(path), ENCODER, checkpoints=checkpoints)
+    done = load(engine, "docs", Corpus(path), ENCODER, checkpoints=checkpoints)
     assert (done.loaded, done.rejected) == (len(rows), 0)
     assert done.resumed_at == (calls - 1) * BATCH
-    load(engine, "whole", path, ENCODER)
+    load(engine, "whole", Corpus(path), ENCODER)
     assert everything(engine, "docs") == everything(engine, "whole")
 
 
@@ -264,9 +257,9 @@ def test_a_checkpoint_of_an_index_that_is_gone_does_not_count(engine, tmp_path):
     path = lines(tmp_path, [{"_id": str(n), "text": f"word number {n}"} for n in range(2 * BATCH)])
     checkpoints = Checkpoints(tmp_path / "loads")
     with pytest.raises(Killed):
-        load(KilledEngine(engine, 2, False), "docs", path, ENCODER, checkpoints=checkpoints)
+        load(KilledEngine(engine, 2, False), "docs", Corpus(path), ENCODER, checkpoints=checkpoints)
     engine.drop("docs")
-    done = load(engine, "docs", path, ENCODER, checkpoints=checkpoints)
+    done = load(engine, "docs", Corpus(path), ENCODER, checkpoints=checkpoints)
     assert (done.resumed_at, engine.describe("docs").n_docs) == (0, 2 * BATCH)
 
 
@@ -274,8 +267,8 @@ def test_a_checkpoint_belongs_to_one_file_and_one_encoder(engine, tmp_path):
     rows = [{"_id": str(n), "text": f"word number {n}"} for n in range(2 * BATCH)]
     checkpoints = Checkpoints(tmp_path / "loads")
     with pytest.raises(Killed):
-        load(KilledEngine(engine, 2, False), "docs", lines(tmp_path, rows), ENCODER, checkpoints=checkpoints)
-    other = load(engine, "docs", lines(tmp_path, rows[::-1]), ENCODER, checkpoints=checkpoints)
+        load(KilledEngine(engine, 2, False), "docs", Corpus(lines(tmp_path, rows)), ENCODER, checkpoints=checkpoints)
+    other = load(engine, "docs", Corpus(lines(tmp_path, rows[::-1])), ENCODER, checkpoints=checkpoints)
     assert other.resumed_at == 0
 
 
@@ -284,10 +277,10 @@ def test_a_damaged_checkpoint_does_not_count(engine, tmp_path, content):
     path = lines(tmp_path, [{"_id": str(n), "text": f"word number {n}"} for n in range(2 * BATCH)])
     checkpoints = Checkpoints(tmp_path / "loads")
     with pytest.raises(Killed):
-        load(KilledEngine(engine, 2, False), "docs", path, ENCODER, checkpoints=checkpoints)
+        load(KilledEngine(engine, 2, False), "docs", Corpus(path), ENCODER, checkpoints=checkpoints)
     (kept,) = checkpoints.folder.glob("*.json")
     kept.write_text(content)
-    done = load(engine, "docs", path, ENCODER, checkpoints=checkpoints)
+    done = load(engine, "docs", Corpus(path), ENCODER, checkpoints=checkpoints)
     assert (done.resumed_at, done.loaded) == (0, 2 * BATCH)
 
 
@@ -295,4 +288,4 @@ def test_a_folder_for_checkpoints_that_cannot_be_written(engine, tmp_path):
     (tmp_path / "file").write_text("in the way")
     path = lines(tmp_path, [{"_id": "a", "text": "a word"}])
     with pytest.raises(InputError, match="how far"):
-        load(engine, "docs", path, None, checkpoints=Checkpoints(tmp_path / "file"))
+        load(engine, "docs", Corpus(path), None, checkpoints=Checkpoints(tmp_path / "file"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bespeak.profiles.deriving import PREFERENCES_KEPT, STATEMENTS_KEPT, TURNS_KEPT, derive
+from bespeak.profiles.deriving import PREFERENCES_KEPT, STATEMENTS_KEPT, TURNS_KEPT, UserEvents, derive
 from bespeak.profiles.events import new_event
 from bespeak.records import Profile, UserKey
 
@@ -21,7 +21,7 @@ def days(n):
 
 
 def profile(statements=(), turns=(), liked=(), consent=True, now=NOW, query_id=""):
-    return derive(USER, "s", statements, turns, liked, consent, now, query_id)
+    return derive(UserEvents(USER, "s", statements, turns, liked, consent), now, query_id)
 
 
 def weights(*events, now=NOW):

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bespeak.errors import InputError, StoreError
-from bespeak.profiles.events import new_event, read_event, ubi_line
+from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.profiles.ubi import read_event, ubi_line
 from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, ShownHit, impressions, query_recorded
 from bespeak.records import UserKey
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import EngineUnreachable, InputError, ModelError, StoreError, UsageError
-from bespeak.profiles.events import MAX_LINE_BYTES, Forgotten, new_event, read_event, ubi_line
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores import Forgotten
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.profiles.ubi import MAX_LINE_BYTES, read_event, ubi_line
 from bespeak.proxy.access import check_binding, is_loopback, read_token
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.http.passing import ClientGone

@@ -8,7 +8,7 @@ from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, StoreError
 from bespeak.parts import Parts
 from bespeak.pipeline import rank, search
-from bespeak.profiles.deriving import derive
+from bespeak.profiles.deriving import UserEvents, derive
 from bespeak.profiles.events import new_event
 from bespeak.ranking.behaviour import gather
 from bespeak.ranking.learning import (
@@ -54,7 +54,7 @@ def learnt_of(events, tenant=""):
 
 
 def profile(*events):
-    return derive(UserKey("", "me"), "", (), (), events, True, START + timedelta(days=2))
+    return derive(UserEvents(UserKey("", "me"), "", preference_events=events), START + timedelta(days=2))
 
 
 def window(*doc_ids):

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from bespeak.errors import InputError, UsageError
 from bespeak.records import Evidence, Hit, Hits, Ranked, Request, Result, Rewrite, Term, UserKey
-from bespeak.show.render import as_dict, escape_markdown, moved, render, render_comparison, why
+from bespeak.show.reasons import move_of, why
+from bespeak.show.render import as_dict, render, render_comparison
+from bespeak.show.templating import escape_markdown
 from bespeak.show.terminal import cells
 
 TURN = Term("tasks", "turn", "e1", "how do I run several tasks")
@@ -49,21 +51,24 @@ PAGE = (
         (ranked(3, 2, evidence=[CLICKED]), "Down from 2: other hits gained more."),
         (
             ranked(1, 9, evidence=[CLICKED, WORD]),
-            "Up from 9 of 20: it is like “asyncio.timeout”, which you clicked, and “tasks” comes from earlier in this"
-            " session.",
+            "Up from 9 of 20: it is similar to “asyncio.timeout”, which you clicked, and “tasks” comes from earlier in"
+            " this session.",
         ),
         (
             ranked(1, 9, evidence=[CLICKED, replace(WORD, share=0.04)]),
-            "Up from 9 of 20: it is like “asyncio.timeout”, which you clicked.",
+            "Up from 9 of 20: it is similar to “asyncio.timeout”, which you clicked.",
         ),
         (ranked(1, 1, "asyncio.timeout", [CLICKED]), "Still 1: you clicked “asyncio.timeout” before."),
-        (ranked(1, 4, scores=(0.2, 0.9, 0)), "Up from 4 of 20: it is closer to the query in meaning than in words."),
+        (ranked(1, 4, scores=(0.2, 0.9, 0)), "Up from 4 of 20: it matches the query in meaning more than in words."),
         (ranked(1, 4, scores=(0.9, 0.2, 0.9)), "Up from 4 of 20."),
         (ranked(1, 0, score=0.0), "Found by meaning, not by its words."),
-        (ranked(1, 0, evidence=[WORD]), "Not among the engine's own 20: “tasks” comes from earlier in this session."),
+        (
+            ranked(1, 0, evidence=[WORD]),
+            "Not among the engine's own 20 hits: “tasks” comes from earlier in this session.",
+        ),
         (
             ranked(1, 2, evidence=[replace(CLICKED, action="")]),
-            "Up from 2 of 20: it is like “asyncio.timeout”, from your history.",
+            "Up from 2 of 20: it is similar to “asyncio.timeout”, from your history.",
         ),
         (
             ranked(1, 2, evidence=[replace(CLICKED, action="dislike")]),
@@ -79,7 +84,7 @@ PAGE = (
         ),
         (
             ranked(1, 2, evidence=[Evidence("lexical", "asyncio", "e2", 0.3)]),
-            "Up from 2 of 20: “asyncio” comes from what you said of yourself.",
+            "Up from 2 of 20: “asyncio” comes from what you said about yourself.",
         ),
     ],
 )
@@ -92,7 +97,7 @@ def test_why(hit, expected):
     [(ranked(1, 4), "↑3"), (ranked(4, 3), "↓1"), (ranked(2, 2), "="), (ranked(2, 0), "new")],
 )
 def test_moves(hit, expected):
-    assert moved(hit) == expected
+    assert move_of(hit) == expected
 
 
 # What is shown
@@ -104,7 +109,7 @@ def test_text_shows_query_rewrite_sources_and_each_hit():
         "→ cancel tasks after a timeout",
         "  + tasks    earlier in this session: “how do I run several tasks”",
         "  + asyncio  you said “I write network services with asyncio.”",
-        "1–3 shown · 3 found by words · reranked for this user",
+        "1–3 shown · 3 keyword matches · reranked for this user",
         "",
         " 1 ↑8   asyncio.timeout",
         "        *Cancel* the *task* after a *timeout*. Nothing else.",
@@ -123,7 +128,7 @@ def test_text_shows_query_rewrite_sources_and_each_hit():
     ]
 
 
-def test_words_from_one_place_are_told_together():
+def test_words_of_one_origin_stand_together():
     terms = (TURN, SAID, replace(TURN, text="concurrently"))
     lines = render(result(*PAGE, terms=terms), "text", width=80).splitlines()
     assert "  + tasks, concurrently  earlier in this session: “how do I run several tasks”" in lines
@@ -138,12 +143,12 @@ def test_words_from_one_place_are_told_together():
 @pytest.mark.parametrize(
     ("status", "reason", "expected"),
     [
-        ("gated", "quoted", "= asked as typed: the query is quoted"),
-        ("gated", "something new", "= asked as typed: something new"),
-        ("late", "", "= asked as typed: the rewriter took too long"),
-        ("failed", "out of memory", "= asked as typed: the rewriter failed (out of memory)"),
-        ("off", "", "= asked as typed: no rewriter"),
-        ("full", "", "= asked as typed: nothing to add"),
+        ("gated", "quoted", "= searched as typed: the whole query is quoted"),
+        ("gated", "something new", "= searched as typed: something new"),
+        ("late", "", "= searched as typed: the rewriter took too long"),
+        ("failed", "out of memory", "= searched as typed: the rewriter failed (out of memory)"),
+        ("off", "", "= searched as typed: no rewriter"),
+        ("full", "", "= searched as typed: nothing to add"),
     ],
 )
 def test_an_unchanged_query_says_why(status, reason, expected):
@@ -152,7 +157,7 @@ def test_an_unchanged_query_says_why(status, reason, expected):
 
 
 @pytest.mark.parametrize("format_", ["text", "explain", "md", "html", "json"])
-def test_notes_and_a_failed_rerank_are_told_everywhere(format_):
+def test_notes_and_a_failed_rerank_are_shown_everywhere(format_):
     shown = render(result(*PAGE, rerank="failed", notes=("the model is missing",)), format_, width=200)
     assert "the model is missing" in shown
     assert ("reranking failed" in shown) != (format_ == "json")
@@ -188,6 +193,28 @@ def test_a_title_without_end_is_cut():
     shown = as_dict(result(ranked(1, 1, "t" * 5000)))["hits"][0]
     assert shown["title"] == "t" * 199 + "…"
     assert shown["source"]["title"] == "t" * 5000
+
+
+def test_a_fragment_shows_what_the_page_shows():
+    page, fragment = render(result(*PAGE), "html"), render(result(*PAGE), "fragment")
+    assert between(page, "<main>", "</main>") == between(fragment, "<main>", "</main>")
+
+
+def test_a_fragment_is_one_element_that_styles_nothing_outside():
+    fragment = render(result(*PAGE), "fragment")
+    tags = [tag for tag, _ in Tags(fragment).found]
+    assert tags[:2] == ["div", "style"]
+    assert not {"html", "head", "body", "script", "link", "meta", "title"} & set(tags)
+    assert fragment.startswith('<div class="bespeak">')
+    assert fragment.endswith("</div>")
+    style = between(fragment, "<style>", "</style>")
+    selectors = re.findall(r"([^{}]+)\{", re.sub(r"@media[^{]*\{", "", style))
+    assert selectors
+    assert all(one.strip().startswith(".bespeak") for names in selectors for one in names.split(","))
+
+
+def between(text, start, end):
+    return text.partition(start)[2].partition(end)[0]
 
 
 # The terminal
@@ -285,9 +312,10 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_html_keeps_its_tags_whatever_the_text(text):
-    harmless = Tags(render(everywhere("harmless words"), "html"))
-    found = Tags(render(everywhere(text), "html"))
+@pytest.mark.parametrize("format_", ["html", "fragment"])
+def test_html_keeps_its_tags_whatever_the_text(format_, text):
+    harmless = Tags(render(everywhere("harmless words"), format_))
+    found = Tags(render(everywhere(text), format_))
     without_marks = [tag for tag in found.found if tag[0] != "mark"]
     assert without_marks == [tag for tag in harmless.found if tag[0] != "mark"]
     assert "49" not in found.text
@@ -295,7 +323,7 @@ def test_html_keeps_its_tags_whatever_the_text(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("template", ["text", "explain", "comparison"])
-def test_a_terminal_is_told_nothing(template, text):
+def test_a_terminal_gets_no_control_characters(template, text):
     shown = everywhere(text)
     plain = render_comparison(shown) if template == "comparison" else render(shown, template)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", plain)

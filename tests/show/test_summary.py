@@ -3,21 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.records import Hit
-from bespeak.show.summary import (
-    Summary,
-    body_of,
-    plain,
-    read_blocks,
-    split_sentences,
-    summarise,
-    summarise_all,
-    title_of,
-    weigh_terms,
-)
+from bespeak.show.sentences import read_blocks, split_sentences, without_markup
+from bespeak.show.summary import Summary, body_of, summarise_all, title_of, weigh_terms
 
 
 def hit(text, **fields):
     return Hit("d", 1.0, 1, {"text": text, **fields})
+
+
+def summarise(one, query, hits=(), max_chars=280):
+    return summarise_all([one], query, hits, max_chars)[0]
 
 
 def shown(summary):
@@ -121,7 +116,7 @@ def test_a_docstring_is_read_by_its_parts():
 
 
 def test_arguments_with_stars_are_no_emphasis():
-    assert plain("f(*args, **kwargs) takes *any* or **all** of a*b*c") == (
+    assert without_markup("f(*args, **kwargs) takes *any* or **all** of a*b*c") == (
         "f(*args, **kwargs) takes any or all of a*b*c"
     )
 

@@ -51,6 +51,8 @@ def test_nothing_that_a_terminal_obeys_is_left(text):
         ("🇩🇪", 2),
         ("❤\ufe0f", 2),
         ("ﾊ", 1),
+        ("☎", 1),
+        ("क\u093f", 1),
         ("", 0),
     ],
 )

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import zstandard
 
 from bespeak.errors import InputError
-from bespeak.profiles.events import read_lines
+from bespeak.profiles.ubi import read_lines
 
 MAX_LINE_BYTES = 1 << 20
 CHUNK_LINES = 256

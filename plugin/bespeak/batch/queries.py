@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bespeak.errors import InputError, UsageError
 from bespeak.profiles.deriving import STATEMENTS_KEPT, TURNS_KEPT
-from bespeak.profiles.events import MAX_ID_CHARS, read_object, user_key
+from bespeak.profiles.events import MAX_ID_CHARS, user_key
+from bespeak.profiles.ubi import read_object
 from bespeak.reading import MAX_QUERY_CHARS
 from bespeak.records import Profile, Statement, Turn, UserKey
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from bespeak.batch.journal import RunState
 from bespeak.errors import InputError
-from bespeak.show.render import fill, in_words
+from bespeak.show.reasons import in_words
+from bespeak.show.templating import fill
 
 STATUSES = {
     "full": "rewritten, or found to need nothing",

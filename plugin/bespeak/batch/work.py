@@ -16,7 +16,7 @@ from bespeak.batch.queries import Form, QueryLine, RejectedLine, read_queries
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.tally import Tally, tally
 from bespeak.errors import InputError, StoreError
-from bespeak.profiles.events import EventStore
+from bespeak.profiles.stores import EventStore
 from bespeak.reading import Reading, open_reading
 from bespeak.records import Profile, Rewrite
 from bespeak.rewriting.rewriter import RewriteKey, Rewriter, model_of, version_read

@@ -1,4 +1,4 @@
-"""The seam to a search engine: one Protocol, the embedded engine and Elasticsearch behind it."""
+"""The seam to a search engine: one Protocol, implemented by the embedded engine and by Elasticsearch."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from bespeak.records import Clause, Document, EngineQuery, Hits
 from bespeak.text.analysis import tokens
 
 VECTOR_FIELD = "bespeak_vector"
-"""Name of the `dense_vector` field that `bespeak index` adds; never shown as part of a document's source."""
+"""The `dense_vector` field that `bespeak index` adds. It is never shown as part of a document's source."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """What an index holds: its searchable text fields in the order they were given, and its vectors."""
+    """What an index holds: its searchable text fields, in the order they were named, and its vectors."""
 
     index: str
     fields: tuple[str, ...]
     n_docs: int
     dim: int | None  # None: no vectors
-    encoder: str | None  # name of the encoder that made the vectors, where it is known
+    encoder: str | None  # name of the encoder that made the vectors, if known
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A document that the engine did not take."""
+    """A document that the engine refused."""
 
     doc_id: str
     reason: str
 
 
 class Engine(Protocol):
-    """Raises `IndexMissing`, `EngineUnreachable` or `EngineRefused`, each a sentence; nothing else on purpose."""
+    """Its methods raise only `IndexMissing`, `EngineUnreachable`, `EngineRefused` or, for wrong usage, `UsageError`."""
 
     name: str
-    location: str  # where its indices lie, without credentials
+    location: str  # of its indices, without credentials
 
     def search(self, query: EngineQuery) -> Hits: ...
 
     def find(self, index: str, texts: Sequence[str], size: int) -> list[tuple[str, ...]]:
-        """For each text the doc_ids of its first `size` hits, as `search` would order them; asked in bulk."""
+        """For each text, the doc_ids of its first `size` hits in the order of `search`. Texts are searched in bulk."""
         ...
 
     def fetch(self, index: str, doc_ids: Sequence[str]) -> list[Document]:
-        """The documents with their vectors, in the order asked; those that are not there are left out."""
+        """The documents with their vectors, in the order of `doc_ids`, without those that do not exist."""
         ...
 
     def create(self, index: str, fields: Sequence[str], dim: int | None, encoder: str | None) -> None:
-        """Makes the index; one that exists with the same fields and dim is left as it is."""
+        """Makes the index. An index with the same fields, `dim` and encoder is left as it is."""
         ...
 
     def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
-        """Adds or replaces by doc_id. On return the batch is durable; it may be searched after `refresh`."""
+        """Adds documents or replaces them by doc_id. The batch is durable on return and searchable after `refresh`."""
         ...
 
     def refresh(self, index: str) -> None: ...
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
 
 MAX_WORDS = 1024
-"""Words times fields that a query may hold, the least that any Elasticsearch allows; the words beyond are left out."""
+"""Words times fields in a query, the least that any Elasticsearch allows. Words beyond it are left out."""
 
 MAX_ID_BYTES = 512
 KEYWORD_CHARS = 1024
@@ -78,7 +78,7 @@ KEYWORD_CHARS = 1024
 
 
 def check_index_name(index: str) -> None:
-    """Raises UsageError for a name that Elasticsearch would not take; hidden ones (.name) are not for documents."""
+    """Raises UsageError for a name that Elasticsearch refuses, or that is hidden (.name) and so not for documents."""
     wrong = ""
     if not index or len(index.encode("utf-8", "replace")) > 255:
         wrong = "it must have 1 to 255 bytes"
@@ -93,12 +93,12 @@ def check_index_name(index: str) -> None:
 
 
 def refuse_id(doc_id: str) -> str:
-    """Why no engine takes a document of this id; "" if it can be taken."""
+    """Why no engine takes a document with this id; "" if they do."""
     return "" if 1 <= len(doc_id.encode()) <= MAX_ID_BYTES else f"its id must have 1 to {MAX_ID_BYTES} bytes"
 
 
 def shorten(query: EngineQuery, n_fields: int) -> EngineQuery:
-    """The query with at most `MAX_WORDS / n_fields` words, the required clauses' first."""
+    """The query with at most `MAX_WORDS / n_fields` words, those of the required clauses first."""
     left = max(MAX_WORDS // max(n_fields, 1), 1)
 
     def cut(clauses: Sequence[Clause]) -> Iterator[Clause]:
@@ -114,20 +114,26 @@ def shorten(query: EngineQuery, n_fields: int) -> EngineQuery:
     return replace(query, required=tuple(cut(query.required)), optional=tuple(cut(query.optional)))
 
 
+def require_fields(index: str, fields: Sequence[str]) -> None:
+    """Raises UsageError if there is no field to search in."""
+    if not fields:
+        raise UsageError(f"the index {index!r} needs at least one text field")
+
+
 def index_missing(index: str, names: Sequence[str]) -> IndexMissing:
-    """The error for an index that is not there, naming the likely ones that are."""
+    """The error for an index that does not exist; it names existing indices with a similar name."""
     near = get_close_matches(index, names, 3, 0.5) or sorted(names)[:5]
     there = f"there {'is' if len(near) == 1 else 'are'} {', '.join(near)}" if near else "there is none yet"
     return IndexMissing(f"no index {index!r}: {there}; load one with `bespeak index FILE --to {index}`")
 
 
-def different(index: str, there: tuple[Any, ...], asked: tuple[Any, ...]) -> UsageError:
-    """The error for an index that is there with other fields or vectors than asked."""
+def index_differs(index: str, existing: tuple[Any, ...], wanted: tuple[Any, ...]) -> UsageError:
+    """The error for an index that exists, but with other (fields, dim, encoder) than wanted."""
 
-    def said(fields: Sequence[str], dim: int | None, encoder: str | None) -> str:
+    def contents(fields: Sequence[str], dim: int | None, encoder: str | None) -> str:
         return f"the fields {', '.join(fields)} and {f'{dim} dimensions by {encoder}' if dim else 'no vectors'}"
 
     return UsageError(
-        f"the index {index!r} has {said(*there)}, but was asked for with {said(*asked)}: choose another name, or the"
-        " same fields and encoder"
+        f"the index {index!r} already has {contents(*existing)}, not {contents(*wanted)}: choose another name, or"
+        " use the same fields and encoder"
     )

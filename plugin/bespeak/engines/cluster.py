@@ -1,4 +1,4 @@
-"""One Elasticsearch 8 or 9 through the official client; every fault becomes one sentence that holds no credential."""
+"""An Elasticsearch 8 or 9 cluster through the official client. Each fault becomes a sentence without credentials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bespeak.errors import EngineError, EngineRefused, EngineUnreachable, UsageE
 
 
 def reason_of(error: Any) -> str:
-    """Elasticsearch's own reason, the root's if it names one, on one line."""
+    """Elasticsearch's own reason on one line: that of the root cause, if it names one."""
     if isinstance(error, Mapping):
         inner = error.get("caused_by") or next(iter(error.get("root_cause", ())), None) or error
         while isinstance(inner.get("caused_by"), Mapping):
@@ -23,9 +23,9 @@ def reason_of(error: Any) -> str:
 
 
 class Cluster:
-    """May be used from several threads. Nothing is asked of it before the first call.
+    """A cluster and how to reach it. Safe to use from several threads. Sends nothing before the first call.
 
-    `reason` tells why an answer says no, from the answer's `error`.
+    `reason` gives the reason of a refusal from the `error` of the answer.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Cluster:
         basic = basic or in_url
         if api_key and basic:
             raise UsageError("give Elasticsearch an API key or a user with a password, not both")
-        self.timeout_s, self._knows_who, self._reason = timeout_s, bool(api_key or basic), reason
+        self.timeout_s, self._has_credentials, self._reason = timeout_s, bool(api_key or basic), reason
         options: dict[str, Any] = {"api_key": api_key, "basic_auth": basic}
         if ca_file is not None:
             options["ca_certs"] = str(ca_file)
-        with self.told():
+        with self.engine_errors():
             self.client = Elasticsearch(
                 self.url,
                 request_timeout=timeout_s,
@@ -57,10 +57,12 @@ class Cluster:
             )
 
     @contextmanager
-    def told(self, missing: Callable[[], EngineError] | None = None, timeout_s: float | None = None) -> Iterator[None]:
-        """Turns every fault of the client's into an EngineError; `missing` makes that of a 404.
+    def engine_errors(
+        self, missing: Callable[[], EngineError] | None = None, timeout_s: float | None = None
+    ) -> Iterator[None]:
+        """Raises an EngineError for any fault of the client; `missing` makes the one for a 404.
 
-        `timeout_s` is what was waited, where that is not the cluster's own.
+        `timeout_s` is how long the call waits, if not as long as the cluster's other calls.
         """
         import elastic_transport
 
@@ -81,8 +83,8 @@ class Cluster:
             ) from error
         except elastic_transport.TlsError as error:
             raise EngineUnreachable(
-                f"no secure connection to {self.url} ({_cause(error)}): give the certificate of its authority, or"
-                " http:// where it speaks no TLS"
+                f"no secure connection to {self.url} ({_cause(error)}): give the certificate of its authority, or use"
+                " http:// if the server has no TLS"
             ) from error
         except elastic_transport.ConnectionError as error:
             raise EngineUnreachable(
@@ -92,10 +94,10 @@ class Cluster:
             raise self._not_elasticsearch() from error
 
     def refused(self, status: int, body: Any, missing: Callable[[], EngineError] | None = None) -> EngineError:
-        """The error for an answer that says no."""
+        """The error for an answer with the status of a refusal."""
         reason = self._reason(body.get("error") if isinstance(body, Mapping) else None)
         if status == 401:
-            what = "refused the credentials" if self._knows_who else "wants credentials"
+            what = "refused the credentials" if self._has_credentials else "wants credentials"
             return EngineRefused(f"Elasticsearch at {self.url} {what}: check the API key, or user and password")
         if status == 403:
             return EngineRefused(f"Elasticsearch at {self.url} does not allow these credentials to do this: {reason}")
@@ -106,18 +108,18 @@ class Cluster:
                 f"Elasticsearch at {self.url} is overloaded or not ready (status {status}): try again in a moment"
             )
         if 300 <= status < 400:
-            return EngineRefused(f"{self.url} sends elsewhere (status {status}): give Elasticsearch's own URL")
+            return EngineRefused(f"{self.url} redirects (status {status}): give Elasticsearch's own URL")
         return EngineRefused(f"Elasticsearch at {self.url} refused (status {status}): {reason}")
 
     def close(self) -> None:
         self.client.close()
 
     def _not_elasticsearch(self) -> EngineRefused:
-        return EngineRefused(f"what answers at {self.url} is not Elasticsearch 8 or 9: check the URL and its port")
+        return EngineRefused(f"the server at {self.url} is not Elasticsearch 8 or 9: check the URL and its port")
 
 
 def read_url(url: str) -> tuple[str, tuple[str, str] | None]:
-    """The URL with its port and without credentials; the credentials. Raises UsageError.
+    """The URL with a port and without credentials, and the credentials in it. Raises UsageError.
 
     >>> read_url("https://me:secret@search.example/")
     ('https://search.example:443', ('me', 'secret'))
@@ -128,15 +130,15 @@ def read_url(url: str) -> tuple[str, tuple[str, str] | None]:
     except (ValueError, KeyError):
         parts, port = urlsplit(""), 0
     if not parts.hostname:
-        raise UsageError("the URL of Elasticsearch must read like http://127.0.0.1:9200 or https://search.example")
+        raise UsageError("the URL of Elasticsearch must look like http://127.0.0.1:9200 or https://search.example")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    who = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}", who
+    credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}", credentials
 
 
 def _cause(error: Any) -> str:
-    """The innermost message of a chain, without the objects' addresses that urllib3 puts before it."""
+    """The innermost message of a chain of errors, without the object address that urllib3 puts before it."""
     while getattr(error, "errors", ()):
         error = error.errors[0]
-    told = str(getattr(error, "reason", None) or error)
-    return re.sub(r"^(<.*>|HTTPS?Connection(Pool)?\(.*?\)): |Failed to establish a new connection: ", "", told)[:200]
+    message = str(getattr(error, "reason", None) or error)
+    return re.sub(r"^(<.*>|HTTPS?Connection(Pool)?\(.*?\)): |Failed to establish a new connection: ", "", message)[:200]

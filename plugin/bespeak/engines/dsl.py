@@ -1,4 +1,4 @@
-"""What Elasticsearch is sent, and what its answers mean: pure functions from records to bodies and back."""
+"""Elasticsearch's query DSL: pure functions that turn records into request bodies, and answers into records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEYWORD_TYPES = ("keyword", "constant_keyword", "wildcard")
 
 
 def index_body(fields: Sequence[str], dim: int | None, encoder: str | None) -> dict[str, Any]:
-    """Settings and mapping of a new index: text fields by the analyzer `english`, all other strings as keywords."""
+    """Settings and mapping of a new index: the fields with the analyzer `english`, all other strings as keywords."""
     keyword = {"type": "keyword", "ignore_above": KEYWORD_CHARS}
     text = {"type": "text", "analyzer": "english", "fields": {"keyword": keyword}}
     properties: dict[str, Any] = dict.fromkeys(fields, text)
@@ -26,7 +26,7 @@ def index_body(fields: Sequence[str], dim: int | None, encoder: str | None) -> d
             "dims": dim,
             "index": True,
             "similarity": "cosine",
-            "index_options": {"type": "hnsw"},  # not quantised: both engines find the same neighbours
+            "index_options": {"type": "hnsw"},  # not quantised, so that both engines find the same neighbours
         }
     return {
         "settings": {"index": {"auto_expand_replicas": "0-1", "mapping": {"ignore_malformed": True}}},
@@ -40,39 +40,39 @@ def index_body(fields: Sequence[str], dim: int | None, encoder: str | None) -> d
 
 
 def lexical_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str]) -> dict[str, Any]:
-    """The first `size` documents by BM25, and one more that tells whether scores tie across the border."""
+    """The search for the first `size` documents by BM25 and one more, to see whether scores tie at the border."""
     required = [clause_query(clause, info.fields) for clause in query.required]
     optional = [clause_query(clause, info.fields) for clause in query.optional]
-    asked: dict[str, Any] = {"filter": filters(query, keywords)}
+    clauses: dict[str, Any] = {"filter": filters(query, keywords)}
     if query.recall or not required:
-        asked |= {"should": required + optional, "minimum_should_match": 1}
+        clauses |= {"should": required + optional, "minimum_should_match": 1}
     else:
-        asked |= {"must": required, "should": optional}
+        clauses |= {"must": required, "should": optional}
     if not required and not optional:
-        asked = {"must_not": [{"match_all": {}}]}
+        clauses = {"must_not": [{"match_all": {}}]}
     size = min(query.size + 1, MAX_WINDOW)
-    return {"query": {"bool": asked}, "size": size, "track_total_hits": True, **shown(info)}
+    return {"query": {"bool": clauses}, "size": size, "track_total_hits": True, **parts_to_send(info)}
 
 
 def border_body(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same query, for nothing but the ids and scores of as many hits as can be had."""
+    """The same search for the ids and scores of as many hits as possible."""
     return ids_of(body) | {"size": MAX_WINDOW}
 
 
 def ids_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same query, for the ids and scores of its hits alone."""
+    """The same search for ids and scores alone."""
     left = {name: value for name, value in body.items() if name not in ("fields", "_source")}
     return left | {"_source": False, "track_total_hits": False}
 
 
 def clause_query(clause: Clause, fields: Sequence[str]) -> dict[str, Any]:
-    """The sum over the fields of the clause's BM25 score there, times its weight."""
-    asked = {"query": clause.text, "type": "most_fields", "fields": list(fields), "boost": clause.weight}
-    return {"multi_match": asked} if clause.text.strip() and fields else {"match_none": {}}
+    """The query for the sum over the fields of the clause's BM25 score, times its weight."""
+    match = {"query": clause.text, "type": "most_fields", "fields": list(fields), "boost": clause.weight}
+    return {"multi_match": match} if clause.text.strip() and fields else {"match_none": {}}
 
 
 def nearest_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str]) -> dict[str, Any]:
-    """The `size` nearest documents by the query's vector."""
+    """The search for the `size` documents nearest to the query's vector."""
     assert query.vector is not None
     size = min(query.size, MAX_WINDOW)
     knn = {
@@ -82,28 +82,28 @@ def nearest_body(query: EngineQuery, info: IndexInfo, keywords: Mapping[str, str
         "num_candidates": min(max(3 * size, 500), MAX_WINDOW),
         "filter": filters(query, keywords),
     }
-    return {"knn": knn, "size": size, **shown(info)}
+    return {"knn": knn, "size": size, **parts_to_send(info)}
 
 
 def ids_body(doc_ids: Sequence[str], info: IndexInfo) -> dict[str, Any]:
-    return {"query": {"ids": {"values": list(doc_ids)}}, "size": len(doc_ids), **shown(info)}
+    return {"query": {"ids": {"values": list(doc_ids)}}, "size": len(doc_ids), **parts_to_send(info)}
 
 
 def filters(query: EngineQuery, keywords: Mapping[str, str]) -> list[dict[str, Any]]:
-    """`keywords` names, for a text field, the keyword field that holds its exact value."""
+    """The filters of the query. `keywords` maps a text field to the keyword field that holds its exact value."""
     found = [{"term": {keywords.get(path, path): {"value": value}}} for path, value in query.filters.items()]
     return [*found, *([{"ids": {"values": list(query.among)}}] if query.among else [])]
 
 
-def shown(info: IndexInfo) -> dict[str, Any]:
-    """Which parts of a hit to send: the source without the vector, and the vector on its own."""
+def parts_to_send(info: IndexInfo) -> dict[str, Any]:
+    """Asks for the source of each hit without the vector, and for the vector on its own."""
     if info.dim is None:
         return {}
     return {"_source": {"excludes": [VECTOR_FIELD]}, "fields": [VECTOR_FIELD]}
 
 
 def index_action(document: Document) -> dict[str, Any]:
-    """One action of a bulk request: add or replace."""
+    """The action of a bulk request that adds or replaces the document."""
     source = dict(document.source)
     if document.vector is not None:
         source[VECTOR_FIELD] = document.vector.tolist()
@@ -121,15 +121,15 @@ def read_hit(hit: Mapping[str, Any], rank: int, score: float) -> Hit:
 
 
 def in_order(hits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """By score, then doc_id."""
+    """The hits by score, then doc_id."""
     return sorted(hits, key=lambda hit: (-hit["_score"], hit["_id"]))
 
 
 def read_mapping(index: str, answer: Mapping[str, Any], n_docs: int) -> tuple[IndexInfo, dict[str, str]]:
-    """What an index, or all behind an alias, can be searched by; for each text field its keyword, where it has one.
+    """What an index, or an alias of several, holds; and a map from each text field to its keyword field, if it has one.
 
-    Fields are those that `bespeak index` was given, else every text field of the mapping; sub-fields, nested objects
-    and fields that are not indexed are left out.
+    The fields are those that `bespeak index` recorded, else every text field of the mapping without sub-fields, nested
+    objects and fields that are not indexed.
     """
     mappings = [part["mappings"] for part in answer.values()]
     described: Mapping[str, Any] = next(
@@ -145,12 +145,12 @@ def read_mapping(index: str, answer: Mapping[str, Any], n_docs: int) -> tuple[In
 
 
 def vector_dim(kind: Mapping[str, Any]) -> int | None:
-    """How long the vectors of a field are, if it holds vectors that can be searched."""
+    """The dimensions of a vector field; None if it holds no searchable vectors."""
     return kind.get("dims") if kind.get("type") == "dense_vector" and kind.get("index", True) else None
 
 
 def leaves(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The fields of a mapping with their full names; objects are gone into, nested ones are not."""
+    """The fields of a mapping with their full names, also those in objects but not those in nested objects."""
     for name, kind in properties.items():
         if "properties" in kind and kind.get("type", "object") == "object":
             yield from leaves(kind["properties"], f"{prefix}{name}.")

@@ -13,14 +13,15 @@ from bespeak.engines import (
     IndexInfo,
     Rejected,
     check_index_name,
-    different,
     dsl,
+    index_differs,
     index_missing,
     refuse_id,
+    require_fields,
     shorten,
 )
 from bespeak.engines.cluster import Cluster, reason_of
-from bespeak.errors import EngineError, IndexMissing, UsageError
+from bespeak.errors import EngineError, IndexMissing
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits
 
 BULK_DOCUMENTS = 500
@@ -29,7 +30,7 @@ SEARCHES_AT_ONCE = 64
 
 
 class ElasticsearchEngine:
-    """One cluster. May be used from several threads. Nothing is asked of it before the first call."""
+    """The indices of one cluster. Safe to use from several threads. Sends nothing before the first call."""
 
     name = "elasticsearch"
 
@@ -44,7 +45,7 @@ class ElasticsearchEngine:
         self._cluster = Cluster(url, api_key, basic, ca_file, timeout_s)
         self._client = self._cluster.client
         self.url = self.location = self._cluster.url
-        self._read: dict[str, tuple[IndexInfo, dict[str, str]]] = {}
+        self._mappings: dict[str, tuple[IndexInfo, dict[str, str]]] = {}
 
     def search(self, query: EngineQuery) -> Hits:
         began = time.perf_counter()
@@ -54,7 +55,7 @@ class ElasticsearchEngine:
         if query.recall and query.vector is not None and info.dim is not None:
             bodies.append(dsl.nearest_body(query, info, keywords))
         answers = self._ask(query.index, bodies)
-        ranked = self._first(query, lexical, answers[0]["hits"]["hits"])
+        ranked = self._top_hits(query, lexical, answers[0]["hits"]["hits"])
         found = {hit.doc_id for hit in ranked}
         near = [hit for answer in answers[1:] for hit in answer["hits"]["hits"] if hit["_id"] not in found]
         ranked += [dsl.read_hit(hit, rank, 0.0) for rank, hit in enumerate(dsl.in_order(near), len(ranked) + 1)]
@@ -69,17 +70,17 @@ class ElasticsearchEngine:
         for start in range(0, len(queries), SEARCHES_AT_ONCE):
             some = slice(start, start + SEARCHES_AT_ONCE)
             for query, body, answer in zip(queries[some], bodies[some], self._ask(index, bodies[some]), strict=True):
-                found.append(tuple(hit.doc_id for hit in self._first(query, body, answer["hits"]["hits"])))
+                found.append(tuple(hit.doc_id for hit in self._top_hits(query, body, answer["hits"]["hits"])))
         return found
 
-    def _first(self, query: EngineQuery, body: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]) -> list[Hit]:
-        """The first `size` by score, then doc_id. Where scores tie across the border, all that tie are looked at."""
+    def _top_hits(self, query: EngineQuery, body: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]) -> list[Hit]:
+        """The first `size` hits by score, then doc_id. If scores tie at that border, all the tied documents compete."""
         size = query.size
         if len(hits) <= size or hits[size - 1]["_score"] != hits[size]["_score"]:
             chosen = dsl.in_order(hits)[:size]
             return [dsl.read_hit(hit, rank, hit["_score"]) for rank, hit in enumerate(chosen, 1)]
-        everyone = self._ask(query.index, [dsl.border_body(body)])[0]["hits"]["hits"]
-        chosen = dsl.in_order(everyone)[:size]
+        candidates = self._ask(query.index, [dsl.border_body(body)])[0]["hits"]["hits"]
+        chosen = dsl.in_order(candidates)[:size]
         documents = {hit["_id"]: dsl.read_document(hit) for hit in hits}
         absent = [hit["_id"] for hit in chosen if hit["_id"] not in documents]
         documents |= {document.doc_id: document for document in self.fetch(query.index, absent)}
@@ -97,25 +98,26 @@ class ElasticsearchEngine:
 
     def create(self, index: str, fields: Sequence[str], dim: int | None, encoder: str | None) -> None:
         check_index_name(index)
-        if not fields:
-            raise UsageError(f"the index {index!r} needs at least one text field")
-        self._read.pop(index, None)
+        require_fields(index, fields)
+        self._mappings.pop(index, None)
         try:
             info = self.describe(index)
         except IndexMissing:
-            with self._told(index):
+            with self._engine_errors(index):
                 self._client.indices.create(index=index, **dsl.index_body(fields, dim, encoder))
             return
-        asked, there = (tuple(fields), dim, encoder), (info.fields, info.dim, info.encoder)
-        if asked != there:
-            raise different(index, there, asked)
+        wanted, existing = (tuple(fields), dim, encoder), (info.fields, info.dim, info.encoder)
+        if wanted != existing:
+            raise index_differs(index, existing, wanted)
 
     def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
         from elasticsearch.helpers import streaming_bulk
 
         rejected = [Rejected(d.doc_id, reason) for d in documents if (reason := refuse_id(d.doc_id))]
-        documents = [document for document in documents if not refuse_id(document.doc_id)]  # one refuses all
-        with self._told(index):
+        documents = [
+            document for document in documents if not refuse_id(document.doc_id)
+        ]  # one such id fails the whole request
+        with self._engine_errors(index):
             answers = streaming_bulk(
                 self._client.options(request_timeout=max(self._cluster.timeout_s, 60.0)),
                 (dsl.index_action(document) for document in documents),
@@ -134,54 +136,53 @@ class ElasticsearchEngine:
         return rejected
 
     def refresh(self, index: str) -> None:
-        with self._told(index):
+        with self._engine_errors(index):
             self._client.indices.refresh(index=index)
 
     def describe(self, index: str) -> IndexInfo:
-        with self._told(index):
+        with self._engine_errors(index):
             mapping = self._client.indices.get_mapping(index=index).body
             n_docs = self._client.count(index=index)["count"]
         if not mapping:
             raise index_missing(index, self.indices())
-        self._read[index] = dsl.read_mapping(index, mapping, n_docs)
-        return self._read[index][0]
+        self._mappings[index] = dsl.read_mapping(index, mapping, n_docs)
+        return self._mappings[index][0]
 
     def indices(self) -> list[str]:
-        with self._told():
+        with self._engine_errors():
             found = self._client.indices.get_alias(index="*", expand_wildcards="open")
         names = {name for index, part in found.items() for name in (index, *part["aliases"])}
         return sorted(name for name in names if not name.startswith("."))
 
     def drop(self, index: str) -> None:
         check_index_name(index)
-        self._read.pop(index, None)
-        with self._told(index):
+        self._mappings.pop(index, None)
+        with self._engine_errors(index):
             self._client.indices.delete(index=index)
 
     def close(self) -> None:
         self._cluster.close()
 
     def _mapping(self, index: str) -> tuple[IndexInfo, dict[str, str]]:
-        if index not in self._read:
+        if index not in self._mappings:
             self.describe(index)
-        return self._read[index]
+        return self._mappings[index]
 
     def _ask(self, index: str, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The answers to several searches, asked at once."""
+        """The answers to several searches, sent in one request."""
         searches = [part for body in bodies for part in ({"index": index}, body)]
-        with self._told(index):
+        with self._engine_errors(index):
             answers: list[Mapping[str, Any]] = self._client.msearch(searches=searches)["responses"]
         for answer in answers:
             if "error" in answer:
                 raise self._cluster.refused(answer["status"], answer, partial(self._missing, index))
         return answers
 
-    def _told(self, index: str | None = None) -> AbstractContextManager[None]:
-        """Turns every fault of the client's into an EngineError."""
-        return self._cluster.told(None if index is None else partial(self._missing, index))
+    def _engine_errors(self, index: str | None = None) -> AbstractContextManager[None]:
+        return self._cluster.engine_errors(None if index is None else partial(self._missing, index))
 
     def _missing(self, index: str) -> EngineError:
-        self._read.pop(index, None)
+        self._mappings.pop(index, None)
         return index_missing(index, self._names())
 
     def _names(self) -> list[str]:

@@ -1,13 +1,12 @@
 """The vectors of an embedded index as one matrix on disk, searched by brute force.
 
-The matrix is derived from a commit of the index and named after it: a folder that is there is whole, because it gets
-its name only when its files are written; one that is missing or of another commit is made anew.
+The folder of the matrix is named after the commit of the index that it was made from. It gets its name once its files
+are written, so it is complete if it exists. If it is missing, damaged or of another commit, it is made again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,18 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
+from bespeak.files import replace_folder
 from bespeak.records import Matrix, Vector
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Row i of `matrix` is the vector of `doc_ids[i]`; rows are ordered by doc_id, so that ties fall that way."""
+    """Row i of `matrix` is the vector of `doc_ids[i]`. Rows are sorted by doc_id, which breaks ties."""
 
     doc_ids: list[str]
     matrix: Matrix
 
     def nearest(self, vector: Vector, size: int) -> list[str]:
-        """The `size` documents of greatest dot product, best first; ties by doc_id."""
+        """The ids of the `size` documents with the greatest dot product, best first; ties by doc_id."""
         scores = self.matrix @ vector  # (n,)
         if size < len(scores):
             border = np.partition(scores, len(scores) - size)[len(scores) - size]
@@ -38,10 +38,10 @@ class Vectors:
 
 
 def open_vectors(folder: Path, commit: str, dim: int, read: Callable[[], Iterable[tuple[str, bytes]]]) -> Vectors:
-    """The vectors of this commit, from the folder or, where they are not there, from `read`; then they are kept.
+    """The vectors of this commit: from the folder or, if it does not hold them, from `read`, and then written there.
 
-    `read` gives each document's id and its vector as little-endian float32. A folder that cannot be written costs
-    time at the next start, nothing else.
+    `read` gives each document's id and its vector as `dim` little-endian float32. If the folder cannot be written, the
+    next start reads them again.
     """
     kept = folder / f"vectors-{commit}"
     try:
@@ -73,13 +73,10 @@ def _read(kept: Path) -> Vectors:
 
 
 def _keep(vectors: Vectors, kept: Path) -> None:
-    """Writes both files beside and gives them their name in one step."""
-    written = Path(tempfile.mkdtemp(prefix="vectors-", suffix=".part", dir=kept.parent))
-    try:
-        np.save(written / "matrix.npy", vectors.matrix)
-        (written / "ids.json").write_text(json.dumps(vectors.doc_ids))
-        shutil.rmtree(kept, ignore_errors=True)  # one that is damaged
-        os.replace(written, kept)
-    except OSError:
-        shutil.rmtree(written, ignore_errors=True)
-        raise
+    """Writes both files into a new folder, which then takes the place of `kept`."""
+    with tempfile.TemporaryDirectory(prefix="vectors-", suffix=".part", dir=kept.parent) as beside:
+        made = Path(beside) / "made"
+        made.mkdir(mode=0o700)
+        np.save(made / "matrix.npy", vectors.matrix)
+        (made / "ids.json").write_text(json.dumps(vectors.doc_ids))
+        replace_folder(made, kept)

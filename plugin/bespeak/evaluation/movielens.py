@@ -27,7 +27,7 @@ from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
 from bespeak.parts import Parts
 from bespeak.pipeline import liked_ids, rank, search
-from bespeak.profiles.deriving import derive
+from bespeak.profiles.deriving import UserEvents, derive
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores import PREFERENCES_READ
 from bespeak.ranking.behaviour import gather
@@ -358,7 +358,8 @@ def latest(ratings: Sequence[Rating], n: int) -> Sequence[Rating]:
 def profile_of(viewer: Viewer, history: Iterable[Rating]) -> Profile:
     """The profile that these ratings give at the moment of the cut."""
     user = UserKey(TENANT, str(viewer.user_id))
-    return derive(user, "", (), (), events_of(viewer.user_id, history), True, _moment(viewer.before[-1]))
+    known = UserEvents(user, "", preference_events=events_of(viewer.user_id, history))
+    return derive(known, _moment(viewer.before[-1]))
 
 
 def events_of(user_id: int, ratings: Iterable[Rating]) -> list[Event]:

@@ -1,18 +1,19 @@
-"""From events to a profile: pure, so that every store derives alike.
+"""Derives a profile from events. It does no I/O, so that all stores derive alike.
 
-Weight of a document, for events i of the user on it with strength s_i (`STRENGTHS`; of a rating r on 0.5 to 5:
-(r - 3) / 2) and age a_i in days: clip(sum_i s_i * max(2^(-a_i / 30), 2^-10), -1, 1). Of several ratings of one
-document the newest alone counts. A click of 30 days ago (0.3 / 2) and a purchase of today (1.0): clip(1.15) = 1.
+The weight of a document is clip(sum_i s_i * max(2^(-a_i / 30), 2^-10), -1, 1) over the user's events i on it, with
+strength s_i (`STRENGTHS`; for a rating r from 0.5 to 5: (r - 3) / 2) and age a_i in days. Only the newest rating of a
+document counts. A click 30 days ago (0.3 / 2) and a purchase today (1.0): clip(1.15) = 1.
 
-Interest in a document, beside those not chosen: clip(sum_i s_i, -1, 2), a rating counting 1 more, because who rates a
-document chose it first: three stars, of weight 0, are an interest of 1.
+The interest in a document, compared with documents that were not chosen, is clip(sum_i s_i, -1, 2). A rating counts 1
+more, because a user who rates a document chose it first: three stars, of weight 0, are an interest of 1.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import NamedTuple
@@ -32,38 +33,41 @@ STRENGTHS = {
 }
 PREFERRING = (*STRENGTHS, "rating")
 HALF_LIFE = timedelta(days=30)
-FLOOR = 2.0**-10  # an old taste fades but is not lost: beyond ten half-lives only the strengths order
+FLOOR = 2.0**-10  # old preferences fade but are not lost: after ten half-lives only their strengths differ
 NEUTRAL_RATING = 3.0
 RATED = 1.0
-STATEMENTS_KEPT = 250  # each costs 17 us to derive at every query, and 50 us to read for picking at the first
+STATEMENTS_KEPT = 250  # each takes 17 us to derive at every query, and 50 us to read for term picking once
 TURNS_KEPT = 20
-PREFERENCES_KEPT = 2_000  # as many as the stores read of all actions
-TYPING = timedelta(seconds=5)  # a search box asks at every key; within it a longer or shorter query is the same one
+PREFERENCES_KEPT = 2_000  # as many as the stores read for all actions
+TYPING = timedelta(seconds=5)  # a search box sends a query at every key; this soon it is still the same query
 
 
-def derive(
-    user: UserKey | None,
-    session_id: str,
-    statements: Iterable[Event],
-    session_events: Iterable[Event],
-    preference_events: Iterable[Event],
-    consent: bool,
-    now: datetime,
-    query_id: str = "",
-) -> Profile:
-    """The profile as these events give it, in any order; those later than `now` (clocks differ) count as new.
+@dataclass(frozen=True, slots=True)
+class UserEvents:
+    """The events, in any order, that a store has read for the profile of a user in one session."""
 
-    The query being asked now is not an earlier turn: leave its event out, or name its `query_id`.
+    user: UserKey
+    session_id: str
+    statements: Sequence[Event] = ()
+    session_events: Sequence[Event] = ()
+    preference_events: Sequence[Event] = ()
+    consent: bool = True
+
+
+def derive(known: UserEvents, now: datetime, query_id: str = "") -> Profile:
+    """The profile of a user in one session. Events later than `now` (clocks differ) count as new.
+
+    The query that is being asked now is not an earlier turn: leave its event out, or name its `query_id`.
     """
-    said = _statements(statements)
-    turns = _turns(session_events, query_id)
-    liked, counted = _preferences(preference_events, now)
-    version = _version(user, session_id, said, turns, counted, consent)
-    return Profile(user, session_id, said, turns, liked, consent, version)
+    statements = _statements(known.statements)
+    turns = _turns(known.session_events, query_id)
+    preferences, counted = _preferences(known.preference_events, now)
+    profile = Profile(known.user, known.session_id, statements, turns, preferences, known.consent)
+    return replace(profile, version=_version(profile, counted))
 
 
 def _statements(events: Iterable[Event]) -> tuple[Statement, ...]:
-    """Said again, a statement stands where it was said last."""
+    """The statements, each once, in the order in which they were last made."""
     newest: dict[str, Event] = {}
     for event in sorted(events, key=_in_time):
         key = " ".join(event.text.casefold().split())
@@ -72,35 +76,37 @@ def _statements(events: Iterable[Event]) -> tuple[Statement, ...]:
     return tuple(Statement(event.text, event.event_id) for event in newest.values())[-STATEMENTS_KEPT:]
 
 
-class _Asked(NamedTuple):
+class _SessionQuery(NamedTuple):
+    """A query of the session with what was answered to it."""
+
     event: Event  # that holds the query's text
     response: str
-    typed: bool  # a search box asked it while its user typed
+    typed: bool  # a search box sent it while the user was typing
 
 
 def _turns(events: Iterable[Event], query_id: str) -> tuple[Turn, ...]:
-    asked: list[_Asked] = []
+    queries: list[_SessionQuery] = []
     for turn in sorted(_by_query(events, query_id), key=lambda turn: _in_time(turn.event)):
-        if asked and _goes_on(asked[-1], turn):
-            asked.pop()
-        asked.append(turn)
-    return tuple(Turn(turn.event.text, turn.response, turn.event.event_id) for turn in asked[-TURNS_KEPT:])
+        if queries and _continues(queries[-1], turn):
+            queries.pop()
+        queries.append(turn)
+    return tuple(Turn(turn.event.text, turn.response, turn.event.event_id) for turn in queries[-TURNS_KEPT:])
 
 
-def _by_query(events: Iterable[Event], query_id: str) -> list[_Asked]:
-    """One for each query whose text is known; its events hold together by their `query_id`."""
+def _by_query(events: Iterable[Event], query_id: str) -> list[_SessionQuery]:
+    """One for each query whose text is known. Events belong to the query with their `query_id`."""
     groups: dict[str, list[Event]] = {}
     for event in sorted(events, key=_in_time):
         own_id = event.event_id if event.action in ("query", *TYPED) else ""
         key = event.query_id or own_id
         if key and key != query_id and event.action != "impression":
             groups.setdefault(key, []).append(event)
-    turns = (_asked(group) for group in groups.values())
+    turns = (_session_query(group) for group in groups.values())
     return [turn for turn in turns if turn]
 
 
-def _asked(group: list[Event]) -> _Asked | None:
-    """The query's own event if it is there, else any event that repeats its text."""
+def _session_query(group: list[Event]) -> _SessionQuery | None:
+    """The query of these events, by its own event or else by one that repeats its text; None if none does."""
     texts = [event for event in group if event.text.strip() and event.action not in ("answer", "statement")]
     if not texts:
         return None
@@ -109,11 +115,11 @@ def _asked(group: list[Event]) -> _Asked | None:
     answers = [event.text for event in group if event.action == "answer"]
     titles = dict.fromkeys(event.title for event in group if event.title and STRENGTHS.get(event.action, 0) > 0)
     typed = any(event.action in TYPED for event in group)
-    return _Asked(event, answers[-1] if answers else "; ".join(titles), typed)
+    return _SessionQuery(event, answers[-1] if answers else "; ".join(titles), typed)
 
 
-def _goes_on(earlier: _Asked, later: _Asked) -> bool:
-    """Whether nothing was answered to the earlier query and the later is the same one: again, or typed further."""
+def _continues(earlier: _SessionQuery, later: _SessionQuery) -> bool:
+    """Whether the later query continues the earlier one, without an answer between: repeated, or typed further."""
     if earlier.response:
         return False
     before, after = earlier.event.text.strip().casefold(), later.event.text.strip().casefold()
@@ -124,7 +130,7 @@ def _goes_on(earlier: _Asked, later: _Asked) -> bool:
 
 
 def _preferences(events: Iterable[Event], now: datetime) -> tuple[tuple[Preference, ...], list[str]]:
-    """Strongest first, and the ids of all events that count in them."""
+    """The preferences, strongest first, and the ids of all events that count in them."""
     by_doc: dict[str, list[Event]] = {}
     for event in sorted(events, key=_in_time):
         if event.doc_id and event.action in PREFERRING:
@@ -138,12 +144,13 @@ def _preferences(events: Iterable[Event], now: datetime) -> tuple[tuple[Preferen
 
 
 def _counting(group: list[Event]) -> list[Event]:
+    """The events on a document that count: all but its older ratings."""
     last_rating = next((event for event in reversed(group) if event.action == "rating"), None)
     return [event for event in group if event.action != "rating" or event is last_rating]
 
 
 def _preference(group: list[Event], now: datetime) -> Preference:
-    """Of one document; it names the event that gave the most."""
+    """The preference for the document of these events; it names the event that contributes most."""
     shares = [
         strength(event) * max(0.5 ** (max(now - event.timestamp, timedelta()) / HALF_LIFE), FLOOR) for event in group
     ]
@@ -157,38 +164,35 @@ def _preference(group: list[Event], now: datetime) -> Preference:
 
 
 def strength(event: Event) -> float:
-    """In [-1, 1], before decay."""
+    """The strength of an event, in [-1, 1], before decay."""
     if event.action == "rating" and event.value is not None:
         return max(-1.0, (event.value - NEUTRAL_RATING) / 2)
     return STRENGTHS.get(event.action, 0.0)
 
 
 def interest(action: str, strength: float) -> float:
-    """Of one event; of several on a document the sum counts, clipped."""
+    """The interest that one event shows. That of several on a document is their sum, clipped by `clip_interest`."""
     return strength + RATED if action == "rating" else strength
 
 
 def clip_interest(total: float) -> float:
+    """The total in [-1, 2]."""
     return max(-1.0, min(2.0, total))
 
 
-def _version(
-    user: UserKey | None,
-    session_id: str,
-    statements: tuple[Statement, ...],
-    turns: tuple[Turn, ...],
-    counted: list[str],
-    consent: bool,
-) -> str:
-    """Of what was said and done, not of the weights: decay alone does not change it. Empty for a stranger."""
-    if consent and not (statements or turns or counted):
+def _version(profile: Profile, counted: list[str]) -> str:
+    """A digest of what was said and done, not of the weights, so that decay alone does not change it.
+
+    `counted` are the ids of the events that the preferences come from. Empty for a stranger.
+    """
+    if profile.consent and not (profile.statements or profile.turns or counted):
         return ""
     content = [
-        user,
-        session_id,
-        consent,
-        [s.event_id for s in statements],
-        [(t.event_id, t.response) for t in turns],
+        profile.user,
+        profile.session_id,
+        profile.consent,
+        [statement.event_id for statement in profile.statements],
+        [(turn.event_id, turn.response) for turn in profile.turns],
         counted,
     ]
     return hashlib.blake2b(json.dumps(content).encode("ascii"), digest_size=16).hexdigest()

@@ -13,7 +13,7 @@ from bespeak.errors import EngineError
 from bespeak.models.encoder import RememberingEncoder
 from bespeak.models.vectors import VectorCache
 from bespeak.parts import Parts
-from bespeak.profiles.events import EventStore
+from bespeak.profiles.stores import EventStore
 from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.bounds import Bounds, Runs

@@ -10,7 +10,8 @@ from http import HTTPStatus
 from typing import Any
 
 from bespeak.errors import InputError
-from bespeak.profiles.events import MAX_ID_CHARS, MAX_LINE_BYTES, STRICT
+from bespeak.profiles.events import MAX_ID_CHARS
+from bespeak.profiles.ubi import MAX_LINE_BYTES, STRICT
 from bespeak.proxy.http.passing import Receive, read_body
 from bespeak.proxy.http.refusal import Refusal
 from bespeak.proxy.http.upstream import Headers

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from bespeak.caching import RecentlyUsed
 from bespeak.errors import InputError, StoreError
-from bespeak.profiles.events import EventStore, new_event
+from bespeak.profiles.events import new_event
+from bespeak.profiles.stores import EventStore
 from bespeak.records import Event, UserKey
 
 logger = logging.getLogger("bespeak.proxy")

@@ -16,7 +16,8 @@ from typing import TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
-from bespeak.profiles.events import ubi_line, user_key
+from bespeak.profiles.events import user_key
+from bespeak.profiles.ubi import ubi_line
 from bespeak.proxy.access import check_access
 from bespeak.proxy.http.passing import Message, Receive, Scope, Send, WhileThere, answer_json, target
 from bespeak.proxy.http.refusal import Refusal

@@ -1,19 +1,19 @@
-"""Text for a grid of cells: cleaned of what a terminal would obey, measured, wrapped, emphasised."""
+"""Text for a terminal: cleaned of control characters, measured in cells, wrapped and emphasised."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import regex
+from wcwidth import wcwidth
 
-_ESCAPES = regex.compile(  # whole sequences, so that no "[31m" is left of them
+_ESCAPES = regex.compile(  # whole sequences, so that no "[31m" is left behind
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
-_INVISIBLE = regex.compile(  # control, bidirectional control, tag characters, and what else shows nothing
+_INVISIBLE = regex.compile(  # control, bidirectional, tag and other invisible characters
     r"[\p{Cc}\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _MARK_RUN = regex.compile(r"(\p{M}{8})\p{M}+")
@@ -23,13 +23,13 @@ _CLUSTER = regex.compile(rf"{_STYLE}|\X")
 _STYLES = regex.compile(_STYLE)
 _RESET = "\x1b[0m"
 STYLES = {"bold": "1", "dim": "2", "match": "1;33", "up": "32", "down": "31", "added": "36"}
-"""Names of emphasis and what they are to a terminal (ECMA-48 SGR); the eight base colours suit dark and light."""
+"""Style -> parameters of ECMA-48 SGR. The eight base colours suit dark and light terminals."""
 
 
 def clean(text: str) -> str:
-    """One line without anything a terminal would obey: no controls, escapes, bidirectional overrides, lone surrogates.
+    """The text as one line without control characters, escape sequences, bidirectional overrides or lone surrogates.
 
-    Cleaning twice is cleaning once.
+    Cleaning a clean text changes nothing.
 
     >>> clean(" red \\x1b[31malert\\x07\\n twice ")
     'red alert twice'
@@ -42,27 +42,24 @@ def clean(text: str) -> str:
 
 
 def cells(text: str) -> int:
-    """How many columns a terminal gives the text; emphasis takes none, East Asian wide characters and emoji two."""
-    if text.isascii() and "\x1b" not in text:
+    """How many columns the text takes on a terminal: wide characters and emoji two, control and style codes none."""
+    if text.isascii() and text.isprintable():
         return len(text)
-    return sum(_cells_of(cluster) for cluster in _CLUSTER.findall(text))
+    return sum(map(_cells_of, _CLUSTER.findall(text)))
 
 
 def _cells_of(cluster: str) -> int:
-    base = cluster[0]
-    if base == "\x1b" or unicodedata.category(base) in ("Mn", "Me", "Cf", "Cc"):
-        return 0
-    wide = unicodedata.east_asian_width(base) in "WF" or "\ufe0f" in cluster or "\U0001f1e6" <= base <= "\U0001f1ff"
-    return 2 if wide else 1
+    """The cells of its first character, which the others only modify. U+FE0F makes an emoji of it."""
+    return 2 if "\ufe0f" in cluster else max(wcwidth(cluster[0]), 0)
 
 
 def emphasise(text: str, style: str) -> str:
-    """The text in a style of `STYLES`, word by word, so that it may be wrapped and set in columns."""
+    """The text in a style of `STYLES`. Each word is styled by itself, so that the text can be wrapped."""
     return re.sub(r"\S+", lambda word: f"\x1b[{STYLES[style]}m{word[0]}{_RESET}", text)
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` cells, broken at spaces, beside wide characters, else within the word.
+    """Lines of at most `width` cells, broken at spaces, before wide characters or, if need be, within a word.
 
     >>> wrap("one three fourteen", 8)
     ['one', 'three', 'fourteen']
@@ -85,7 +82,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _words(text: str) -> Iterator[tuple[str, bool]]:
-    """What may not be broken, and whether a space stands before it; each opens and closes its own emphasis."""
+    """The parts of a text between line breaks, each with its own style codes and whether a space precedes it."""
     for word in text.split():
         spaced, part, style = True, "", ""
         for cluster in [word] if word.isascii() else _CLUSTER.findall(word):
@@ -99,9 +96,9 @@ def _words(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def _pieces(word: str, width: int) -> list[str]:
-    """A word too long for a line, cut into lines, after a joint of a dotted name or path where one is in reach.
+    """A word that is too long for a line, cut into lines, if possible after a `.`, `_`, `/` or `-`.
 
-    Each piece opens and closes its own emphasis.
+    Each piece has its own style codes.
     """
     found, piece, style = [], "", ""
     for cluster in _CLUSTER.findall(word):
@@ -117,7 +114,7 @@ def _pieces(word: str, width: int) -> list[str]:
 
 
 def fit(text: str, width: int) -> str:
-    """The text, or its beginning and an ellipsis, in exactly `width` cells, at least 1.
+    """The text in exactly `width` cells, at least 1: padded, or cut with an ellipsis.
 
     >>> fit("Ada", 4) + "|" + fit("Lovelace", 4) + "|"
     'Ada |Lov…|'
@@ -133,7 +130,7 @@ def fit(text: str, width: int) -> str:
 
 
 def beside(left: Sequence[str], right: Sequence[str], width: int) -> list[str]:
-    """Two blocks of lines in columns, the left one padded to `width` cells."""
+    """Two blocks of lines side by side, the left one padded to `width` cells."""
     rows = max(len(left), len(right))
     padded = [*left, *[""] * (rows - len(left))]
     return [

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bespeak.errors import StoreError
-from bespeak.profiles.events import Batch, Load, read_events
+from bespeak.profiles.stores import Batch, Load
 from bespeak.profiles.stores.sqlite import SqliteStore
+from bespeak.profiles.ubi import read_events
 from bespeak.records import Profile, Rewrite, Term, UserKey
 from histories import NOW, USER, Key, add_from_a_process, add_until_killed, event, long_history
 

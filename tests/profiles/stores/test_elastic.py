@@ -10,8 +10,10 @@ import pytest
 from answering import HTML, PRODUCT, answering
 from bespeak.errors import StoreError, UsageError
 from bespeak.profiles.deriving import STATEMENTS_KEPT
-from bespeak.profiles.events import Batch, Load
-from bespeak.profiles.stores.elastic import VERSION, ElasticsearchStore, index_body, profile_searches
+from bespeak.profiles.stores import Batch, Load
+from bespeak.profiles.stores.elastic import ElasticsearchStore
+from bespeak.profiles.stores.elastic.documents import profile_searches
+from bespeak.profiles.stores.elastic.indices import VERSION, index_body
 from bespeak.records import Profile, Rewrite, UserKey
 from elasticsearch import BadRequestError, Elasticsearch
 from histories import NOW, USER, Key, event, indices
@@ -165,12 +167,16 @@ class Interrupted(ElasticsearchStore):
 
     before = after = kind = None
 
-    def _write(self, kind, actions, refresh=True):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._write, self._indices.write = self._indices.write, self._write_interrupted
+
+    def _write_interrupted(self, kind, actions, refresh=True):
         act_before, act_after = (self.before, self.after) if kind == self.kind else (None, None)
         if act_before:
             self.before = None
             act_before()
-        answers = super()._write(kind, actions, refresh)
+        answers = self._write(kind, actions, refresh)
         if act_after:
             self.after = None
             act_after()
@@ -260,7 +266,7 @@ class TestRaces:
         assert store.add([event("statement", text="zebra")]) == 1
         store.close()
 
-    def test_bytes_that_cannot_be_merged_away_are_told(self, elastic_place):
+    def test_bytes_that_cannot_be_merged_away_are_reported(self, elastic_place):
         class Unmerged(ElasticsearchStore):
             def scrub(self):
                 raise StoreError("no disk")
@@ -297,10 +303,10 @@ def calls(store):
 def refuses(store, said):
     """Every call ends in one line that holds nothing of the user and no credential."""
     for call in calls(store):
-        with pytest.raises(StoreError, match=said) as told:
+        with pytest.raises(StoreError, match=said) as caught:
             call()
-        assert "secret" not in str(told.value)
-        assert "\n" not in str(told.value)
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -352,9 +358,9 @@ def test_a_closed_index_is_named(store, elastic_place, client):
     store.add([event("statement", user=SECRET, text="x")])
     client.indices.close(index=f"{elastic_place.prefix}events-{VERSION}")
     for call in [*calls(store)[:4], calls(store)[7]]:
-        with pytest.raises(StoreError, match="is closed: open it") as told:
+        with pytest.raises(StoreError, match="is closed: open it") as caught:
             call()
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(caught.value)
     client.indices.open(index=f"{elastic_place.prefix}events-{VERSION}")
     assert len(store.profile(SECRET, "", NOW).statements) == 1
 

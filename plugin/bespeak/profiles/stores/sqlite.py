@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bespeak.errors import StoreError
-from bespeak.profiles.deriving import PREFERRING, derive
-from bespeak.profiles.events import EPOCH, Batch, Forgotten, Load, microseconds
+from bespeak.profiles.deriving import PREFERRING, UserEvents, derive
+from bespeak.profiles.events import EPOCH, microseconds
 from bespeak.profiles.stores import (
     ADD_BATCH,
     EXPORT_BATCH,
@@ -24,16 +24,20 @@ from bespeak.profiles.stores import (
     REWRITES_KEPT,
     SESSION_EVENTS_READ,
     STATEMENTS_READ,
+    Batch,
+    Forgotten,
+    Load,
 )
-from bespeak.records import Event, Profile, Rewrite, Term, UserKey
+from bespeak.profiles.stores.text import json_text, read_rewrite, rewrite_text
+from bespeak.records import Event, Profile, Rewrite, UserKey
 
 if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import RewriteKey
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
-        # `session` is where a turn belongs: the event's own session_id or, for a UBI query, which has none, that
-        # of the events on it. `session_id` stays as it was sent, so that an export gives the same event.
+        # `session` is the session that a turn belongs to: the event's own session_id or, for a UBI query, which has
+        # none, that of the events on it. `session_id` stays as it was sent, so that an export gives the same event.
         """CREATE TABLE events (
             tenant TEXT NOT NULL, user_id TEXT NOT NULL, at_us INTEGER NOT NULL, event_id TEXT NOT NULL,
             action TEXT NOT NULL, session_id TEXT NOT NULL, query_id TEXT NOT NULL, text TEXT NOT NULL,
@@ -63,9 +67,27 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (tenant, file_digest, line_no)) WITHOUT ROWID""",
     ),
 )
-"""One step for each version of the file, oldest first; a step that was released is never changed."""
+"""One migration for each version of the file, oldest first. A released migration never changes."""
 
-EVENT = "event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value"
+
+class _EventRow(NamedTuple):
+    """An event as the columns of the table `events`."""
+
+    event_id: str
+    tenant: str
+    user_id: str
+    action: str
+    at_us: int  # microseconds since 1970
+    session_id: str
+    query_id: str
+    text: str
+    doc_id: str
+    title: str
+    value: float | None
+    attributes: str = "{}"  # JSON; not read for a profile
+
+
+EVENT = ", ".join(_EventRow._fields[:-1])
 BY_ACTION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND action = ? AND action <> 'impression'
     ORDER BY at_us DESC, event_id DESC LIMIT ?"""
 BY_SESSION = f"""SELECT {EVENT} FROM events WHERE tenant = ? AND user_id = ? AND session = ? AND session <> ''
@@ -76,8 +98,8 @@ OF_EVERYONE = f"""SELECT {EVENT}, attributes FROM events
     WHERE action IN ({{}}) AND (tenant, user_id, at_us, event_id) > (?, ?, ?, ?)
     AND NOT EXISTS (SELECT 1 FROM paused WHERE paused.tenant = events.tenant AND paused.user_id = events.user_id)
     ORDER BY tenant, user_id, at_us, event_id LIMIT ?"""
-ADD = """INSERT INTO events (event_id, tenant, user_id, action, at_us, session_id, query_id, text, doc_id, title, value,
-    attributes, session) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+ADD = f"""INSERT INTO events ({EVENT}, attributes, session)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 FIND_SESSION = """UPDATE events SET session = found.session FROM query_sessions AS found
     WHERE events.tenant = ? AND events.user_id = ? AND events.query_id = ? AND events.query_id <> ''
     AND events.session = '' AND events.action <> 'impression' AND found.tenant = events.tenant
@@ -87,7 +109,7 @@ FIND_SESSION = """UPDATE events SET session = found.session FROM query_sessions 
 class SqliteStore:
     """An `EventStore` in the file at `path`, which is made by the first write.
 
-    A writer waits `timeout_s` for others. Each thread has its own connection; `close` ends them all.
+    A writer waits up to `timeout_s` for others. Each thread has its own connection; `close` closes them all.
     """
 
     def __init__(self, path: Path, timeout_s: float = 5.0, rewrites_kept: int = REWRITES_KEPT) -> None:
@@ -109,15 +131,23 @@ class SqliteStore:
             return Profile(session_id=session_id)
         with self._reading() as connection:
             if connection is None:
-                return derive(user, session_id, (), (), (), True, now)
-            said = _events(connection, BY_ACTION, (*user, "statement", STATEMENTS_READ))
-            turns = _events(connection, BY_SESSION, (*user, session_id, SESSION_EVENTS_READ))
-            done = [_events(connection, BY_ACTION, (*user, action, PREFERENCES_READ)) for action in PREFERRING]
-            paused = connection.execute("SELECT 1 FROM paused WHERE tenant = ? AND user_id = ?", user).fetchone()
-        return derive(user, session_id, said, turns, itertools.chain(*done), not paused, now, query_id)
+                return derive(UserEvents(user, session_id), now)
+            known = UserEvents(
+                user,
+                session_id,
+                _events(connection, BY_ACTION, (*user, "statement", STATEMENTS_READ)),
+                _events(connection, BY_SESSION, (*user, session_id, SESSION_EVENTS_READ)),
+                [
+                    event
+                    for action in PREFERRING
+                    for event in _events(connection, BY_ACTION, (*user, action, PREFERENCES_READ))
+                ],
+                connection.execute("SELECT 1 FROM paused WHERE tenant = ? AND user_id = ?", user).fetchone() is None,
+            )
+        return derive(known, now, query_id)
 
     def export(self, user: UserKey) -> Iterator[Event]:
-        """In batches, so that a slow reader holds up no writer."""
+        """In batches, so that a slow reader blocks no writer."""
         after: tuple[int, str] = (-(1 << 62), "")
         while True:
             with self._reading() as connection:
@@ -128,7 +158,7 @@ class SqliteStore:
             after = (microseconds(some[-1].timestamp), some[-1].event_id)
 
     def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
-        """In batches, as `export`."""
+        """In batches, like `export`."""
         named = ", ".join("?" * len(actions))
         after: tuple[str, str, int, str] = ("", "", -(1 << 62), "")
         while True:
@@ -142,7 +172,7 @@ class SqliteStore:
             after = (*some[-1].user, microseconds(some[-1].timestamp), some[-1].event_id)
 
     def forget(self, user: UserKey) -> Forgotten:
-        """Raises `StoreError` also where all is deleted but another process keeps the old bytes open."""
+        """Also raises `StoreError` if all is deleted, but another process keeps the old bytes open."""
         if not self._is_there():
             return Forgotten(0, 0, 0)
         with self._writing() as connection:
@@ -173,12 +203,12 @@ class SqliteStore:
                 "AND model_version = ? AND query = ?",
                 (*key.user, key.profile_version, key.model_version, key.query),
             ).fetchone()
-        return None if row is None else _rewrite(row[0])
+        return None if row is None else read_rewrite(row[0])
 
     def put_rewrite(self, key: RewriteKey, rewrite: Rewrite) -> None:
         if not self._is_there():
             return
-        values = (*key.user, key.profile_version, key.model_version, key.query, _json(asdict(rewrite)))
+        values = (*key.user, key.profile_version, key.model_version, key.query, rewrite_text(rewrite))
         with self._writing() as connection:
             connection.execute(
                 "INSERT INTO rewrites (tenant, user_id, profile_version, model_version, query, rewrite) "
@@ -208,26 +238,12 @@ class SqliteStore:
         with self._writing() as connection:
             if _load(connection, load.tenant, load.file_digest) != load:
                 raise StoreError("another process is loading the same file: let it end, then load the file again")
-            moved = Load(
-                load.tenant, load.file_digest, batch.offset, batch.line_no, load.events + len(batch.events),
-                load.added + _add(connection, batch.events), load.rejected + len(batch.rejected),
-            )  # fmt: skip
+            moved = load.after(batch, _add(connection, batch.events))
             connection.executemany(
                 "INSERT INTO rejections VALUES (?, ?, ?, ?)",
                 [(load.tenant, load.file_digest, line_no, reason) for line_no, reason in batch.rejected],
             )
-            connection.execute(
-                "INSERT OR REPLACE INTO loads VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    moved.tenant,
-                    moved.file_digest,
-                    moved.offset,
-                    moved.line_no,
-                    moved.events,
-                    moved.added,
-                    moved.rejected,
-                ),
-            )
+            connection.execute("INSERT OR REPLACE INTO loads VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(moved))
         return moved
 
     def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
@@ -260,8 +276,8 @@ class SqliteStore:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
-        """One state of the store throughout; None where there is none yet."""
-        with self._sentences():
+        """A connection that sees one state of the store throughout; None if there is no store yet."""
+        with self._store_errors():
             if not self._is_there():
                 yield None
                 return
@@ -270,7 +286,7 @@ class SqliteStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._sentences(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
+        with self._store_errors(), _transaction(self._connection(), "BEGIN IMMEDIATE") as connection:
             yield connection
 
     def _is_there(self) -> bool:
@@ -282,8 +298,8 @@ class SqliteStore:
             ) from error
 
     def _scrub(self) -> None:
-        """Deleted rows are overwritten where they lay (`secure_delete`); their copies in the log go with it."""
-        with self._sentences():
+        """Empties the log, which holds copies of deleted rows; `secure_delete` has overwritten the rows themselves."""
+        with self._store_errors():
             busy, _, _ = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError(
@@ -316,7 +332,7 @@ class SqliteStore:
         return connection
 
     def _patiently(self, act: Callable[[], object]) -> None:
-        """Two processes that make the file at once: SQLite does not wait for the other's change to WAL by itself."""
+        """Retries while another process makes the file: SQLite does not wait for a change to WAL by itself."""
         end = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -330,10 +346,10 @@ class SqliteStore:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         if _version(connection) == len(MIGRATIONS):
             return
-        for number, step in enumerate(MIGRATIONS, start=1):
+        for number, migration in enumerate(MIGRATIONS, start=1):
             with _transaction(connection, "BEGIN IMMEDIATE"):
                 if _version(connection) < number:
-                    for statement in step:
+                    for statement in migration:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA user_version = {number}")
         if (version := _version(connection)) > len(MIGRATIONS):
@@ -343,7 +359,7 @@ class SqliteStore:
             )
 
     @contextmanager
-    def _sentences(self) -> Iterator[None]:
+    def _store_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -363,7 +379,7 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3
 
 
 def _kind(error: sqlite3.Error) -> str:
-    """SQLite's primary code, such as SQLITE_BUSY of SQLITE_BUSY_SNAPSHOT."""
+    """SQLite's primary code: SQLITE_BUSY for SQLITE_BUSY_SNAPSHOT."""
     return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
 
 
@@ -372,7 +388,7 @@ def _sentence(path: Path, kind: str, timeout_s: float) -> str:
         case "SQLITE_BUSY" | "SQLITE_LOCKED":
             return f"{path} is locked by another process for more than {timeout_s:g} s: let it end, then try again"
         case "SQLITE_READONLY" | "SQLITE_CANTOPEN" | "SQLITE_PERM" | "SQLITE_AUTH":
-            return f"cannot write {path}: give a folder that can be written with --data-dir"
+            return f"cannot write {path}: give a writable folder with --data-dir"
         case "SQLITE_FULL":
             return f"the disk of {path} is full: make room, then try again; nothing was half written"
         case "SQLITE_NOTADB" | "SQLITE_CORRUPT" | "SQLITE_FORMAT":
@@ -389,7 +405,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _add(connection: sqlite3.Connection, events: Sequence[Event]) -> int:
-    """How many were new. Queries without a session get that of the events on them, whichever came first."""
+    """Adds events and returns how many were new. Queries without a session get that of the events on them."""
     before = connection.total_changes
     connection.executemany(ADD, map(_row, events))
     n_new = connection.total_changes - before
@@ -404,22 +420,31 @@ def _add(connection: sqlite3.Connection, events: Sequence[Event]) -> int:
 
 
 def _row(event: Event) -> tuple[Any, ...]:
-    return (event.event_id, *event.user, event.action, microseconds(event.timestamp), event.session_id, event.query_id,
-            event.text, event.doc_id, event.title, event.value, _json(event.attributes), event.session_id)  # fmt: skip
+    """The columns of the event, and last the session that it names itself."""
+    row = _EventRow(
+        event.event_id, *event.user, event.action, microseconds(event.timestamp), event.session_id, event.query_id,
+        event.text, event.doc_id, event.title, event.value, json_text(event.attributes),
+    )  # fmt: skip
+    return (*row, event.session_id)
 
 
 def _events(connection: sqlite3.Connection, query: str, values: tuple[object, ...]) -> list[Event]:
-    return [_event(*row) for row in connection.execute(query, values)]
+    return [_event(_EventRow(*row)) for row in connection.execute(query, values)]
 
 
-def _event(
-    event_id: str, tenant: str, user_id: str, action: str, at_us: int, session_id: str, query_id: str, text: str,
-    doc_id: str, title: str, value: float | None, attributes: str = "{}",
-) -> Event:  # fmt: skip
-    timestamp = EPOCH + timedelta(microseconds=at_us)
-    rest = json.loads(attributes) if attributes != "{}" else {}
+def _event(row: _EventRow) -> Event:
     return Event(
-        event_id, UserKey(tenant, user_id), action, timestamp, session_id, query_id, text, doc_id, title, value, rest
+        row.event_id,
+        UserKey(row.tenant, row.user_id),
+        row.action,
+        EPOCH + timedelta(microseconds=row.at_us),
+        row.session_id,
+        row.query_id,
+        row.text,
+        row.doc_id,
+        row.title,
+        row.value,
+        json.loads(row.attributes) if row.attributes != "{}" else {},
     )
 
 
@@ -428,15 +453,3 @@ def _load(connection: sqlite3.Connection, tenant: str, file_digest: str) -> Load
         "SELECT * FROM loads WHERE tenant = ? AND file_digest = ?", (tenant, file_digest)
     ).fetchone()
     return Load(*row) if row else Load(tenant, file_digest)
-
-
-def _rewrite(text: str) -> Rewrite:
-    read = json.loads(text)
-    return Rewrite(**{**read, "terms": tuple(Term(**term) for term in read["terms"])})
-
-
-def _json(value: object) -> str:
-    return COMPACT.encode(value)
-
-
-COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
