@@ -18,7 +18,7 @@ from bespeak.profiles.events import new_event
 from bespeak.profiles.stores import EventStore
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy import Upstream
-from bespeak.proxy.assembly import assemble
+from bespeak.proxy.assembly import ProxyOptions, assemble
 from bespeak.ranking.learning import LearntFolder
 from bespeak.records import UserKey
 from bespeak.session.context import ContextEncoder
@@ -171,6 +171,6 @@ def personal_proxy(
     rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
     settings, encoder = settings or Settings(window=20), encoder or BagEncoder()
     parts = Parts(settings, rewriter, encoder, learnt=learnt, terms=terms, context=context)
-    app = assemble(Upstream([url]), store, parts, folder / "vectors.db", **options)
+    app = assemble(Upstream([url]), store, parts, folder / "vectors.db", ProxyOptions(**options))
     with serving(app) as proxy_url:
         yield proxy_url, store

@@ -68,7 +68,7 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
 
     Ctrl-C or SIGTERM stops the proxy after the running requests are finished; a second one stops it at once.
     """
-    from bespeak.proxy.assembly import assemble
+    from bespeak.proxy.assembly import ProxyOptions, assemble
     from bespeak.proxy.identity import Share
     from bespeak.proxy.listening import bind, listen, log_warnings, refuse_itself
     from bespeak_cli.compare import read_comparison
@@ -82,19 +82,17 @@ def serve(ctx: click.Context, /, **options: Any) -> None:
         store = open_own_store(ctx, options)
         ctx.call_on_close(store.close)
         parts = open_models(ctx, options, store)
-        proxy = assemble(
-            upstream, store, parts, ctx.obj.cache / "vectors.db", token=token, jwt_key=jwt_key, share=share,
-            model_runs=options["model_runs"], typed_path=options["typed"],
-            comparison=read_comparison(options["compare"], parts.settings) if options["compare"] else None,
-        )  # fmt: skip
+        comparison = read_comparison(options["compare"], parts.settings) if options["compare"] else None
+        chosen = ProxyOptions(token, jwt_key, share, options["model_runs"], options["typed"], comparison)
+        proxy = assemble(upstream, store, parts, ctx.obj.cache / "vectors.db", chosen)
         announce(ctx, options, port, store, parts, jwt_key)
         listen(proxy, listener)
 
 
 def read_token(options: dict[str, Any]) -> str | None:
     """The token for Bespeak's own routes. Raises UsageError if it is missing where it is needed, or easily guessed."""
-    from bespeak.proxy.routes import check_binding
-    from bespeak.proxy.routes import read_token as read
+    from bespeak.proxy.access import check_binding
+    from bespeak.proxy.access import read_token as read
 
     token = read(options["token_file"]) if options["token_file"] else None
     check_binding(options["host"], token)

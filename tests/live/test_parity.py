@@ -22,7 +22,7 @@ from bespeak.pipeline import search
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.proxy import Upstream
-from bespeak.proxy.assembly import assemble
+from bespeak.proxy.assembly import ProxyOptions, assemble
 from bespeak.ranking.behaviour import gather
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.ranking.learning import LearntFolder, learn, learnt_path, write_learnt
@@ -165,7 +165,9 @@ class Faces:
 
     @contextlib.contextmanager
     def proxy(self, **options):
-        app = assemble(Upstream([self.url]), self.store("proxy"), self.parts, self.folder / "vectors.db", **options)
+        app = assemble(
+            Upstream([self.url]), self.store("proxy"), self.parts, self.folder / "vectors.db", ProxyOptions(**options)
+        )
         with serving(app) as url:
             yield url
 

@@ -1,4 +1,4 @@
-"""What is read of a session's next prompt between two searches, and what ends it."""
+"""Reading a session's next prompt ahead, between two searches, and what stops it."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ import pytest
 from bespeak.deadline import Deadline, Late
 from bespeak.models.catalogue import asset_folder
 from bespeak.models.encoder import open_tokenizer
-from bespeak.proxy.ahead import Ahead, followed
+from bespeak.proxy.ahead import Ahead, with_turn
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
@@ -77,7 +77,7 @@ def eventually(true):
         time.sleep(0.01)
 
 
-def test_after_an_answer_the_next_prompt_is_read_as_the_next_search_finds_it(proxied):
+def test_the_next_prompt_is_read_as_the_next_search_will_find_it(proxied):
     rewriter = Warming()
     with proxied(rewriter) as (url, store):
         assert searched(url, "coat").told["rewrite"] == "full"
@@ -95,7 +95,7 @@ def repr_of(event):
 ANSWER = {"action_name": "answer", "user_id": "ada", "session_id": "s", "query_id": "q1", "message": "silk is cool"}
 
 
-def test_what_is_answered_is_read_too(proxied):
+def test_answers_are_read_ahead_too(proxied):
     rewriter = Warming()
     with proxied(rewriter) as (url, store):
         at = datetime.now(UTC).isoformat()
@@ -109,7 +109,7 @@ def test_what_is_answered_is_read_too(proxied):
     assert (ahead.user, ahead.session_id, ahead.version) == (ADA, "s", known.version)
 
 
-def test_of_who_refused_nothing_that_is_answered_is_read(proxied):
+def test_nothing_is_read_ahead_without_consent(proxied):
     rewriter = Warming()
     with proxied(rewriter) as (url, store):
         store.set_consent(ADA, False)
@@ -137,7 +137,7 @@ def test_a_later_page_a_stranger_and_a_search_that_is_left_alone_read_nothing(pr
     assert len(rewriter.warmed) == 1
 
 
-def test_the_next_request_ends_what_is_read_and_is_answered_as_ever(proxied):
+def test_the_next_request_stops_reading_ahead_and_is_answered_as_usual(proxied):
     rewriter = Warming(slow=True)
     with proxied(rewriter) as (url, _):
         searched(url, "coat")
@@ -147,7 +147,7 @@ def test_the_next_request_ends_what_is_read_and_is_answered_as_ever(proxied):
         assert rewriter.ended.wait(PATIENCE_S)
 
 
-def test_forgetting_ends_what_is_read(proxied):
+def test_forgetting_stops_reading_ahead(proxied):
     rewriter = Warming(slow=True)
     with proxied(rewriter) as (url, _):
         searched(url, "coat")
@@ -158,7 +158,7 @@ def test_forgetting_ends_what_is_read(proxied):
     assert len(rewriter.warmed) == 1
 
 
-def test_the_end_of_the_proxy_ends_what_is_read(proxied):
+def test_closing_the_proxy_stops_reading_ahead(proxied):
     rewriter = Warming(slow=True)
     with proxied(rewriter) as (url, _):
         searched(url, "coat")
@@ -167,7 +167,7 @@ def test_the_end_of_the_proxy_ends_what_is_read(proxied):
 
 
 @pytest.mark.parametrize("fault", [ValueError("coat of ada"), Late()])
-def test_a_fault_is_nobodys_and_says_nothing_of_the_user(proxied, caplog, fault):
+def test_a_fault_in_reading_ahead_is_logged_without_the_user(proxied, caplog, fault):
     rewriter = Warming(fault=fault)
     with proxied(rewriter) as (url, _):
         eventually(lambda: searched(url, "coat").told["rewrite"] == "full" and len(rewriter.warmed) >= 2)
@@ -184,7 +184,7 @@ def made(rewriter, n_bounds=1):
 
 
 class Known:
-    """The same profile of everybody."""
+    """Gives everybody the same profile."""
 
     def profile(self, user, session_id, now):
         return replace(KNOWN, user=user, session_id=session_id)
@@ -204,7 +204,7 @@ def test_a_user_forgotten_while_the_profile_is_read_is_not_warmed():
     assert rewriter.warmed == []
 
 
-def test_one_is_read_at_a_time():
+def test_one_prompt_is_read_at_a_time():
     rewriter = Warming(slow=True)
     ahead, chains, _ = made(rewriter)
     for _ in range(3):
@@ -216,7 +216,7 @@ def test_one_is_read_at_a_time():
     assert len(rewriter.warmed) == 1
 
 
-def test_nothing_is_read_of_who_was_forgotten_since_and_of_nobody():
+def test_nothing_is_read_for_forgotten_users_or_for_nobody():
     rewriter = Warming()
     ahead, chains, _ = made(rewriter)
     begun = chains.clock()
@@ -230,7 +230,7 @@ def test_nothing_is_read_of_who_was_forgotten_since_and_of_nobody():
     assert len(rewriter.warmed) == 1
 
 
-def test_another_users_forgetting_ends_nothing():
+def test_forgetting_another_user_stops_nothing():
     rewriter = Warming(slow=True)
     ahead, chains, _ = made(rewriter)
     ahead.read(KNOWN, chains.clock())
@@ -242,7 +242,7 @@ def test_another_users_forgetting_ends_nothing():
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_while_a_request_runs_a_model_nothing_is_begun(at):
+def test_nothing_starts_while_a_request_runs_a_model(at):
     rewriter = Warming()
     ahead, chains, bounds = made(rewriter, n_bounds=2)
 
@@ -262,7 +262,7 @@ def test_while_a_request_runs_a_model_nothing_is_begun(at):
     assert len(rewriter.warmed) == 1
 
 
-def test_a_reading_is_under_no_deadline_of_the_request():
+def test_reading_ahead_ignores_the_requests_deadline():
     rewriter = Warming()
     ahead, chains, _ = made(rewriter)
     request = Deadline()
@@ -272,8 +272,8 @@ def test_a_reading_is_under_no_deadline_of_the_request():
     eventually(lambda: rewriter.began.is_set())
 
 
-def test_the_query_is_the_latest_turn_of_what_follows():
-    assert turns(followed(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
+def test_the_query_becomes_the_latest_turn():
+    assert turns(with_turn(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
 
 
 def test_a_session_read_beside_a_query_is_remembered_until_somebody_is_forgotten(tmp_path):

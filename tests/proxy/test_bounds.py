@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from bespeak.deadline import Deadline
-from bespeak.proxy.bounds import Bounds, Breaker, Busy, Late
+from bespeak.deadline import Deadline, Late
+from bespeak.proxy.bounds import Bounds, Breaker, Busy
 
 FOREVER_MS = 600_000
 SHORT_MS = 200
@@ -35,7 +35,7 @@ class Hanging:
 
 
 def until_over(deadline):
-    """Works as long as it may, and then hands over what it did."""
+    """Works until its deadline, then returns what it did."""
     while not deadline.over:
         time.sleep(0.001)
     return "what was done"
@@ -54,11 +54,11 @@ async def as_soon_as_possible(bounds, function):
             await asyncio.sleep(0.001)
 
 
-def test_a_run_gives_what_its_function_gives(bounds):
+def test_a_run_returns_its_functions_result(bounds):
     assert asyncio.run(bounds.run(lambda deadline: 7, FOREVER_MS)) == 7
 
 
-def test_a_run_knows_its_deadline_and_so_does_all_it_calls(bounds):
+def test_a_run_and_all_it_calls_know_the_deadline(bounds):
     def look(deadline):
         return deadline.left_s, Deadline.current() is deadline, threading.current_thread() is threading.main_thread()
 
@@ -68,7 +68,7 @@ def test_a_run_knows_its_deadline_and_so_does_all_it_calls(bounds):
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), Late("too late"), KeyboardInterrupt(), MemoryError()])
-def test_a_functions_own_fault_comes_through(bounds, error):
+def test_an_exception_of_the_function_is_raised(bounds, error):
     def fail(deadline):
         raise error
 
@@ -81,18 +81,18 @@ def test_a_functions_own_fault_comes_through(bounds, error):
     asyncio.run(main())
 
 
-def test_a_stop_iteration_is_a_fault_too(bounds):
+def test_a_stop_iteration_becomes_a_runtime_error(bounds):
     with pytest.raises(RuntimeError, match="StopIteration"):
         asyncio.run(bounds.run(lambda deadline: next(iter(())), FOREVER_MS))
 
 
-def test_what_was_done_by_the_deadline_is_handed_over():
+def test_a_result_ready_by_the_deadline_is_returned():
     bounds = Bounds(1, grace_s=60)
     assert asyncio.run(bounds.run(until_over, SHORT_MS)) == "what was done"
     bounds.close()
 
 
-def test_who_ignores_the_deadline_is_late(bounds):
+def test_a_run_that_ignores_its_deadline_is_late(bounds):
     hanging = Hanging()
 
     async def main():
@@ -103,7 +103,7 @@ def test_who_ignores_the_deadline_is_late(bounds):
     asyncio.run(main())
 
 
-def test_without_time_nothing_begins(bounds):
+def test_nothing_starts_without_time(bounds):
     begun = []
 
     async def main():
@@ -116,7 +116,7 @@ def test_without_time_nothing_begins(bounds):
     assert begun == []
 
 
-def test_no_more_run_at_once_than_may():
+def test_at_most_runs_functions_run_at_once():
     bounds = Bounds(3)
     running, most = [], []
 
@@ -135,13 +135,13 @@ def test_no_more_run_at_once_than_may():
     assert max(most) <= 3
 
 
-def test_who_cannot_begin_in_time_never_begins(bounds):
+def test_a_run_that_cannot_start_in_time_never_starts(bounds):
     hanging, begun = Hanging(), []
 
     async def main():
         first = asyncio.create_task(bounds.run(hanging, FOREVER_MS))
         await until(lambda: hanging.begun)
-        with pytest.raises(Busy, match="could begin within 200 ms"):
+        with pytest.raises(Busy, match="could start within 200 ms"):
             await bounds.run(begun.append, SHORT_MS)
         hanging.let_go.set()
         await first
@@ -151,7 +151,7 @@ def test_who_cannot_begin_in_time_never_begins(bounds):
     assert begun == []
 
 
-def test_who_waits_begins_when_another_ends(bounds):
+def test_a_waiting_run_starts_when_another_ends(bounds):
     hanging = Hanging()
 
     async def main():
@@ -167,7 +167,7 @@ def test_who_waits_begins_when_another_ends(bounds):
     asyncio.run(main())
 
 
-def test_hanging_runs_take_no_further_threads_and_no_further_time():
+def test_hanging_runs_take_no_more_threads_and_no_more_time():
     bounds, hanging = Bounds(2), Hanging()
 
     async def main():
@@ -186,7 +186,7 @@ def test_hanging_runs_take_no_further_threads_and_no_further_time():
     assert hanging.begun == 2
 
 
-def test_one_that_hangs_leaves_the_other_threads_to_work():
+def test_other_threads_work_while_one_hangs():
     bounds, hanging = Bounds(2), Hanging()
 
     async def main():
@@ -199,7 +199,7 @@ def test_one_that_hangs_leaves_the_other_threads_to_work():
     bounds.close()
 
 
-def test_a_client_that_goes_away_ends_the_work(bounds):
+def test_a_client_that_goes_away_stops_the_work(bounds):
     begun, ended = threading.Event(), threading.Event()
 
     def work(deadline):
@@ -237,8 +237,8 @@ def test_a_client_that_goes_away_while_waiting_takes_no_turn(bounds):
     assert begun == []
 
 
-def test_what_ends_after_all_gave_up_makes_no_noise(bounds, caplog):
-    """Also where its event loop has ended before."""
+def test_a_run_that_ends_after_everybody_gave_up_logs_nothing(bounds, caplog):
+    """Also if its event loop has ended before."""
     hanging = Hanging()
 
     def fail_late(deadline):
@@ -257,7 +257,7 @@ def test_what_ends_after_all_gave_up_makes_no_noise(bounds, caplog):
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_fault_at_the_moment_that_the_client_goes_away_makes_no_noise(bounds, caplog):
+def test_a_fault_as_the_client_goes_away_logs_nothing(bounds, caplog):
     hanging = Hanging()
 
     def fail(deadline):
@@ -278,7 +278,7 @@ def test_a_fault_at_the_moment_that_the_client_goes_away_makes_no_noise(bounds, 
     assert caplog.records == []
 
 
-def test_closing_ends_what_runs_and_lets_nothing_begin(bounds):
+def test_closing_stops_what_runs_and_lets_nothing_start(bounds):
     begun, never = threading.Event(), []
 
     def work(deadline):
@@ -302,13 +302,14 @@ def test_closing_ends_what_runs_and_lets_nothing_begin(bounds):
     bounds.close()
 
 
-def test_a_process_ends_though_a_run_hangs():
+def test_a_process_ends_although_a_run_hangs():
     script = """
 import asyncio, threading
-from bespeak.proxy.bounds import Bounds, Late
+from bespeak.deadline import Late
+from bespeak.proxy.bounds import Bounds
 bounds = Bounds(1)
 try:
-    asyncio.run(bounds.run(lambda deadline: threading.Event().wait(), 10))
+    asyncio.run(bounds.run(lambda deadline: threading.Event().wait(), 500))
 except Late:
     print("late")
 """
@@ -351,14 +352,14 @@ def test_a_breaker_stops_after_faults_in_a_row(breaker):
     assert (breaker.open, breaker.admits()) == (True, False)
 
 
-def test_a_success_between_begins_the_count_anew(breaker):
+def test_a_success_resets_the_count(breaker):
     fail(breaker, 2)
     breaker.succeeded()
     fail(breaker, 2)
     assert breaker.admits()
 
 
-def test_after_the_rest_one_try_is_let_through(breaker, clock):
+def test_after_the_rest_one_try_is_admitted(breaker, clock):
     fail(breaker, 3)
     clock.now += 29
     assert not breaker.admits()
@@ -377,7 +378,7 @@ def test_a_try_that_succeeds_closes_it(breaker, clock):
     assert not breaker.open
 
 
-def test_a_try_that_fails_begins_another_rest(breaker, clock):
+def test_a_try_that_fails_starts_another_rest(breaker, clock):
     fail(breaker, 3)
     clock.now += 30
     assert breaker.admits()
@@ -389,7 +390,7 @@ def test_a_try_that_fails_begins_another_rest(breaker, clock):
     assert breaker.admits()
 
 
-def test_a_try_that_nothing_is_heard_of_is_followed_by_another(breaker, clock):
+def test_a_try_that_never_reports_is_followed_by_another(breaker, clock):
     fail(breaker, 3)
     clock.now += 30
     assert breaker.admits()

@@ -1,4 +1,4 @@
-"""What a first page decided holds for ten minutes, and for nobody else."""
+"""What a first page decided holds for ten minutes and for one user."""
 
 from bespeak.proxy.chains import Chain, Chains
 from bespeak.records import Rewrite, UserKey
@@ -19,7 +19,7 @@ def chain(begun: float, query_id: str = "q") -> Chain:
     return Chain(query_id, REWRITE, begun=begun)
 
 
-def test_a_chain_is_its_users_and_its_searchs_alone():
+def test_a_chain_belongs_to_one_user_and_one_search():
     chains = Chains()
     kept = chain(chains.clock())
     chains.put(ADA, b"a", kept)
@@ -27,7 +27,7 @@ def test_a_chain_is_its_users_and_its_searchs_alone():
     assert chains.get(BOB, b"a") is chains.get(ADA, b"b") is chains.get(UserKey("other", "ada"), b"a") is None
 
 
-def test_a_chain_ends():
+def test_a_chain_expires():
     clock = Clock()
     chains = Chains(life_s=10, clock=clock)
     chains.put(ADA, b"a", chain(clock()))
@@ -44,7 +44,7 @@ def test_the_oldest_go_first():
     assert [bool(chains.get(ADA, search)) for search in (b"a", b"b", b"c")] == [True, False, True]
 
 
-def test_who_is_forgotten_leaves_none_and_what_was_under_way_brings_none_back():
+def test_a_forgotten_user_has_no_chains_and_older_ones_are_refused():
     clock = Clock()
     chains = Chains(clock=clock)
     chains.put(ADA, b"a", chain(clock()))

@@ -1,4 +1,4 @@
-"""Vectors of documents: whose they are, how long what is known of an index holds, and by whose rights it is asked."""
+"""Vectors of documents: for which clients they are kept, for how long, and with whose rights they are fetched."""
 
 import asyncio
 import json
@@ -11,9 +11,11 @@ import pytest
 from bespeak.deadline import Deadline
 from bespeak.errors import EngineRefused
 from bespeak.models.vectors import VectorCache
-from bespeak.proxy.body.search import read_reply
+from bespeak.proxy.asking import Asker
+from bespeak.proxy.body.reply import read_reply
 from bespeak.proxy.bounds import Bounds
-from bespeak.proxy.documents import ABSENT_S, DESCRIBED_S, MAX_TARGET_CHARS, Asker, Documents, chunks
+from bespeak.proxy.documents import ABSENT_S, Documents
+from bespeak.proxy.indices import DESCRIBED_S, MAX_TARGET_CHARS, chunks
 from fakes import BagEncoder
 
 
@@ -115,21 +117,21 @@ def test_vectors_are_kept_by_version(embed, cluster):
     assert is_of(embed().hits[0], "scarf")
 
 
-def test_a_new_index_of_an_old_name_has_vectors_of_its_own(embed, cluster, clock):
+def test_a_new_index_with_an_old_name_gets_new_vectors(embed, cluster, clock):
     embed()
     cluster.uuid, cluster.texts["d1"] = "u2", "scarf"
     clock.now += DESCRIBED_S + 1
     assert is_of(embed().hits[0], "scarf")
 
 
-def test_fields_that_one_may_not_read_are_in_none_of_its_vectors(embed):
+def test_vectors_hold_nothing_of_fields_hidden_from_the_client(embed):
     with_key, without = embed(b"key"), embed()
     assert is_of(with_key.hits[0], "coat silk")
     assert is_of(without.hits[0], "coat")
     assert is_of(embed(b"key").hits[0], "coat silk")
 
 
-def test_who_has_rights_on_an_alias_alone_asks_by_it(embed, cluster):
+def test_a_client_with_rights_on_an_alias_alone_asks_through_it(embed, cluster):
     embed(b"alias")
     assert is_of(embed(b"alias").hits[1], "hat")
     assert cluster.searches == 1
@@ -138,7 +140,7 @@ def test_who_has_rights_on_an_alias_alone_asks_by_it(embed, cluster):
         embed(b"alias", index="i")
 
 
-def test_what_is_liked_and_not_there_is_asked_for_once_by_each(embed, cluster, clock):
+def test_liked_documents_that_are_missing_are_asked_for_once_by_each_client(embed, cluster, clock):
     for _ in range(2):
         assert embed(liked=["gone", "d2"]).liked.keys() == {"d2"}
     assert cluster.searches == 1
@@ -149,14 +151,14 @@ def test_what_is_liked_and_not_there_is_asked_for_once_by_each(embed, cluster, c
     assert cluster.searches == 3
 
 
-def test_a_document_without_text_is_near_to_nothing(embed, cluster):
+def test_a_document_without_text_has_a_zero_vector(embed, cluster):
     cluster.texts["d1"] = " "
     found = embed()
     assert not found.hits[0].any()
     assert is_of(found.hits[1], "hat")
 
 
-def test_names_are_asked_for_in_lines_of_bounded_length():
+def test_index_names_are_asked_for_in_bounded_lines():
     names = [f"index-of-a-long-name-{n:04}" for n in range(300)] + ["é" * 80, "one"]
     found = list(chunks(names))
     assert [name for some in found for name in some] == names

@@ -70,12 +70,12 @@ def test_headers_name_user_session_and_tenant():
     assert found == Identity(UserKey("shop", "ada"), "s1")
 
 
-def test_nobody_is_named():
+def test_a_request_may_name_nobody():
     assert Identify()([(b"host", b"x")], {}) == Identity(None)
     assert Identify()(headers(User=" ", Session="s"), {"client_id": None, "user_query": "cake"}) == Identity(None)
 
 
-def test_the_body_names_who_asks_as_an_events_line_does():
+def test_the_body_names_the_user_as_an_event_does():
     ask = Identify()
     assert ask([], {"client_id": "c"}).user == UserKey("", "c")
     assert ask([], {"client_id": 7}).user == UserKey("", "7")
@@ -88,7 +88,7 @@ def test_the_body_names_who_asks_as_an_events_line_does():
     )
 
 
-def test_the_header_goes_before_the_body():
+def test_the_header_takes_precedence_over_the_body():
     assert Identify()(headers(User="ada"), {"client_id": "c"}).user == UserKey("", "ada")
 
 
@@ -113,7 +113,7 @@ def test_ids_are_utf_8_and_nothing_is_decoded_further():
         ([], {"client_id": "ada", "session_id": "half \ud83d"}),
     ],
 )
-def test_what_is_no_id_is_nobody(given, ubi):
+def test_an_invalid_id_names_nobody(given, ubi):
     assert Identify()(given, ubi) == Identity(None, reason="bad_identity")
 
 
@@ -129,7 +129,7 @@ def test_the_tenant_of_a_signed_user_is_the_tokens_alone(signed):
     assert signed(headers(User=token({"session": "s"}), Session="h"), {}).session_id == "s"
 
 
-def test_unsigned_is_a_stranger_where_users_are_signed(signed):
+def test_unsigned_users_are_strangers_if_users_are_signed(signed):
     assert signed(headers(User="ada"), {}) == Identity(None, reason="unsigned")
     assert signed([], {"client_id": "ada"}) == Identity(None, reason="unsigned")
     assert signed([], {}) == Identity(None)
@@ -153,7 +153,7 @@ def test_unsigned_is_a_stranger_where_users_are_signed(signed):
         {"aud": "another service"},
     ],
 )
-def test_a_token_that_does_not_hold_is_a_stranger(signed, claims):
+def test_an_invalid_token_names_a_stranger(signed, claims):
     payload = {"sub": "ada", "exp": EXP} | claims
     parts = [json.dumps(part).encode() for part in ({"alg": "HS256", "typ": "JWT"}, payload)]
     made = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
@@ -161,13 +161,13 @@ def test_a_token_that_does_not_hold_is_a_stranger(signed, claims):
     assert signed(headers(User=made + b"." + signature), {}) == Identity(None, reason="bad_token")
 
 
-def test_a_token_is_good_until_it_runs_out_give_or_take_the_clocks(signed):
+def test_a_token_holds_until_it_expires_with_some_leeway(signed):
     now = int(time.time())
     assert signed(headers(User=token({"exp": now + 60})), {}).user == UserKey("", "ada")
     assert signed(headers(User=token({"exp": now - 600})), {}).reason == "bad_token"
 
 
-def test_a_changed_or_foreign_token_is_a_stranger(signed):
+def test_a_changed_or_foreign_token_names_a_stranger(signed):
     good = token({})
     header, payload, signature = good.split(".")
     foreign = token({}, b"another secret of thirty-two bytes")
@@ -177,7 +177,7 @@ def test_a_changed_or_foreign_token_is_a_stranger(signed):
         assert signed(headers(User=bad), {}) == Identity(None, reason="bad_token")
 
 
-def test_a_sub_that_is_no_id_is_nobody(signed):
+def test_an_invalid_sub_names_nobody(signed):
     for sub in ("", "a" * 257):
         assert signed(headers(User=token({"sub": sub})), {}) == Identity(None, reason="bad_identity")
 
@@ -193,7 +193,7 @@ def test_public_keys_pin_their_algorithm(keys, key_file, algorithm):
             assert ask(headers(User=token({}, keys[other], other)), {}).reason == "bad_token"
 
 
-def test_a_public_key_is_no_secret(keys, key_file):
+def test_a_public_key_is_not_accepted_as_a_secret(keys, key_file):
     """The classic attack: HS256, signed with the public key's own bytes."""
     public = pem(keys["RS256"])
     ask = Identify(JwtKey.read(key_file(public)))
@@ -210,7 +210,7 @@ def test_an_audience_is_honoured(key_file):
     assert ask(headers(User=token({})), {}).reason == "bad_token"
 
 
-def test_a_secret_written_as_text_does_not_hold_the_end_of_its_line(key_file):
+def test_the_line_end_of_a_secret_is_not_part_of_it(key_file):
     assert JwtKey.read(key_file(SECRET + b"\r\n")).key == SECRET
     binary = bytes(range(200, 240)) + b"\n"
     assert JwtKey.read(key_file(binary)).key == binary
@@ -220,7 +220,7 @@ def test_a_key_is_not_shown(key_file):
     assert "0123" not in repr(JwtKey.read(key_file(SECRET)))
 
 
-def test_what_is_no_key_is_refused_at_the_start(tmp_path, keys, key_file):
+def test_an_invalid_key_is_refused_at_the_start(tmp_path, keys, key_file):
     der = (
         keys["RS256"]
         .public_key()
@@ -242,23 +242,23 @@ users = st.builds(UserKey, st.text(max_size=20), st.text(min_size=1, max_size=20
 
 
 @given(users, st.floats(0, 1), st.floats(0, 1))
-def test_a_growing_share_loses_nobody(user, one, other):
+def test_a_growing_share_keeps_its_users(user, one, other):
     assert Share(min(one, other)).includes(user) <= Share(max(one, other)).includes(user)
 
 
 @given(users)
-def test_all_and_none(user):
+def test_shares_of_all_and_of_none(user):
     assert Share(1.0).includes(user)
     assert not Share(0.0).includes(user)
 
 
-def test_a_share_holds_about_its_share_of_users():
+def test_a_share_includes_about_that_many_users():
     for share in (0.1, 0.5):
         found = sum(Share(share).includes(UserKey("shop", f"user{n}")) for n in range(10_000))
         assert abs(found - 10_000 * share) < 250  # five standard deviations at one half
 
 
-def test_a_share_keeps_to_its_users_over_releases():
+def test_a_share_includes_the_same_users_in_every_release():
     """These are in, those are not: a change here would move users between the groups of a running experiment."""
     found = [n for n in range(40) if Share(0.1).includes(UserKey("", f"user{n}"))]
     assert found == [n for n in range(40) if int.from_bytes(hashlib.blake2b(
@@ -294,21 +294,21 @@ def test_a_share_may_be_changed_while_in_use():
         ("1%", 0.01),
     ],
 )
-def test_shares_as_they_are_written(text, value):
+def test_shares_are_read(text, value):
     assert Share.parse(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
     "text", ["", "1", "10", "101%", "1.1", "-1%", "nan", "inf", "1e-1", "ten", "10 %%", "१०%", "1/10"]
 )
-def test_what_is_no_share(text):
+def test_an_invalid_share_is_refused(text):
     with pytest.raises(UsageError):
         Share.parse(text)
     with pytest.raises(UsageError):
         Share(float("nan"))
 
 
-def test_the_tenant_of_own_routes():
+def test_a_tenant_comes_from_its_header():
     assert tenant_of([]) == ""
     assert tenant_of(headers(Tenant="shop")) == "shop"
     with pytest.raises(UsageError):

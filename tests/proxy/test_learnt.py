@@ -1,4 +1,4 @@
-"""What was learnt of others, in the proxy: it moves hits and says why; damaged, it is told and costs nothing else."""
+"""What was learnt from others moves hits in the proxy and is named as the reason; damage to it is reported."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def ask(tmp_path):
         yield asked
 
 
-def test_what_others_did_moves_a_hit_and_names_the_users_own_event(ask, tmp_path):
+def test_what_others_did_moves_a_hit_and_the_users_own_event_is_named(ask, tmp_path):
     assert ask().ids[0] == "d0"
     write_learnt(learnt_path(tmp_path, ""), WHO_LIKES_D4_LIKES_D3)
     reply = ask()
@@ -42,7 +42,7 @@ def test_what_others_did_moves_a_hit_and_names_the_users_own_event(ask, tmp_path
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b"x" + b[1:], lambda b: b[:-1] + b"x"])
-def test_a_damaged_file_is_told_and_nothing_else_is_lost(ask, tmp_path, damage):
+def test_a_damaged_file_is_reported_and_nothing_else_is_lost(ask, tmp_path, damage):
     without = ask()
     path = learnt_path(tmp_path, "")
     write_learnt(path, WHO_LIKES_D4_LIKES_D3)
@@ -55,7 +55,7 @@ def test_a_damaged_file_is_told_and_nothing_else_is_lost(ask, tmp_path, damage):
     assert "reason" not in ask().told
 
 
-def test_a_damaged_file_is_told_beside_the_reason_of_the_rewrite(ask, tmp_path):
+def test_a_damaged_file_is_reported_beside_the_reason_for_the_rewrite(ask, tmp_path):
     learnt_path(tmp_path, "").write_bytes(b"no file of ours")
     told = ask("coat " * 61).told
     assert (told["rewrite"], told["rerank"], told["reason"]) == ("gated", "full", "too_long,learnt_unreadable")
@@ -67,7 +67,7 @@ def test_the_log_names_the_damaged_file_once(ask, tmp_path, caplog):
     assert [learnt_path(tmp_path, "").name in message for message in caplog.messages].count(True) == 1
 
 
-def test_after_forget_the_answer_is_a_strangers_and_learning_is_due_again(ask, tmp_path):
+def test_after_forget_the_answer_equals_a_strangers_and_learning_is_due(ask, tmp_path):
     write_learnt(learnt_path(tmp_path, ""), WHO_LIKES_D4_LIKES_D3)
     assert ask().ids[0] == "d3"
     assert call(ask.url, "/_bespeak/profile/ada", method="DELETE").json["learn_again"] is True
@@ -75,13 +75,13 @@ def test_after_forget_the_answer_is_a_strangers_and_learning_is_due_again(ask, t
 
 
 @pytest.mark.parametrize(("given", "due"), [(b"false", True), (b"true", False)])
-def test_who_pauses_hears_that_learning_is_due_again(ask, tmp_path, given, due):
+def test_a_pause_says_that_learning_is_due(ask, tmp_path, given, due):
     place = "/_bespeak/profile/ada/consent"
     assert "learn_again" not in call(ask.url, place, given, "PUT").json
     write_learnt(learnt_path(tmp_path, ""), WHO_LIKES_D4_LIKES_D3)
     assert call(ask.url, place, given, "PUT").json.get("learn_again", False) is due
 
 
-def test_a_stranger_hears_nothing_of_it(ask, tmp_path):
+def test_nothing_is_due_for_a_stranger(ask, tmp_path):
     learnt_path(tmp_path, "").write_bytes(b"no file of ours")
     assert ask(X_Bespeak_User="nobody").told["reason"] == "stranger"

@@ -39,7 +39,7 @@ def test_statuses_and_seconds():
     assert found["bespeak_engine_seconds_count",] == 1
 
 
-def test_what_is_watched_is_read_anew_each_time():
+def test_watched_values_are_read_each_time():
     metrics, state = Metrics(), {"open": False, "counts": Counts(1, 2, 3), "share": 0.1}
     metrics.watch_breaker("rewrite", lambda: state["open"])
     metrics.watch_recorder(lambda: state["counts"])
@@ -57,7 +57,7 @@ def test_what_is_watched_is_read_anew_each_time():
     assert found["bespeak_share",] == 0
 
 
-def test_no_text_of_a_clients_becomes_a_label():
+def test_no_text_from_a_client_becomes_a_label():
     metrics = Metrics()
     metrics.declined("vegan cake for ada@example.org")
     metrics.failed("Ünknown")
@@ -70,7 +70,7 @@ def test_no_text_of_a_clients_becomes_a_label():
     assert b"ada" not in metrics.text()
 
 
-def test_two_proxies_in_one_process_do_not_meet():
+def test_two_proxies_in_one_process_count_apart():
     one, other = Metrics(), Metrics()
     one.passed()
     assert ("bespeak_requests_total", "", "passed") not in samples(other)

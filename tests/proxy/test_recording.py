@@ -8,7 +8,7 @@ from bespeak.errors import InputError, StoreError
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.profiles.ubi import read_event, ubi_line
-from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, Shown, impressions, query_recorded
+from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, ShownHit, impressions, query_recorded
 from bespeak.records import UserKey
 
 ADA, BOB = UserKey("", "ada"), UserKey("shop", "bob")
@@ -53,11 +53,13 @@ def recorded():
         recorder.close()
 
 
-def test_what_is_recorded_comes_into_the_store(tmp_path, recorded):
+def test_recorded_events_reach_the_store(tmp_path, recorded):
     store = SqliteStore(tmp_path / "bespeak.db")
     recorder = recorded(store)
     asked = query_recorded(ADA, "s", "q1", "cake", "shop", NOW)
-    shown = impressions(ADA, "s", "q1", [Shown("d7", "Lemon cake"), Shown("d8", "")], 11, NOW + timedelta(seconds=1))
+    shown = impressions(
+        ADA, "s", "q1", [ShownHit("d7", "Lemon cake"), ShownHit("d8", "")], 11, NOW + timedelta(seconds=1)
+    )
     assert recorder.record([asked, *shown]) == 0
     recorder.flush()
     assert {event.event_id for event in store.export(ADA)} == {event.event_id for event in [asked, *shown]}
@@ -67,13 +69,13 @@ def test_what_is_recorded_comes_into_the_store(tmp_path, recorded):
     store.close()
 
 
-def test_events_have_ubis_form():
+def test_events_have_the_form_of_ubi():
     asked = query_recorded(ADA, "s", "q1", "cake", "shop", NOW)
     assert ubi_line(asked) == {
         "user_query": "cake", "user_id": "ada", "session_id": "s", "query_id": "q1",
         "timestamp": NOW.isoformat(), "query_attributes": {"index": "shop"},
     }  # fmt: skip
-    (shown,) = impressions(ADA, "s", "q1", [Shown("d7", "Lemon cake")], 11, NOW)
+    (shown,) = impressions(ADA, "s", "q1", [ShownHit("d7", "Lemon cake")], 11, NOW)
     assert ubi_line(shown) == {
         "action_name": "impression", "user_id": "ada", "session_id": "s", "query_id": "q1",
         "timestamp": NOW.isoformat(),
@@ -83,8 +85,8 @@ def test_events_have_ubis_form():
     assert read_event(ubi_line(asked), now=NOW) == asked
 
 
-def test_ranks_go_on_over_hits_that_no_event_can_hold():
-    found = impressions(ADA, "s", "q", [Shown("a", "x" * 5000), Shown("b" * 400, ""), Shown("c", "")], 1, NOW)
+def test_hits_that_no_event_can_hold_still_count_as_ranks():
+    found = impressions(ADA, "s", "q", [ShownHit("a", "x" * 5000), ShownHit("b" * 400, ""), ShownHit("c", "")], 1, NOW)
     assert [(e.doc_id, e.attributes["event_attributes"]["position"]["ordinal"]) for e in found] == [("a", 1), ("c", 3)]
     assert found[0].title == "x" * TITLE_CHARS
     with pytest.raises(InputError):
@@ -127,7 +129,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(recorded):
     assert recorder.counts == Counts(0, 1, 0)
 
 
-def test_a_store_that_goes_on_failing_costs_the_batch_alone(recorded):
+def test_a_store_that_keeps_failing_costs_one_batch(recorded):
     store = ScriptedStore([StoreError("locked")])
     recorder = recorded(store, patience_s=0)
     recorder.record(clicks(ADA, "1"))
@@ -138,7 +140,7 @@ def test_a_store_that_goes_on_failing_costs_the_batch_alone(recorded):
     assert (store.events, recorder.counts) == (clicks(ADA, "2"), Counts(0, 1, 1))
 
 
-def test_any_other_fault_is_not_tried_again_and_ends_nothing(recorded, caplog):
+def test_other_faults_are_not_retried_and_the_recorder_goes_on(recorded, caplog):
     store = ScriptedStore([ValueError("ada asked for cake")])
     recorder = recorded(store)
     recorder.record(clicks(ADA, "1"))
@@ -150,7 +152,7 @@ def test_any_other_fault_is_not_tried_again_and_ends_nothing(recorded, caplog):
     assert "ada" not in caplog.text
 
 
-def test_forgetting_leaves_nothing_that_is_queued(recorded):
+def test_forgetting_drops_queued_events(recorded):
     store = ScriptedStore()
     store.go.clear()
     recorder = recorded(store)
@@ -163,7 +165,7 @@ def test_forgetting_leaves_nothing_that_is_queued(recorded):
     assert store.events == clicks(BOB, "1", "3")
 
 
-def test_forgetting_waits_for_what_the_store_is_writing(recorded):
+def test_forgetting_waits_while_the_store_writes(recorded):
     store = ScriptedStore()
     store.go.clear()
     recorder = recorded(store)
@@ -179,7 +181,7 @@ def test_forgetting_waits_for_what_the_store_is_writing(recorded):
     assert seen == [clicks(ADA, "1")]  # already there when `forget` returns, so that the store's own can delete it
 
 
-def test_forgetting_takes_what_is_tried_again(recorded):
+def test_forgetting_drops_events_that_are_retried(recorded):
     store = ScriptedStore([StoreError("locked")] * 3)
     recorder = recorded(store)
     recorder.record(clicks(ADA, "1") + clicks(BOB, "2"))
@@ -190,7 +192,7 @@ def test_forgetting_takes_what_is_tried_again(recorded):
     assert recorder.counts == Counts(0, 1, 0)
 
 
-def test_a_search_under_way_while_its_user_is_forgotten_leaves_no_trace(recorded):
+def test_a_search_in_progress_leaves_no_trace_of_a_forgotten_user(recorded):
     store = ScriptedStore()
     recorder = recorded(store)
     recorder.forget(ADA)
@@ -200,7 +202,7 @@ def test_a_search_under_way_while_its_user_is_forgotten_leaves_no_trace(recorded
     assert store.events == after + clicks(BOB, "3")
 
 
-def test_what_is_forgotten_while_it_is_recorded_stays_forgotten(tmp_path):
+def test_events_recorded_while_their_user_is_forgotten_do_not_return(tmp_path):
     """A user's searches go on in several threads; at any moment the user is forgotten: nothing older comes back."""
     store = SqliteStore(tmp_path / "bespeak.db")
     recorder, stop = Recorder(store), threading.Event()
@@ -254,7 +256,7 @@ def test_closing_does_not_wait_for_a_store_that_fails(recorded):
     assert recorder.counts == Counts(0, 0, 1)
 
 
-def test_a_flush_with_a_limit_comes_back(recorded):
+def test_a_flush_returns_at_its_timeout(recorded):
     store = ScriptedStore()
     store.go.clear()
     recorder = recorded(store)

@@ -12,12 +12,15 @@ from bespeak.profiles.events import new_event
 from bespeak.profiles.stores import Forgotten
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.profiles.ubi import MAX_LINE_BYTES, read_event, ubi_line
+from bespeak.proxy.access import check_binding, is_loopback, read_token
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.http.passing import ClientGone
 from bespeak.proxy.identity import Share
 from bespeak.proxy.metrics import Metrics
+from bespeak.proxy.posted import MAX_EVENTS_BYTES
 from bespeak.proxy.recording import Recorder
-from bespeak.proxy.routes import MAX_EVENTS_BYTES, REJECTED_LISTED, Routes, check_binding, is_loopback, read_token
+from bespeak.proxy.routes import Hooks, Routes
+from bespeak.proxy.user_data import REJECTED_LISTED, UserData
 from bespeak.records import Rewrite, Term, UserKey
 
 ADA, NOW = UserKey("", "ada"), datetime(2025, 6, 1, tzinfo=UTC)
@@ -79,7 +82,7 @@ def recorder(store):
 
 @pytest.fixture
 def built(store, recorder):
-    """Makes routes, with other parts where named."""
+    """Makes routes, with other parts if given."""
 
     async def rewrite(query, user, session_id):
         return Rewrite(query, f"{query} {user} {session_id}", status="full")
@@ -90,9 +93,10 @@ def built(store, recorder):
     made = []
 
     def make(**given):
-        parts = {"store": store, "recorder": recorder, "metrics": Metrics(), "share": Share(), "rewrite": rewrite,
-                 "ready": ready}  # fmt: skip
-        made.append(Routes(**(parts | given)))
+        data = UserData(given.pop("store", store), recorder, given.pop("forgets", ()))
+        hooked = {name: given.pop(name) for name in ("rewrite", "ready", "ready_s") if name in given}
+        hooks = Hooks(**{"rewrite": rewrite, "ready": ready} | hooked)
+        made.append(Routes(data, hooks, **{"metrics": Metrics(), "share": Share()} | given))
         return made[-1]
 
     yield make
@@ -150,7 +154,7 @@ def test_events_are_taken_in_any_form_of_json(built, store, body):
     assert list(store.export(ADA)) == [read_event(CLICK)]
 
 
-def test_the_next_query_knows_what_was_posted(built, store):
+def test_the_next_query_knows_posted_events(built, store):
     call(built(), "POST", "/_bespeak/events", json.dumps(CLICK).encode())
     assert [liked.doc_id for liked in store.profile(ADA, "", NOW + timedelta(days=1)).preferences] == ["d1"]
 
@@ -172,7 +176,7 @@ def test_each_element_is_judged_by_itself(built):
     assert [rejected["line"] for rejected in reply.json["rejected"]] == [2, 3, 4, 5]
 
 
-def test_nothing_taken_of_something_is_a_fault_of_the_client(built):
+def test_a_body_of_rejected_events_alone_is_a_client_error(built):
     reply = call(built(), "POST", "/_bespeak/events", b"{}\nnonsense")
     assert (reply.status, reply.json["taken"], len(reply.json["rejected"])) == (400, 0, 2)
     assert call(built(), "POST", "/_bespeak/events", b"").json == {"taken": 0, "rejected": []}
@@ -180,7 +184,7 @@ def test_nothing_taken_of_something_is_a_fault_of_the_client(built):
 
 
 @pytest.mark.parametrize("body", [b"[1,", b"[NaN]", b"[" * 100_000, b"[" + b"1" * 5000 + b"]", b'["\xff"]', b"[] []"])
-def test_a_broken_array_is_refused_whole(built, body):
+def test_a_broken_array_is_refused_as_a_whole(built, body):
     reply = call(built(), "POST", "/_bespeak/events", body)
     assert (reply.status, error_of(reply)) == (400, "illegal_argument_exception")
 
@@ -214,7 +218,7 @@ bodies = (
 )
 
 
-def test_whatever_is_posted_is_judged(built):
+def test_any_posted_body_gets_an_answer(built):
     app = built(store=AnyStore())
 
     @given(bodies)
@@ -254,7 +258,7 @@ def test_other_encodings_are_refused(built):
         assert (reply.status, error_of(reply)) == (415, "media_type_header_exception")
 
 
-def test_too_long_a_body_is_refused_zipped_or_not(built):
+def test_a_body_that_is_too_long_is_refused_zipped_or_not(built):
     long = b" " * (MAX_EVENTS_BYTES + 1)
     for body, headers in ((long, {}), (gzip.compress(long), {"content-encoding": "gzip"})):
         reply = call(built(), "POST", "/_bespeak/events", body, headers)
@@ -266,14 +270,14 @@ def test_the_answer_stays_short_however_much_is_rejected(built):
     assert (len(reply.json["rejected"]), reply.json["rejected_unlisted"]) == (REJECTED_LISTED, 700)
 
 
-def test_a_store_that_fails_is_told_in_a_sentence(built):
+def test_a_failing_store_is_reported_in_a_sentence(built):
     body = b"\n".join(json.dumps(CLICK | {"session_id": str(n)}).encode() for n in range(1200))
     reply = call(built(store=BrokenStore(good=1)), "POST", "/_bespeak/events", body)
     assert reply.status == 503
     assert "the store is locked" in reply.json["error"]["reason"]
 
 
-def test_the_tenant_comes_by_header(built, store):
+def test_events_get_the_tenant_of_the_header(built, store):
     headers = {"x-bespeak-tenant": "Žižkov"}
     call(built(), "POST", "/_bespeak/events", json.dumps(CLICK).encode(), headers)
     assert list(store.export(ADA)) == []
@@ -286,7 +290,7 @@ def test_the_tenant_comes_by_header(built, store):
 # Profiles
 
 
-def test_an_export_is_all_events_also_those_still_queued(built, store, recorder):
+def test_an_export_includes_queued_events(built, store, recorder):
     events = [new_event(ADA, "click", NOW + timedelta(seconds=n), doc_id=str(n), title="É") for n in range(1234)]
     store.add(events[:-1])
     recorder.record(events[-1:])
@@ -309,7 +313,7 @@ def test_a_user_is_one_part_of_the_path_percent_decoded(built, store):
         assert json.loads(reply.body)["user_id"] == user_id
 
 
-def test_what_is_no_user(built):
+def test_an_invalid_user_is_refused(built):
     for path in ("", "a" * 257):
         reply = call(built(), "GET", f"/_bespeak/profile/{path}")
         assert (reply.status, error_of(reply)) == (400, "illegal_argument_exception")
@@ -317,7 +321,7 @@ def test_what_is_no_user(built):
     assert call(built(), "GET", "/_bespeak/profile/a/b").status == 404
 
 
-def test_an_export_that_cannot_begin_is_refused_one_that_breaks_does_not_look_whole(built):
+def test_an_export_that_cannot_start_is_refused_and_a_broken_one_looks_broken(built):
     reply = call(built(store=BrokenStore()), "GET", "/_bespeak/profile/ada")
     assert (reply.status, error_of(reply)) == (503, "bespeak_exception")
     with pytest.raises(StoreError):
@@ -347,7 +351,7 @@ def test_an_export_ends_when_its_reader_goes_away(built, store):
     assert all(message.get("more_body", True) for message in sent)
 
 
-def test_a_forgotten_user_is_forgotten_everywhere(built, store, recorder):
+def test_a_user_is_forgotten_everywhere(built, store, recorder):
     forgotten = []
     app = built(forgets=[forgotten.append, lambda user: forgotten.append(list(store.export(user)))])
     store.add([new_event(ADA, "click", NOW, doc_id="1"), new_event(ADA, "click", NOW, doc_id="2")])
@@ -362,7 +366,7 @@ def test_a_forgotten_user_is_forgotten_everywhere(built, store, recorder):
     assert call(app, "DELETE", "/_bespeak/profile/ada").json == Forgotten(0, 0, 0)._asdict()
 
 
-def test_what_was_derived_is_forgotten_though_the_store_fails(built):
+def test_derived_data_is_forgotten_even_if_the_store_fails(built):
     forgotten = []
     reply = call(built(store=BrokenStore(), forgets=[forgotten.append]), "DELETE", "/_bespeak/profile/ada")
     assert (reply.status, forgotten) == (503, [ADA])
@@ -383,7 +387,7 @@ def test_consent_is_paused_and_given_again(built, store):
 # Rewrites
 
 
-def test_a_rewrite_is_told_whole(built):
+def test_a_rewrite_is_answered_with_all_its_parts(built):
     asked = []
 
     async def rewrite(*given):
@@ -414,12 +418,12 @@ def test_a_rewrite_is_told_whole(built):
      b'{"query": "\\ud800"}', json.dumps({"query": "a" * 10_001}).encode(),
      json.dumps({"query": "a", "user": "u" * 257}).encode(), json.dumps({"query": "a", "session": "s" * 257}).encode()],
 )  # fmt: skip
-def test_what_cannot_be_rewritten(built, body):
+def test_invalid_questions_for_a_rewrite_are_refused(built, body):
     reply = call(built(), "POST", "/_bespeak/rewrite", body)
     assert (reply.status, error_of(reply)) == (400, "illegal_argument_exception")
 
 
-def test_a_rewrite_that_fails(built):
+def test_a_rewrite_that_fails_is_a_fault_of_ours(built):
     async def rewrite(query, user, session_id):
         raise ModelError("the language model is damaged: run 'bespeak models build'")
 
@@ -515,7 +519,7 @@ def test_the_proxy_answers_own_paths_by_these_routes(built):
     [{"authorization": f"Bearer {TOKEN}"}, {"authorization": f"bearer  {TOKEN}"}, {"x-bespeak-token": TOKEN},
      {"authorization": "Basic ZWxhc3RpYzp4", "x-bespeak-token": TOKEN}],
 )  # fmt: skip
-def test_the_token_opens_from_anywhere(built, headers):
+def test_with_the_token_any_machine_is_served(built, headers):
     elsewhere = {"host": "search.example.org", "origin": "https://example.org"} | headers
     assert call(built(token=TOKEN), "GET", "/_bespeak/share", headers=elsewhere, client=("10.0.0.7", 5)).status == 200
 
@@ -526,7 +530,7 @@ def test_the_token_opens_from_anywhere(built, headers):
      {"x-bespeak-token": ""}, {"x-bespeak-token": b"\xff"}, {"authorization": "Bearer"}],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["share", "metrics", "profile/ada", "nothing", "%68ealth2"])
-def test_without_the_token_nothing_is_told(built, headers, path):
+def test_without_the_token_nothing_is_answered(built, headers, path):
     reply = call(built(token=TOKEN), "GET", f"/_bespeak/{path}", headers=headers)
     assert (reply.status, error_of(reply)) == (401, "security_exception")
     assert reply.headers[b"www-authenticate"].startswith(b"Bearer")
@@ -535,7 +539,7 @@ def test_without_the_token_nothing_is_told(built, headers, path):
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:9200", "127.0.0.1:9200", "127.8.9.1", "[::1]:9200", "[::ffff:127.0.0.1]"]
 )
-def test_without_a_token_this_machine_is_served(built, host):
+def test_without_a_token_only_this_machine_is_served(built, host):
     for client in (("127.0.0.1", 5), ("::1", 5), ("::ffff:127.0.0.1", 5), None):
         assert call(built(), "GET", "/_bespeak/share", headers={"host": host}, client=client).status == 200
     own = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}

@@ -1,4 +1,4 @@
-"""What a personal search asks of the engine, of whom, and what becomes of it where something is refused or breaks."""
+"""What a personal search asks the engine, and what happens if something is refused or breaks."""
 
 import contextlib
 import gzip
@@ -12,7 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from bespeak.profiles.events import new_event
-from bespeak.proxy.searches import MAX_ANSWER_BYTES, MAX_PERSONAL_PARTS
+from bespeak.proxy.asking import MAX_ANSWER_BYTES
+from bespeak.proxy.exchanges import MAX_PERSONAL_SEARCHES
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.records import UserKey
 from bespeak.settings import Settings, Weights
@@ -82,7 +83,7 @@ def proxied(tmp_path, engine=None, window=6, **options):
         yield engine, proxy, store
 
 
-def test_the_engine_hears_nothing_of_who_asks(tmp_path):
+def test_the_engine_learns_nothing_about_the_user(tmp_path):
     with proxied(tmp_path) as (engine, url, _):
         body = COAT | {"ext": {"ubi": {"client_id": "ada", "user_query": "coat"}, "bespeak": {"explain": True}}}
         headers = {"Authorization": "Basic eDp5", "Cookie": "c=1", "X_Opaque_Id": "o", "X_Bespeak_Session": "s"}
@@ -99,7 +100,7 @@ def test_the_engine_hears_nothing_of_who_asks(tmp_path):
                 assert b"expand_wildcards=open" in query
 
 
-def test_what_one_client_may_not_ask_costs_the_others_nothing(tmp_path):
+def test_a_client_without_rights_costs_the_others_nothing(tmp_path):
     engine = Engine(forbidden={b"Basic bad"})
     with proxied(tmp_path, engine) as (_, url, _):
         for _ in range(8):
@@ -109,7 +110,7 @@ def test_what_one_client_may_not_ask_costs_the_others_nothing(tmp_path):
         assert call(url, "/alias/_search", COAT, Authorization="Basic good", **AS_ADA).told["rerank"] == "full"
 
 
-def test_what_is_kept_is_asked_for_once(tmp_path):
+def test_kept_vectors_are_asked_for_once(tmp_path):
     with proxied(tmp_path) as (engine, url, _):
         for _ in range(2):
             call(url, "/alias/_search", {"query": {"match": {"text": "hat"}}}, **AS_ADA)
@@ -117,7 +118,7 @@ def test_what_is_kept_is_asked_for_once(tmp_path):
         assert len(by_id) == 1
 
 
-def test_nothing_is_recorded_of_who_refused_on_any_page(tmp_path):
+def test_nothing_is_recorded_without_consent_on_any_page(tmp_path):
     with proxied(tmp_path) as (_, url, store):
         before = len(list(store.export(ADA)))
         store.set_consent(ADA, False)
@@ -127,7 +128,7 @@ def test_nothing_is_recorded_of_who_refused_on_any_page(tmp_path):
     assert len(list(store.export(ADA))) == before
 
 
-def test_what_is_known_of_a_user_is_known_in_one_tenant(tmp_path):
+def test_a_user_is_known_in_one_tenant_only(tmp_path):
     with proxied(tmp_path) as (_, url, _):
         assert call(url, "/i/_search", COAT, **AS_ADA).told["rerank"] == "full"
         for tenant in ("t", "ada"):
@@ -136,14 +137,14 @@ def test_what_is_known_of_a_user_is_known_in_one_tenant(tmp_path):
             assert other.ids == [f"d{n}" for n in range(6)]
 
 
-def test_of_many_searches_the_first_are_personal(tmp_path):
-    n = MAX_PERSONAL_PARTS + 15
+def test_the_first_of_many_searches_are_personalised(tmp_path):
+    n = MAX_PERSONAL_SEARCHES + 15
     lines = "".join(f"{{}}\n{json.dumps({'query': {'match': {'text': f'coat {n}'}}})}\n" for n in range(n)).encode()
     with proxied(tmp_path) as (_, url, _):
         ours = call(url, "/i/_msearch", lines, Content_Type="application/x-ndjson", **AS_ADA)
     told = ours.headers["X-Bespeak"].split(", ")
     assert len(ours.json["responses"]) == n
-    assert ["rerank=full" in one for one in told] == [True] * MAX_PERSONAL_PARTS + [False]
+    assert ["rerank=full" in one for one in told] == [True] * MAX_PERSONAL_SEARCHES + [False]
     assert told[-1].endswith("reason=too_many_searches")
     plain = [hit["_id"] for hit in ours.json["responses"][-1]["hits"]["hits"]]
     assert plain == [f"d{n}" for n in range(6)]
@@ -174,7 +175,7 @@ def test_searches_of_one_request_wait_together(tmp_path):
     assert statuses.count("rewrite=late") >= 11
 
 
-def test_a_body_in_the_url_goes_on_without_what_is_for_bespeak(tmp_path):
+def test_a_body_in_the_url_passes_without_what_is_for_bespeak(tmp_path):
     body = quote(json.dumps(COAT | {"sort": ["n"], "ext": {"ubi": {"client_id": "ada"}}}))
     with proxied(tmp_path) as (engine, url, _):
         ours = call(url, f"/i/_search?source={body}&pretty&source_content_type=application/json")
@@ -202,7 +203,7 @@ def test_a_text_that_nobody_typed_costs_no_model_run(tmp_path):
 
 
 @pytest.mark.parametrize("body", [gzip.compress(b"{}") + gzip.compress(b" "), b"\x1f\x8b broken", bytes(10)])
-def test_a_packed_body_that_is_not_read_passes_as_it_came(tmp_path, body):
+def test_a_packed_body_that_cannot_be_read_passes_as_it_came(tmp_path, body):
     with proxied(tmp_path) as (engine, url, _):
         with contextlib.suppress(Exception):  # the engine of this test cannot read it either
             call(url, "/i/_search", body, Content_Encoding="gzip", **AS_ADA)
@@ -210,14 +211,14 @@ def test_a_packed_body_that_is_not_read_passes_as_it_came(tmp_path, body):
         assert engine.asked[-1][3][b"content-encoding"] == b"gzip"
 
 
-def test_a_body_without_a_type_is_the_engines_to_refuse(tmp_path):
+def test_a_body_without_a_content_type_is_left_for_the_engine_to_refuse(tmp_path):
     body = json.dumps(COAT).encode()
     with proxied(tmp_path) as (engine, url, _):
         exchange(url, request(b"/i/_search", b"POST", [b"X-Bespeak-User: ada", b"X-Bespeak-Session: s"], body))
         assert all(b"content-type" not in asked[3] for asked in engine.asked if b"match" in asked[-1][:12])
 
 
-def test_a_client_that_waits_to_be_asked_for_the_body(tmp_path):
+def test_a_client_may_wait_to_be_asked_for_the_body(tmp_path):
     body = json.dumps(COAT).encode()
     headers = [b"Content-Type: application/json", b"X-Bespeak-User: ada", b"X-Bespeak-Session: s",
                b"Expect: 100-continue"]  # fmt: skip
@@ -233,7 +234,7 @@ def test_a_client_that_waits_to_be_asked_for_the_body(tmp_path):
     assert len(json.loads(answer)["hits"]["hits"]) == 6
 
 
-def test_an_answer_that_is_too_long_to_read_is_the_clients_own(tmp_path):
+def test_an_answer_that_is_too_long_to_read_passes(tmp_path):
     with proxied(tmp_path, Engine(fill=MAX_ANSWER_BYTES)) as (_, url, _):
         ours = call(url, "/i/_search", COAT | {"size": 3}, **AS_ADA)
         assert (ours.told["rerank"], ours.told["reason"]) == ("failed", "engine")
@@ -262,7 +263,7 @@ def test_a_client_that_goes_away_is_no_fault(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("query_id", ["a\r\nX-Evil: 1", "a; rerank=full", "ä", "x" * 101, "", 7, None, ["q"]])
-def test_no_id_of_a_clients_writes_a_header(tmp_path, query_id):
+def test_a_clients_query_id_cannot_write_a_header(tmp_path, query_id):
     body = COAT | {"ext": {"ubi": {"client_id": "ada", "query_id": query_id}}}
     with proxied(tmp_path) as (_, url, _):
         ours = call(url, "/i/_search", body, X_Bespeak_Session="s")
@@ -278,7 +279,7 @@ LIKED = [("d2", "silk", 40), ("d3", "felt", 3), ("d4", "linen", 20)]
 
 
 def explained(tmp_path, left_out, name):
-    """Of each hit what is told, for a user who liked all but one of these."""
+    """The explanation of each hit, for a user who liked all but one of these."""
     with proxied(tmp_path / name) as (_, url, store):
         events = [
             new_event(BEA, "purchase", datetime(2026, 1, 1 + days % 28, tzinfo=UTC), doc_id=doc_id, title=title)
@@ -291,7 +292,7 @@ def explained(tmp_path, left_out, name):
         return {hit["_id"]: hit for hit in ours.json["bespeak"]["hits"]}, {e.doc_id: e.event_id for e in events}
 
 
-def test_an_explanation_is_true_to_the_computation(tmp_path):
+def test_an_explanation_matches_the_computation(tmp_path):
     for name in ("all", "d2", "d3", "d4"):
         (tmp_path / name).mkdir()
     told, event_ids = explained(tmp_path, "", "all")

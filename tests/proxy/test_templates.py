@@ -74,7 +74,7 @@ def test_several_templates_and_asynchronous_searches_pass_with_their_reason(tmp_
             assert engine.paths[-1] == path
 
 
-def test_a_template_of_nobodys_passes_at_once(tmp_path):
+def test_a_template_without_a_user_passes_at_once(tmp_path):
     engine = Engine()
     with serving(engine) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
         reply = call(url, "/things/_search/template", ASKED)
@@ -82,7 +82,7 @@ def test_a_template_of_nobodys_passes_at_once(tmp_path):
     assert engine.paths == ["/things/_search/template"]
 
 
-def test_what_passes_for_nobody_is_counted_as_passed(tmp_path):
+def test_searches_without_a_user_count_as_passed(tmp_path):
     with serving(Engine()) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
         call(url, "/things/_search", {"query": {"match": {"text": "coat"}}})
         call(url, "/_cat/indices")

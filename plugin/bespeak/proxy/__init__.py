@@ -1,6 +1,6 @@
-"""The proxy: stands between any client and Elasticsearch, and personalises the searches of those who ask for it."""
+"""The proxy: it stands between clients and Elasticsearch, and personalises the searches of users who are named."""
 
-from bespeak.proxy.app import Own, Proxy, Searches
+from bespeak.proxy.app import OwnRoutes, Proxy, Searches
 from bespeak.proxy.http.upstream import Answer, Headers, Upstream
 
-__all__ = ["Answer", "Headers", "Own", "Proxy", "Searches", "Upstream"]
+__all__ = ["Answer", "Headers", "OwnRoutes", "Proxy", "Searches", "Upstream"]

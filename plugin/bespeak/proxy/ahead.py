@@ -1,6 +1,6 @@
-"""Reads a session's next prompt ahead, after a search and after what was answered to it, in time that no request wants.
+"""Reads a session's next prompt ahead, after a search and after its answer, while no request needs a model.
 
-Most of what the next rewrite has to read is the answer, and that is told by an event where there is one.
+Most of what the next rewrite reads is the answer, which an event brings if there is one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bespeak.rewriting.rewriter import Rewriter
 logger = logging.getLogger("bespeak.proxy")
 
 AHEAD_MS = 5_000.0
-"""A reading that takes longer is ended."""
+"""A reading that takes longer is stopped."""
 
 
 class Ahead:
-    """One reading at a time, for one event loop; it is ended as soon as a request wants a model."""
+    """One reading at a time, for one event loop; it stops as soon as a request needs a model."""
 
     def __init__(self, rewriter: Rewriter, profiles: Profiles, chains: Chains, bounds: Sequence[Bounds]) -> None:
-        """`bounds` are those that the requests' runs are begun by."""
+        """`bounds` are those of the requests' model runs."""
         self._rewriter, self._profiles, self._chains, self._bounds = rewriter, profiles, chains, bounds
         self._running: tuple[UserKey, Deadline, threading.Thread] | None = None
         self._lock = threading.Lock()
@@ -38,39 +38,40 @@ class Ahead:
             each.on_begin(self.stop)
 
     def read(self, profile: Profile, begun: float) -> None:
-        """In the background; left out where anything runs, or the user was forgotten since `begun` (of the chains'
-        clock), when the profile was not yet read.
+        """Starts in the background, unless anything runs or the user was forgotten since `begun`.
+
+        `begun` is a time by the chains' clock, before the profile was read.
         """
         if profile.user is not None:
             self._begin(profile.user, begun, lambda: profile)
 
     def read_session(self, user: UserKey, session_id: str) -> None:
-        """As `read`, by what is kept of the session; the profile is read in the background too."""
+        """As `read`, with the stored session; its profile is read in the background too."""
         self._begin(user, self._chains.clock(), lambda: self._profiles.profile(user, session_id, datetime.now(UTC)))
 
     def _begin(self, user: UserKey, begun: float, profile: Callable[[], Profile]) -> None:
-        # First it can be ended, then it is asked what would end it: no forgetting and no request falls in between.
+        # It can be stopped before it asks whether it should stop, so no forgetting and no request is missed.
         deadline = Context().run(Deadline.after_ms, AHEAD_MS)
         thread = threading.Thread(target=Context().run, args=(self._read, profile, deadline), daemon=True)
         with self._lock:
             if self._running or self._closed:
                 return
             self._running = user, deadline, thread
-        if any(each.busy for each in self._bounds) or not self._chains.counts(user, begun):
+        if any(each.busy for each in self._bounds) or not self._chains.is_current(user, begun):
             self._end(deadline)
             return
         thread.start()
 
     def stop(self) -> None:
-        """From any thread; does not wait for the end."""
+        """Stops what runs, without waiting for its end. From any thread."""
         self._stop(lambda _: True)
 
     def forget(self, user: UserKey) -> None:
-        """Before the rewriter forgets the user: what is then still read, it keeps no more."""
+        """Call this before the rewriter forgets the user: it keeps nothing of what is still being read."""
         self._stop(lambda running: running == user)
 
     def close(self) -> None:
-        """Waits a second at most."""
+        """Stops what runs, and waits a second for it at most."""
         with self._lock:
             self._closed, running = True, self._running
         self.stop()
@@ -91,7 +92,7 @@ class Ahead:
                     self._rewriter.warm(known)
         except Late:
             pass
-        except Exception as error:  # nobody waits for it, and the next rewrite reads for itself
+        except Exception as error:  # nobody waits for it; the next rewrite reads for itself
             logger.warning("reading ahead failed: %s", type(error).__name__)
         finally:
             self._end(deadline)
@@ -102,6 +103,6 @@ class Ahead:
                 self._running = None
 
 
-def followed(profile: Profile, query: str) -> Profile:
-    """What the session's next query finds, as long as nothing was answered or clicked. The turn names no event yet."""
+def with_turn(profile: Profile, query: str) -> Profile:
+    """The profile as the session's next query finds it, before any answer or click. The turn has no event yet."""
     return replace(profile, turns=(*profile.turns, Turn(query, "", "")), version="")

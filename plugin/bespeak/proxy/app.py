@@ -1,4 +1,4 @@
-"""The proxy as an ASGI app: Bespeak's own routes, searches to personalise, and all else passed to the engine."""
+"""The proxy as an ASGI app: it serves its own routes, personalises searches, and passes the rest to the engine."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from bespeak.proxy.http.upstream import Headers, Upstream
 
 OWN_PATH = "/_bespeak"
 REPLAY_BYTES = 16 * 1024 * 1024
-"""The longest body of a search that can be sent again after a fault of ours."""
+"""The longest body that can be sent again after a fault of ours."""
 FAILED = ((b"X-Bespeak", b"rewrite=failed; rerank=failed"),)
 
 
 class Searches(Protocol):
-    """Which requests are personalised, and how."""
+    """Decides which requests are searches, and answers them."""
 
     def concerns(self, method: str, path: str, headers: Headers) -> bool: ...
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
-class Own(Protocol):
+class OwnRoutes(Protocol):
     """Bespeak's own routes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class Proxy:
-    """Holds nothing of a request. `passed` is called for each request that is neither own nor a search; `closing` at
-    the end, after the upstream's connections are closed.
+    """Holds nothing about a request. `passed` is called for each request that is neither a search nor for our own
+    routes, `closing` at the end, after the upstream's connections are closed.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Proxy:
         upstream: Upstream,
         *,
         searches: Searches | None = None,
-        own: Own | None = None,
+        own: OwnRoutes | None = None,
         passed: Callable[[], object] | None = None,
         closing: Sequence[Callable[[], object]] = (),
     ) -> None:
@@ -79,8 +79,8 @@ class Proxy:
             log_fault("which requests are searches", error)
             return False
 
-    async def _answer_own(self, own: Own, scope: Scope, receive: Receive, send: Send) -> None:
-        sent = Sent(send)
+    async def _answer_own(self, own: OwnRoutes, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = StartedSend(send)
         try:
             await own(scope, receive, sent)
         except ClientGone:
@@ -89,11 +89,11 @@ class Proxy:
             log_fault("own routes", error)
             if sent.started:
                 raise
-            await answer_error(send, 500, "bespeak_exception", "Bespeak failed at this; its log says where")
+            await answer_error(send, 500, "bespeak_exception", "Bespeak failed; its log says where")
 
     async def _search(self, searches: Searches, scope: Scope, receive: Receive, send: Send) -> None:
-        """A fault of ours costs the client nothing but the personal order: the request goes on as it came."""
-        sent, read = Sent(send), Replay(receive)
+        """After a fault of ours the request goes on as it came: the client loses nothing but the personal order."""
+        sent, read = StartedSend(send), Replay(receive)
         try:
             await searches(scope, read, sent)
         except ClientGone:
@@ -106,8 +106,8 @@ class Proxy:
             log_fault("searches", error)
             if sent.started:
                 raise
-            if not read.whole:
-                await answer_error(send, 500, "bespeak_exception", "Bespeak failed at this; its log says where", FAILED)
+            if not read.is_complete:
+                await answer_error(send, 500, "bespeak_exception", "Bespeak failed; its log says where", FAILED)
                 return
             await pass_on(self._upstream, scope, read.again(), send, added=FAILED)
 
@@ -122,7 +122,7 @@ class Proxy:
                 return
 
     async def close(self) -> None:
-        """For a host that sends no lifespan. What cannot be closed is logged, and the rest closed all the same."""
+        """For servers that send no lifespan events. A part that fails to close is logged, and the others are closed."""
         await self._upstream.close()
         for close in self._closing:
             try:
@@ -133,8 +133,8 @@ class Proxy:
                 log_fault("closing", error)
 
 
-class Sent:
-    """Says whether an answer has begun."""
+class StartedSend:
+    """A `send` that knows whether an answer has started."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -146,7 +146,7 @@ class Sent:
 
 
 class Replay:
-    """Keeps what was read of a request, while it is not longer than `REPLAY_BYTES`."""
+    """Keeps what was read of a request, up to `REPLAY_BYTES`."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -154,18 +154,18 @@ class Replay:
         self._bytes = 0
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         return self._bytes <= REPLAY_BYTES
 
     async def __call__(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
-            self._kept = [*self._kept, message] if self.whole else []
+            self._kept = [*self._kept, message] if self.is_complete else []
         return message
 
     def again(self) -> Receive:
-        """What was read, then the rest."""
+        """A `receive` that gives what was read, then the rest."""
         kept = iter(self._kept)
 
         async def receive() -> Message:
@@ -175,7 +175,7 @@ class Replay:
 
 
 def path_of(scope: Scope) -> str:
-    """The path below the one that the app is mounted under."""
+    """The path without the one that the app is mounted under."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] or "/" if root and path.startswith(root) else path

@@ -1,11 +1,12 @@
-"""Puts a proxy together of its parts, for `bespeak serve` and for who mounts it in an app of their own."""
+"""Assembles a proxy from its parts, for `bespeak serve` and for apps that mount it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bespeak.errors import EngineError
@@ -15,81 +16,87 @@ from bespeak.parts import Parts
 from bespeak.profiles.stores import EventStore
 from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy
-from bespeak.proxy.bounds import Bounds
+from bespeak.proxy.bounds import Bounds, Runs
 from bespeak.proxy.chains import Chains
 from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Upstream
-from bespeak.proxy.identity import Identify, JwtKey, Share
+from bespeak.proxy.identity import Audience, Identify, JwtKey, Share
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.personal import Personaliser, Rules, Shared
 from bespeak.proxy.recording import Recorder
-from bespeak.proxy.routes import READY_S, AskRewrite, Routes
+from bespeak.proxy.routes import READY_S, AskRewrite, Hooks, Routes
 from bespeak.proxy.searches import Searches
+from bespeak.proxy.user_data import UserData
 from bespeak.ranking.interleaving import Comparison
 from bespeak.reading import rewrite_query
 from bespeak.records import Rewrite, UserKey
 
-PROFILE_READS = 8
-"""Profiles read at once; a store that hangs takes no more threads than this."""
+
+@dataclass(frozen=True, slots=True)
+class ProxyOptions:
+    """What can be chosen about a proxy beyond its parts."""
+
+    token: str | None = None  # for Bespeak's own routes; None: only this machine may use them
+    jwt_key: JwtKey | None = None  # users are named in tokens signed with it; None: by plain headers
+    share: float = 1.0  # of the users, whose searches are personalised
+    model_runs: int | None = None  # rewrites at once, and encodings at once; None: half of the cores
+    typed_path: str = ""  # where the user's text stands in queries with several texts
+    comparison: Comparison | None = None  # two settings that share pages, or users
 
 
 def assemble(
-    upstream: Upstream,
-    store: EventStore,
-    parts: Parts,
-    vectors: Path,
-    *,
-    token: str | None = None,
-    jwt_key: JwtKey | None = None,
-    share: float = 1.0,
-    model_runs: int | None = None,
-    typed_path: str = "",
-    comparison: Comparison | None = None,
+    upstream: Upstream, store: EventStore, parts: Parts, vectors: Path, options: ProxyOptions | None = None
 ) -> Proxy:
-    """A proxy in front of `upstream` that personalises by `store` and `parts`, both of which it closes at its end.
+    """A proxy in front of `upstream` that personalises with `store` and `parts`; it closes the store at its end.
 
-    `vectors` is the file that vectors of documents are kept in. `token` is for Bespeak's own routes, `jwt_key` what
-    users are signed with; `share` of the users are personalised. At most `model_runs` rewrites, and as many encodings,
-    run at once; half of the cores if not given. `typed_path` says where the user's text stands in queries that hold
-    more than one. `comparison` names two settings that pages are drafted from, or users are split between.
+    `vectors` is the file in which vectors of documents are kept.
     """
-    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
-    cache = VectorCache(vectors)
-    rewrites, encodings, reads = Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS)
-    chains, metrics = Chains(), Metrics()
-    documents = Documents(upstream, parts.encoder, cache, encodings) if parts.encoder else None
-    context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
-    parts = replace(parts, encoder=encoder, context=context)
-    shared, rules = Shared(rewrites, encodings, reads, chains, metrics), Rules(typed_path, comparison)
+    options = options or ProxyOptions()
+    cache, runs, chains, metrics = VectorCache(vectors), Runs.bounded(options.model_runs), Chains(), Metrics()
+    documents = Documents(upstream, parts.encoder, cache, runs.encodings) if parts.encoder else None
+    parts = with_memory(parts)
+    shared, rules = Shared(runs, chains, metrics), Rules(options.typed_path, options.comparison)
     personaliser = Personaliser(upstream, store, parts, documents, shared, rules)
-    recorder, users = Recorder(store), Share(share)
+    recorder, share = Recorder(store), Share(options.share)
     metrics.watch_recorder(lambda: recorder.counts)
-    metrics.watch_share(lambda: users.value)
-    ahead = Ahead(parts.rewriter, store, chains, (rewrites, encodings))
-    searches = Searches(upstream, personaliser, Identify(jwt_key), users, recorder, metrics, ahead)
-    # In this order: what is read ahead ends before the rewriter forgets.
-    forgets: list[Callable[[UserKey], object]] = [chains.forget, ahead.forget, parts.rewriter.forget]
-    forgets += [encoder.forget] if encoder else []
-    forgets += [context.forget] if context else []
-    forgets += [parts.terms.forget] if parts.terms else []
-    own = Routes(
-        store=store, recorder=recorder, metrics=metrics, share=users, rewrite=rewriting(store, parts, rewrites),
-        ready=lambda: missing(upstream), token=token, forgets=forgets,
-        learnt=lambda tenant: parts.learnt is not None and parts.learnt.holds(tenant),
-        answered=lambda user, session_id: ahead.read_session(user, session_id) if users.includes(user) else None,
-    )  # fmt: skip
+    metrics.watch_share(lambda: share.value)
+    ahead = Ahead(parts.rewriter, store, chains, (runs.rewrites, runs.encodings))
+    audience = Audience(Identify(options.jwt_key), share)
+    # Reading ahead ends before the rewriter forgets.
+    data = UserData(store, recorder, [chains.forget, ahead.forget, *forgetting(parts)], partial(is_learnt, parts))
+    hooks = Hooks(
+        rewriting(store, parts, runs.rewrites),
+        lambda: missing(upstream),
+        lambda user, session_id: ahead.read_session(user, session_id) if share.includes(user) else None,
+    )
+    own = Routes(data, hooks, metrics, share, options.token)
     closing = [
-        *([documents.close] if documents else []),
-        recorder.close,
-        own.close,
-        ahead.close,
-        rewrites.close,
-        encodings.close,
-        cache.close,
-        reads.close,
-        store.close,
-    ]
+        *([documents.close] if documents else []), recorder.close, own.close, ahead.close,
+        runs.rewrites.close, runs.encodings.close, cache.close, runs.reads.close, store.close,
+    ]  # fmt: skip
+    searches = Searches(upstream, personaliser, audience, recorder, metrics, ahead)
     return Proxy(upstream, searches=searches, own=own, passed=metrics.passed, closing=closing)
+
+
+def with_memory(parts: Parts) -> Parts:
+    """The parts with encoders that remember what they encoded."""
+    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
+    context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
+    return replace(parts, encoder=encoder, context=context)
+
+
+def forgetting(parts: Parts) -> list[Callable[[UserKey], object]]:
+    """Functions that drop what the parts remember of a user."""
+    forgets: list[Callable[[UserKey], object]] = [parts.rewriter.forget]
+    forgets += [parts.encoder.forget] if isinstance(parts.encoder, RememberingEncoder) else []
+    forgets += [parts.context.forget] if parts.context else []
+    forgets += [parts.terms.forget] if parts.terms else []
+    return forgets
+
+
+def is_learnt(parts: Parts, tenant: str) -> bool:
+    """Whether something was learnt from the tenant's users."""
+    return parts.learnt is not None and parts.learnt.holds(tenant)
 
 
 def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:

@@ -1,4 +1,4 @@
-"""A bounded number of model runs at once, each ended at its deadline; and a breaker for what keeps failing."""
+"""Bounds on how many models run at once and for how long, and a breaker for stages that keep failing."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import BespeakError
 
-__all__ = ["Bounds", "Breaker", "Busy", "Late"]
-
 T = TypeVar("T")
 Job: TypeAlias = tuple["Future[Any]", Callable[[Deadline], Any], Deadline]
 
 GRACE_S = 0.05
-"""So long after its deadline a run's result is still taken: what was done in time is handed over a little later."""
+"""How long after its deadline a run's result is still taken: what is done in time arrives a little later."""
 
 CLOSING_S = 1.0
+PROFILE_READS = 8
+"""Profiles read at once; a store that hangs takes no more threads than this."""
 
 
 class Busy(BespeakError):
-    """Too much runs already; this was not begun."""
+    """Too much is running already, so this did not start."""
 
 
 class Bounds:
     """Runs functions in `runs` threads of its own, for one event loop.
 
-    The threads are daemons: one that hangs does not hold up the end of the process.
+    The threads are daemons, so one that hangs does not keep the process from ending.
     """
 
     def __init__(self, runs: int | None = None, grace_s: float = GRACE_S) -> None:
-        """`runs`: at most so many at once; half of the cores if not given, for a run may use two."""
+        """`runs`: how many at once; half of the cores if not given, since a run may use two."""
         self.runs = max(1, (os.cpu_count() or 1) // 2) if runs is None else runs
         if self.runs < 1:
             raise ValueError(f"runs must be at least 1, but is {self.runs}")
@@ -51,23 +52,23 @@ class Bounds:
 
     @property
     def busy(self) -> bool:
-        """Does anybody wait for a run?"""
+        """Whether anybody waits for a run."""
         return self._n_asked > 0
 
     def on_begin(self, act: Callable[[], object]) -> None:
-        """`act` is called before each run, when `busy` is true already."""
+        """Calls `act` before each run, when `busy` is already true."""
         self._on_begin.append(act)
 
     async def run(self, function: Callable[[Deadline], T], budget_ms: float) -> T:
-        """What `function` gives; it is handed its deadline, which is also the current one of all it calls.
+        """The result of `function`, which gets its deadline; all that it calls is under this deadline too.
 
-        Waiting for a thread counts against the budget. Raises Busy where it did not begin in time, Late where it was
-        not done in time, and what `function` raises. When the waiting task is cancelled, so is the deadline.
+        Waiting for a thread counts against the budget. Raises Busy if it did not start in time, Late if it did not end
+        in time, and what `function` raises. When the waiting task is cancelled, so is the deadline.
         """
         if self._closed:
-            raise Busy("no model run begins any more: the proxy is closing")
+            raise Busy("no model run can start: the proxy is closing")
         if self._hangs():
-            raise Busy(f"no model run can begin: all {self.runs} that may run at once are long past their deadline")
+            raise Busy(f"no model run can start: all {self.runs} that may run at once are long past their deadline")
         deadline = Deadline.after_ms(budget_ms)
         future: Future[T] = Future()
         waiting = asyncio.wrap_future(future)
@@ -78,7 +79,7 @@ class Bounds:
             self._begin((future, function, deadline))
             await asyncio.wait({waiting}, timeout=deadline.left_s)
             if future.cancel():
-                raise Busy(f"no model run could begin within {budget_ms:.0f} ms")
+                raise Busy(f"no model run could start within {budget_ms:.0f} ms")
             if not waiting.done():
                 await asyncio.wait({waiting}, timeout=deadline.left_s + self._grace_s)
             if not waiting.done():
@@ -87,10 +88,10 @@ class Bounds:
         finally:
             self._n_asked -= 1
             deadline.cancel()
-            waiting.cancel()  # also where it has failed by now: asyncio complains of faults that nobody heard of
+            waiting.cancel()  # even if it has failed by now: asyncio warns about exceptions that nobody retrieved
 
     def close(self) -> None:
-        """Ends what runs and lets nothing begin; waits a second at most."""
+        """Stops what runs and lets nothing start; waits a second at most."""
         with self._lock:
             self._closed = True
             running, threads = tuple(self._running), tuple(self._threads)
@@ -103,7 +104,7 @@ class Bounds:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _begin(self, job: Job) -> None:
-        """Threads are started by the first job, in the process that it is run in."""
+        """Queues a job. The first one starts the threads, in the process that it runs in."""
         with self._lock:
             while len(self._threads) < self.runs:
                 thread = threading.Thread(target=self._serve, name="bespeak-run", daemon=True)
@@ -112,7 +113,7 @@ class Bounds:
         self._jobs.put(job)
 
     def _hangs(self) -> bool:
-        """Is every thread taken by a run that should have ended long ago?"""
+        """Whether every thread is taken by a run that should have ended long ago."""
         latest = time.monotonic() - self._grace_s
         with self._lock:
             return len(self._running) >= self.runs and all(deadline.at < latest for deadline in self._running)
@@ -122,7 +123,7 @@ class Bounds:
             pass
 
     def _do(self, job: Job | None) -> bool:
-        """False for the last one. Nothing of a job is held when it is done."""
+        """Runs a job and keeps nothing of it. False if there are no more."""
         if job is None:
             return False
         future, function, deadline = job
@@ -135,9 +136,9 @@ class Bounds:
         try:
             with deadline.held():
                 if deadline.over:
-                    raise Busy("no model run could begin in time")
+                    raise Busy("no model run could start in time")
                 result = function(deadline)
-        except StopIteration as error:  # no coroutine can raise it
+        except StopIteration as error:  # a coroutine cannot raise it
             self._end(deadline)
             future.set_exception(RuntimeError(f"a model run raised {error!r}"))
         except BaseException as error:
@@ -153,11 +154,25 @@ class Bounds:
             self._running.discard(deadline)
 
 
-class Breaker:
-    """Stops a stage for `rest_s` after `faults` in a row; then one try at a time, until one succeeds.
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What a proxy runs at once: rewrites, encodings, and reads of profiles."""
 
-    To be late is a fault too: else every query would wait for what never comes in time. `Busy` and a client that has
-    gone say nothing of the stage, and are told to neither.
+    rewrites: Bounds
+    encodings: Bounds
+    reads: Bounds
+
+    @classmethod
+    def bounded(cls, model_runs: int | None = None) -> Runs:
+        """At most `model_runs` rewrites and as many encodings; half of the cores if not given."""
+        return cls(Bounds(model_runs), Bounds(model_runs), Bounds(PROFILE_READS))
+
+
+class Breaker:
+    """Stops a stage for `rest_s` after `faults` in a row, then admits one try at a time until one succeeds.
+
+    Being late is a fault too, else every query would wait for what never comes in time. `Busy` and a client that has
+    gone say nothing about the stage, so call neither method for them.
 
         if breaker.admits():
             try: … ; breaker.succeeded()
@@ -172,12 +187,12 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Is the stage at rest? Only to be shown: it is `admits` that lets one try through."""
+        """Whether the stage rests now. For display only; `admits` decides."""
         with self._lock:
             return self._in_a_row >= self._faults and self._clock() < self._until
 
     def admits(self) -> bool:
-        """May the stage be tried? After a rest for one caller only; was nothing heard of it, for one after the next."""
+        """Whether the stage may be tried. After a rest one caller may, and if it never reports, another one later."""
         with self._lock:
             if self._in_a_row < self._faults:
                 return True

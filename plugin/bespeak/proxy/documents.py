@@ -1,109 +1,66 @@
-"""Vectors of documents that lie in the cluster: kept on disk, held by the index itself, or made of their texts."""
+"""Vectors of documents in the cluster: kept on disk, held by the index itself, or made from their texts."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
-import math
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
-from urllib.parse import quote, urlencode
 
 import numpy as np
 
+from bespeak.caching import RecentlyUsed
 from bespeak.deadline import Deadline
 from bespeak.document import hit_text
-from bespeak.engines import VECTOR_FIELD, IndexInfo
-from bespeak.engines.dsl import read_mapping
-from bespeak.errors import EngineError, EngineRefused
+from bespeak.engines import VECTOR_FIELD
 from bespeak.models.encoder import Encoder, encode_until
 from bespeak.models.vectors import VectorCache
-from bespeak.proxy.body.search import Found, Params, Search, these, version_of
+from bespeak.proxy.asking import Asker
+from bespeak.proxy.body.reply import EngineHit, version_of
+from bespeak.proxy.body.window import hits_query
 from bespeak.proxy.bounds import Bounds, Busy
-from bespeak.proxy.http.upstream import Headers, Upstream
+from bespeak.proxy.http.upstream import Upstream
+from bespeak.proxy.indices import Indices, KnownIndex
 from bespeak.ranking.tuned import EMBEDDED_CHARS
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
 
-MAX_ANSWER_BYTES = 64_000_000
-DESCRIBED_S = 10.0
-"""How long a mapping is believed: a new index of an old name has its vectors made anew after this."""
-MAX_DESCRIBED = 2_000
-MAX_TARGET_CHARS = 2_000
-"""Of names asked at once: Elasticsearch takes 4096 bytes of a request's first line."""
 ABSENT_S = 300.0
 RECENT_ROWS = 20_000
-"""Some 30 MB."""
+"""About 30 MB."""
 LATER_MS = 5000.0
 LATER_TEXTS = 2
-"""Embedded at once after an answer, so that the searches that come meanwhile wait little."""
-MAX_REMEMBERED = 100_000
-
-CREDENTIALS = (
-    b"authorization", b"cookie", b"es-client-authentication", b"es-secondary-authorization", b"es-security-runas-user",
-)  # fmt: skip
-INDEX_OPTIONS = ("ignore_unavailable", "allow_no_indices", "expand_wildcards", "ignore_throttled")
+"""How many texts are embedded at once after an answer: few, so that searches in the meantime wait little."""
+MAX_ABSENT = 100_000
 
 Key: TypeAlias = tuple[str, str]
 """Index and doc_id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, and where: our own questions go where the client's search went, by the same names and with the same
-    rights, so that what an alias's filter or a right on an alias alone keeps from the client is kept from us too.
-    """
-
-    headers: Headers
-    index: str = ""  # as in the client's path; "" for all
-    params: Params = ()
-    pit: object = None
-
-    @classmethod
-    def of(cls, search: Search, headers: Headers) -> Asker:
-        options = tuple(pair for pair in search.params if pair[0] in INDEX_OPTIONS)
-        return cls(headers, search.index, options, search.body.get("pit"))
-
-    async def search(self, upstream: Upstream, body: Mapping[str, object], deadline: Deadline) -> list[dict[str, Any]]:
-        """The hits. Raises EngineError, and TimeoutError at the deadline."""
-        if self.pit is not None:
-            target, body = "/_search", {**body, "pit": self.pit}
-        else:
-            index = f"/{quote(self.index, safe=',')}" if self.index else ""
-            target = f"{index}/_search" + (f"?{urlencode(self.params)}" if self.params else "")
-        answer = await ask(upstream, "POST", target, self.headers, body, deadline)
-        hits: list[dict[str, Any]] = answer["hits"]["hits"]
-        return hits
-
-    def digest(self) -> bytes:
-        content = repr((credentials(self.headers), self.index, self.params))
-        return hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A concrete index: what it can be searched by, and what its vectors are kept under; "" where it is not known."""
-
-    info: IndexInfo
-    space: str
-    sourceless: bool = False  # its documents' sources are not stored
+Row: TypeAlias = tuple[str, Vector]
+"""Version and vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Vectors of the hits in their order, None where time was over, and those of the user's documents by doc_id."""
+    """The vectors of the hits in order, None if there was no time, and of liked documents by doc_id."""
 
     hits: tuple[Vector | None, ...]
     liked: Mapping[str, Vector]
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Documents to fetch and embed, in whose name, and until when."""
+
+    hits: Sequence[EngineHit]
+    liked: Sequence[str]
+    indices: Mapping[str, KnownIndex]
+    asker: Asker
+    deadline: Deadline
 
 
 class Documents:
@@ -117,46 +74,41 @@ class Documents:
         bounds: Bounds,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`bounds` are those of the embedding that a search waits for; what comes after an answer has its own.
+        """`bounds` are for the embedding that a search waits for; what is embedded after an answer has its own.
 
-        `clock`: by which what is known of an index, or of what it lacks, grows old.
+        By `clock`, what is known of an index, or what it lacks, expires.
         """
         self._upstream, self._encoder, self._cache, self._bounds = upstream, encoder, cache, bounds
         self._later_bounds = Bounds(1)
-        self._clock = clock
-        self._described: OrderedDict[tuple[str, bytes], tuple[float, Described]] = OrderedDict()
-        self._absent: OrderedDict[tuple[bytes, str], float] = OrderedDict()
-        self._recent: OrderedDict[tuple[str, str], tuple[str, Vector]] = OrderedDict()
-        self._remembering = threading.Lock()
+        self._indices = Indices(upstream, encoder, clock)
+        self._absent = RecentlyUsed[tuple[bytes, str], bool](MAX_ABSENT, ABSENT_S, clock)
+        self._recent = RecentlyUsed[Key, Row](RECENT_ROWS)  # by space and doc_id
         self._later: asyncio.Task[None] | None = None
         self._fault = ""
 
-    async def embed(self, hits: Sequence[Found], liked: Sequence[str], asker: Asker, deadline: Deadline) -> Embedded:
-        """What is not kept is fetched and embedded until the deadline, the hits first, best first.
+    async def embed(
+        self, hits: Sequence[EngineHit], liked: Sequence[str], asker: Asker, deadline: Deadline
+    ) -> Embedded:
+        """Vectors that are not kept are made until the deadline, those of the hits first, best first.
 
-        What the user likes is looked for in the indices that the hits are of. Raises EngineError and TimeoutError.
+        Documents that the user likes are looked for in the indices of the hits. Raises EngineError and TimeoutError.
         """
-        described = await self._describe(list(dict.fromkeys(hit.index for hit in hits)), asker, deadline)
-        kept = await self._kept(hits, liked, described)
+        indices = await self._indices.describe(list(dict.fromkeys(hit.index for hit in hits)), asker, deadline)
+        kept = await self._kept(hits, liked, indices)
         absent = [hit for hit in hits if not hit.version or kept.get(key_of(hit), ("",))[0] != hit.version]
         known, whose = {doc_id for _, doc_id in kept}, asker.digest()
-        unknown = [doc_id for doc_id in liked if doc_id not in known and not self._is_absent(whose, doc_id)]
-        made = (
-            await self._make(absent, unknown, described, kept, asker, deadline, self._bounds)
-            if absent or unknown
-            else {}
-        )
+        unknown = [doc_id for doc_id in liked if doc_id not in known and (whose, doc_id) not in self._absent]
+        lookup = Lookup(absent, unknown, indices, asker, deadline)
+        made = await self._make(lookup, kept, self._bounds) if absent or unknown else {}
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
         if left := [hit for hit in absent if key_of(hit) not in made]:
-            self._begin_later(left, described, asker)
+            self._begin_later(replace(lookup, hits=left, liked=()))
         late = {key_of(hit) for hit in left}
-        found: dict[str, Vector] = {}
-        for doc_id in liked:
-            for name in described:
-                if (name, doc_id) in vectors:
-                    found.setdefault(doc_id, vectors[name, doc_id])
-        fields = {name: about.info.fields for name, about in described.items()}
-        return Embedded(tuple(None if key_of(h) in late else vectors.get(key_of(h)) for h in hits), found, fields)
+        return Embedded(
+            tuple(None if key_of(hit) in late else vectors.get(key_of(hit)) for hit in hits),
+            liked_vectors(liked, indices, vectors),
+            {name: index.info.fields for name, index in indices.items()},
+        )
 
     async def close(self) -> None:
         if self._later:
@@ -164,47 +116,46 @@ class Documents:
             await asyncio.wait([self._later])
         self._later_bounds.close()
 
-    def _begin_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Asker) -> None:
-        """What was not done in time is done after the answer, of one answer at a time, for the next to have it."""
+    def _begin_later(self, lookup: Lookup) -> None:
+        """Embeds after the answer what there was no time for, for the next search; one answer's at a time."""
         if self._later is None or self._later.done():
-            self._later = asyncio.create_task(self._make_later(hits, described, asker))
+            self._later = asyncio.create_task(self._make_later(lookup))
 
-    async def _make_later(self, hits: Sequence[Found], described: Mapping[str, Described], asker: Asker) -> None:
-        kept = {name: about for name, about in described.items() if about.space}
-        left = [hit for hit in hits if hit.index in kept]
+    async def _make_later(self, lookup: Lookup) -> None:
+        indices = {name: index for name, index in lookup.indices.items() if index.space}
+        left = [hit for hit in lookup.hits if hit.index in indices]
         for start in range(0, len(left), LATER_TEXTS):
             try:
-                some = left[start : start + LATER_TEXTS]
-                await self._make(some, [], kept, {}, asker, Deadline.after_ms(LATER_MS), self._later_bounds)
+                some, deadline = left[start : start + LATER_TEXTS], Deadline.after_ms(LATER_MS)
+                few = replace(lookup, hits=some, indices=indices, deadline=deadline)
+                await self._make(few, {}, self._later_bounds)
             except Exception as error:  # nobody waits for it; the next search tries again
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
                 return
 
     async def _kept(
-        self, hits: Sequence[Found], liked: Sequence[str], described: Mapping[str, Described]
-    ) -> dict[Key, tuple[str, Vector]]:
-        """(version, vector). What is liked is taken as it was last embedded; it moves an order, and is not shown."""
+        self, hits: Sequence[EngineHit], liked: Sequence[str], indices: Mapping[str, KnownIndex]
+    ) -> dict[Key, Row]:
+        """Liked documents are taken as they were last embedded: they move an order and are not shown."""
         versions = {key_of(hit): hit.version for hit in hits}
-        wanted = [*versions, *((name, doc_id) for name in described for doc_id in liked)]
-        found: dict[Key, tuple[str, Vector]] = {}
+        wanted = [*versions, *((name, doc_id) for name in indices for doc_id in liked)]
+        found: dict[Key, Row] = {}
         rest: dict[str, list[str]] = {}
         for name, doc_id in dict.fromkeys(wanted):
-            row = self._recent.get((described[name].space, doc_id))
+            row = self._recent.get((indices[name].space, doc_id))
             if row is not None and versions.get((name, doc_id), row[0]) == row[0]:
                 found[name, doc_id] = row
-            elif described[name].space:
+            elif indices[name].space:
                 rest.setdefault(name, []).append(doc_id)
         if rest:
-            found |= await asyncio.to_thread(self._read_kept, rest, described)
+            found |= await asyncio.to_thread(self._read_kept, rest, indices)
         return found
 
-    def _read_kept(
-        self, doc_ids: Mapping[str, list[str]], described: Mapping[str, Described]
-    ) -> dict[Key, tuple[str, Vector]]:
-        found: dict[Key, tuple[str, Vector]] = {}
+    def _read_kept(self, doc_ids: Mapping[str, list[str]], indices: Mapping[str, KnownIndex]) -> dict[Key, Row]:
+        found: dict[Key, Row] = {}
         for name, asked in doc_ids.items():
-            rows = self._cache.get(described[name].space, asked)
-            self._remember(described[name].space, rows)
+            rows = self._cache.get(indices[name].space, asked)
+            self._remember(indices[name].space, rows)
             found |= {(name, doc_id): row for doc_id, row in rows.items()}
         if self._cache.fault != self._fault:
             self._fault = self._cache.fault
@@ -212,211 +163,114 @@ class Documents:
                 logger.warning("vectors are not kept: %s", self._fault)
         return found
 
-    def _keep(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
+    def _keep(self, space: str, rows: Mapping[str, Row]) -> None:
         self._cache.put(space, rows)
         self._remember(space, rows)
 
-    def _remember(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
-        """The latest rows stay in memory: the same documents are found again and again."""
-        with self._remembering:
-            for doc_id, row in rows.items():
-                self._recent[space, doc_id] = row
-            while len(self._recent) > RECENT_ROWS:
-                self._recent.popitem(last=False)
+    def _remember(self, space: str, rows: Mapping[str, Row]) -> None:
+        """The latest rows stay in memory, since the same documents are found again and again."""
+        for doc_id, row in rows.items():
+            self._recent.put((space, doc_id), row)
 
-    async def _make(
-        self,
-        absent: Sequence[Found],
-        unknown: Sequence[str],
-        described: Mapping[str, Described],
-        kept: Mapping[Key, tuple[str, Vector]],
-        asker: Asker,
-        deadline: Deadline,
-        bounds: Bounds,
-    ) -> dict[Key, Vector]:
-        """Vectors of the documents that are there, hits first; those kept for the same version as they are."""
-        if deadline.over:
+    async def _make(self, lookup: Lookup, kept: Mapping[Key, Row], bounds: Bounds) -> dict[Key, Vector]:
+        """Vectors of the documents that exist, hits first; those `kept` for the same version are used."""
+        if lookup.deadline.over:
             return {}
-        there = await self._fetch(absent, unknown, described, asker, deadline)
-        self._remember_absent(asker.digest(), set(unknown) - {doc_id for _, doc_id in there})
+        there = await self._fetch(lookup)
+        whose, there_ids = lookup.asker.digest(), {doc_id for _, doc_id in there}
+        for doc_id in set(lookup.liked) - there_ids:  # in another index, or deleted: not asked for at every query
+            self._absent.put((whose, doc_id), True)
         known = {key: kept[key][1] for key in there if kept.get(key, ("",))[0] == there[key].version}
-        vectors = await self._embed({key: there[key] for key in there if key not in known}, described, deadline, bounds)
-        for name, about in described.items():
+        vectors = await self._embed({key: there[key] for key in there if key not in known}, lookup, bounds)
+        for name, index in lookup.indices.items():
             rows = {key[1]: (there[key].version, vector) for key, vector in vectors.items() if key[0] == name}
-            if about.space and rows:
-                await asyncio.to_thread(self._keep, about.space, rows)
+            if index.space and rows:
+                await asyncio.to_thread(self._keep, index.space, rows)
         return known | vectors
 
-    async def _embed(
-        self, there: Mapping[Key, Fetched], described: Mapping[str, Described], deadline: Deadline, bounds: Bounds
-    ) -> dict[Key, Vector]:
-        """The index's own vectors where it has them; of the rest those that are done in time.
+    async def _embed(self, there: Mapping[Key, Fetched], lookup: Lookup, bounds: Bounds) -> dict[Key, Vector]:
+        """The index's own vectors if it has them; for the others, those that are made in time.
 
-        A document without any text is near to nothing: its vector is all 0.
+        A document without text has the vector 0.
         """
         made = {key: document.vector for key, document in there.items() if document.vector is not None}
-        texts = {key: hit_text(there[key].source, described[key[0]].info.fields) for key in there if key not in made}
+        texts = {
+            key: hit_text(there[key].source, lookup.indices[key[0]].info.fields) for key in there if key not in made
+        }
         made |= {key: np.zeros(self._encoder.dim, np.float32) for key, text in texts.items() if not text.strip()}
         bare = [key for key in texts if key not in made]
-        if bare and not deadline.over:
+        if bare and not lookup.deadline.over:
             cut = [texts[key][:EMBEDDED_CHARS] for key in bare]
-            with suppress(Busy):  # others are embedding: these come later
+            with suppress(Busy):  # others are embedding; these come later
                 vectors = await bounds.run(
-                    lambda within: encode_until(self._encoder, cut, "document", within), deadline.left_s * 1000
+                    lambda within: encode_until(self._encoder, cut, "document", within), lookup.deadline.left_s * 1000
                 )
                 made |= dict(zip(bare, vectors, strict=False))
         return made
 
-    async def _fetch(
-        self,
-        hits: Sequence[Found],
-        liked: Sequence[str],
-        described: Mapping[str, Described],
-        asker: Asker,
-        deadline: Deadline,
-    ) -> dict[Key, Fetched]:
-        """The documents that are there: the hits in the order given, then what is liked."""
-        of_these = {"terms": {"_index": list(described)}}
-        wanted = {"bool": {"filter": [of_these, {"ids": {"values": list(liked)}}]}}
-        asked = [(these(hits), 2)] * bool(hits) + [(wanted, 1)] * bool(liked)  # hits first, whatever else has such ids
-        fields = {field for about in described.values() for field in about.info.fields}
-        source: object = sorted(fields)
-        if not all(about.info.fields for about in described.values()):
-            source = {"excludes": [VECTOR_FIELD]}
-        if any(about.sourceless for about in described.values()):
-            source = True  # no part of what is not there may be asked for
-        comparable = {name for name, about in described.items() if self._compares(about.info)}
-        body: dict[str, Any] = {
-            "query": {"bool": {"should": [{"constant_score": {"filter": q, "boost": b}} for q, b in asked]}},
-            "size": len(hits) + 2 * len(liked),
-            "seq_no_primary_term": True,
-            "track_total_hits": False,
-            "_source": source,
-        }
-        if comparable:
-            body["fields"] = [VECTOR_FIELD]
+    async def _fetch(self, lookup: Lookup) -> dict[Key, Fetched]:
+        """The documents that exist: the hits in the order given, then the liked ones."""
         found = {
-            (hit["_index"], hit["_id"]): _fetched(hit, hit["_index"] in comparable)
-            for hit in await asker.search(self._upstream, body, deadline)
-            if hit["_index"] in described
+            (hit["_index"], hit["_id"]): _fetched(hit, lookup.indices[hit["_index"]].is_comparable)
+            for hit in await lookup.asker.search(self._upstream, fetch_body(lookup), lookup.deadline)
+            if hit["_index"] in lookup.indices
         }
-        return {key: found[key] for key in dict.fromkeys([*map(key_of, hits), *found]) if key in found}
-
-    def _compares(self, info: IndexInfo) -> bool:
-        return info.encoder == self._encoder.name and info.dim == self._encoder.dim
-
-    async def _describe(self, names: Sequence[str], asker: Asker, deadline: Deadline) -> dict[str, Described]:
-        """What the asker may see of these indices; without the right to see its mapping nothing of one is kept."""
-        whose = asker.digest()
-        found = {}
-        for name in names:
-            until, about = self._described.get((name, whose), (0.0, None))
-            if about is not None and self._clock() < until:
-                found[name] = about
-        for some in chunks([name for name in names if name not in found]):
-            answer = await self._mappings(some, asker, deadline)
-            for name in some:
-                found[name] = self._read(name, answer)
-                self._described[name, whose] = (self._clock() + DESCRIBED_S, found[name])
-        _bound(self._described, MAX_DESCRIBED)
-        return {name: found[name] for name in names}
-
-    async def _mappings(self, names: Sequence[str], asker: Asker, deadline: Deadline) -> Mapping[str, Any]:
-        """By the indices' own names, else by the client's: a right may be on an alias alone."""
-        for target in (",".join(names), asker.index):
-            if target and "*" not in target:
-                with suppress(EngineError):
-                    place = f"/{quote(target, safe=',')}"
-                    return await ask(self._upstream, "GET", place, asker.headers, None, deadline)
-        return {}
-
-    def _read(self, name: str, answer: Mapping[str, Any]) -> Described:
-        """Vectors are kept apart by all that they are made of, so that fields that are kept from one are from none."""
-        try:
-            info, _ = read_mapping(name, {name: answer[name]}, 0)
-            uuid = answer[name]["settings"]["index"]["uuid"]
-            sourceless = answer[name]["mappings"].get("_source", {}).get("enabled") in (False, "false")
-        except (LookupError, TypeError, AttributeError):
-            return Described(IndexInfo(name, (), 0, None, None), "")
-        of = repr((self._encoder.name, EMBEDDED_CHARS, uuid, info.fields, self._compares(info)))
-        return Described(info, of, sourceless)
-
-    def _is_absent(self, whose: bytes, doc_id: str) -> bool:
-        return self._clock() < self._absent.get((whose, doc_id), 0.0)
-
-    def _remember_absent(self, whose: bytes, doc_ids: Iterable[str]) -> None:
-        """What the user likes may lie in another index, or be deleted: not to be asked for at every query."""
-        for doc_id in doc_ids:
-            self._absent[whose, doc_id] = self._clock() + ABSENT_S
-        _bound(self._absent, MAX_REMEMBERED)
+        return {key: found[key] for key in dict.fromkeys([*map(key_of, lookup.hits), *found]) if key in found}
 
 
-def key_of(hit: Found) -> Key:
+def fetch_body(lookup: Lookup) -> dict[str, Any]:
+    """A search for the documents, hits first, whatever other documents have the ids of the liked ones."""
+    indices, liked = lookup.indices.values(), list(lookup.liked)
+    in_indices = {"terms": {"_index": list(lookup.indices)}}
+    liked_query = {"bool": {"filter": [in_indices, {"ids": {"values": liked}}]}}
+    queries = [(hits_query(lookup.hits), 2)] * bool(lookup.hits) + [(liked_query, 1)] * bool(liked)
+    body: dict[str, Any] = {
+        "query": {"bool": {"should": [{"constant_score": {"filter": q, "boost": b}} for q, b in queries]}},
+        "size": len(lookup.hits) + 2 * len(liked),
+        "seq_no_primary_term": True,
+        "track_total_hits": False,
+        "_source": _source_of(indices),
+    }
+    if any(index.is_comparable for index in indices):
+        body["fields"] = [VECTOR_FIELD]
+    return body
+
+
+def _source_of(indices: Iterable[KnownIndex]) -> object:
+    """Which part of the documents is asked for, as `_source` takes it."""
+    if any(index.is_sourceless for index in indices):
+        return True  # Elasticsearch refuses to filter a source that is not stored
+    if not all(index.info.fields for index in indices):
+        return {"excludes": [VECTOR_FIELD]}
+    return sorted({name for index in indices for name in index.info.fields})
+
+
+def liked_vectors(liked: Sequence[str], indices: Iterable[str], vectors: Mapping[Key, Vector]) -> dict[str, Vector]:
+    """By doc_id, each from the first of the indices that has it."""
+    found: dict[str, Vector] = {}
+    for doc_id in liked:
+        for name in indices:
+            if (name, doc_id) in vectors:
+                found.setdefault(doc_id, vectors[name, doc_id])
+    return found
+
+
+def key_of(hit: EngineHit) -> Key:
     return hit.index, hit.doc_id
-
-
-def chunks(names: Sequence[str]) -> Iterator[list[str]]:
-    """Names that fit into one request's first line."""
-    some: list[str] = []
-    for name in names:
-        if some and len(quote(",".join([*some, name]), safe=",")) > MAX_TARGET_CHARS:
-            yield some
-            some = []
-        some.append(name)
-    if some:
-        yield some
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
+    """A document as the cluster holds it; `vector` is the index's own, of unit length."""
+
     source: Mapping[str, Any]
     version: str
     vector: Vector | None
 
 
-def _fetched(hit: Mapping[str, Any], comparable: bool) -> Fetched:
-    given = hit.get("fields", {}).get(VECTOR_FIELD) if comparable else None
+def _fetched(hit: Mapping[str, Any], is_comparable: bool) -> Fetched:
+    given = hit.get("fields", {}).get(VECTOR_FIELD) if is_comparable else None
     vector = None if given is None else np.array(given, np.float32)
     if vector is not None:
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
     return Fetched(hit.get("_source") or {}, version_of(hit), vector)
-
-
-def credentials(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """What of a client's headers says who it is to Elasticsearch."""
-    return [(name, value) for name, value in headers if name.lower() in CREDENTIALS]
-
-
-async def ask(
-    upstream: Upstream, method: str, target: str, asker: Headers, content: object | None, deadline: Deadline
-) -> dict[str, Any]:
-    """A question of our own, with the client's credentials.
-
-    Raises EngineRefused where the client may not ask it, else EngineError, and TimeoutError at the deadline.
-    """
-    body = None if content is None else json.dumps(content).encode()
-    headers = [*credentials(asker), (b"accept", b"application/json")]
-    if body is not None:
-        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    async with asyncio.timeout(None if deadline.at == math.inf else deadline.left_s):
-        answer = await upstream.send(method, target.encode(), headers, body)
-        try:
-            text = await answer.read(MAX_ANSWER_BYTES)
-        finally:
-            await answer.close()
-    if answer.status == 429 or answer.status >= 500:
-        raise EngineError(f"the engine could not answer a question about an index (status {answer.status})")
-    if answer.status != 200:
-        raise EngineRefused(f"the engine refused a question about an index (status {answer.status})")
-    try:
-        read = json.loads(text)
-    except ValueError as error:
-        raise EngineRefused("the engine's answer is no JSON") from error
-    if not isinstance(read, dict):
-        raise EngineRefused("the engine's answer is no JSON object")
-    return read
-
-
-def _bound(kept: OrderedDict[Any, Any], limit: int) -> None:
-    while len(kept) > limit:
-        kept.popitem(last=False)

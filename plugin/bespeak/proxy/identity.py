@@ -1,4 +1,4 @@
-"""Who asks a search, and whether that user is in the share of users whose searches are personalised."""
+"""Who asks for a search, and whether that user's searches are personalised."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 USER, SESSION, TENANT = b"x-bespeak-user", b"x-bespeak-session", b"x-bespeak-tenant"
 
 MIN_SECRET_BYTES = 32
-"""RFC 7518, 3.2: a key for HS256 is at least as long as its digest."""
+"""A key for HS256 must be at least as long as its digest (RFC 7518, 3.2)."""
 
 MIN_RSA_BITS = 2048
 MAX_TOKEN_CHARS = 8192
 LEEWAY_S = 30
-"""How far the clocks of who signs and who checks may differ."""
+"""How far the clocks of the signer and of this machine may differ."""
 
 TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks. `reason` says why nobody does although somebody was named; "" where nobody was."""
+    """Who asks. `reason` says why the user who was named is not accepted; "" if nobody was named."""
 
     user: UserKey | None
     session_id: str = ""
@@ -40,17 +40,17 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class JwtKey:
-    """What users are signed with. The algorithm is that of the key, never one that a token names."""
+    """The key that users' tokens are signed with. The algorithm is the key's, never one that a token names."""
 
     algorithm: str
     key: Any = field(repr=False)
-    audience: str | None = None  # None: only tokens that are for nobody in particular
+    audience: str | None = None  # None: only tokens without an audience
 
     @classmethod
     def read(cls, path: Path, audience: str | None = None) -> JwtKey:
-        """A public key in PEM (RS256, ES256, EdDSA), else the file's bytes as the secret of HS256.
+        """A public key in PEM (RS256, ES256, EdDSA), else the file's bytes as the secret for HS256.
 
-        A secret that is written as text does not hold the end of its line. Raises InputError.
+        The line end of a secret in text form is not part of it. Raises InputError.
         """
         try:
             content = path.read_bytes()
@@ -61,7 +61,7 @@ class JwtKey:
         return cls("HS256", _secret(content, path), audience)
 
     def claims(self, token: str) -> Mapping[str, Any] | None:
-        """None where it is not signed with this key, has run out, or is for somebody else."""
+        """The token's claims; None if it is not signed with this key, has expired, or is for another audience."""
         import jwt
 
         try:
@@ -79,10 +79,10 @@ class JwtKey:
 
 
 class Identify:
-    """Built once; says who a request names.
+    """Says who a request names. Built once.
 
-    Header bytes are read as UTF-8, and nothing is percent-decoded. The header goes before the body's `ext.ubi`, of
-    which `user_id`, then `query_attributes.user_id`, then `client_id` names the user, as in an event's line.
+    Header bytes are read as UTF-8, and nothing is percent-decoded. The header takes precedence over the body's
+    `ext.ubi`, in which `user_id`, else `query_attributes.user_id`, else `client_id` names the user, as in an event.
     """
 
     def __init__(self, jwt_key: JwtKey | None = None) -> None:
@@ -103,9 +103,9 @@ class Identify:
 
 
 class Share:
-    """The share of users whose searches are personalised, in [0, 1]; it may be changed at any time.
+    """The share of users whose searches are personalised, in [0, 1]; it may change at any time.
 
-    Who is in depends on tenant and user alone, and whoever is in stays in when the share grows.
+    Only tenant and user decide who is included, and a user who is included stays so when the share grows.
     """
 
     def __init__(self, value: float = 1.0) -> None:
@@ -113,10 +113,10 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> float:
-        """ "10%" or "0.1". Raises UsageError, also for a bare 1, which may mean either of two things."""
+        """Reads "10%" or "0.1". Raises UsageError, also for a bare 1, which could mean 1% or everyone."""
         found = re.fullmatch(r"(\d{1,3}(?:\.\d{0,15})?)(%?)", text.strip(), re.ASCII)
         if not found or found.groups() == ("1", ""):
-            raise UsageError("a share is written as 10% or 0.1, all users as 100%")
+            raise UsageError("write a share as 10% or 0.1, and all users as 100%")
         return _checked(float(found[1]) / (100 if found[2] else 1))
 
     @property
@@ -133,8 +133,21 @@ class Share:
         return int.from_bytes(place) < self._value * 2**64
 
 
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who asks, and whose searches are personalised."""
+
+    identify: Identify = field(default_factory=Identify)
+    share: Share = field(default_factory=Share)
+
+
+def names_user(headers: Headers) -> bool:
+    """Whether a header names a user, or tries to."""
+    return any(name.lower() == USER for name, _ in headers)
+
+
 def tenant_of(headers: Headers) -> str:
-    """The header's tenant, "" where there is none. Raises UsageError where it stands twice or is not UTF-8."""
+    """The header's tenant, "" if there is none. Raises UsageError if it is given twice or is not UTF-8."""
     try:
         return _given(headers).get(TENANT, "")
     except UnicodeDecodeError as error:
@@ -143,7 +156,7 @@ def tenant_of(headers: Headers) -> str:
 
 def _checked(value: float) -> float:
     if not 0 <= value <= 1:
-        raise UsageError("a share lies between 0% and 100%")
+        raise UsageError("a share must be between 0% and 100%")
     return value
 
 
@@ -162,12 +175,12 @@ def _given(headers: Headers) -> dict[bytes, str]:
 def _identity(tenant: str, user_id: str, session_id: str) -> Identity:
     """Raises UsageError for ids that no event could have."""
     if len(session_id) > MAX_ID_CHARS or any("\ud800" <= char <= "\udfff" for char in session_id):
-        raise UsageError("session is no id")
+        raise UsageError("the session is not a valid id")
     return Identity(user_key(tenant, user_id), session_id)
 
 
 def _signed(jwt_key: JwtKey, token: str, session_id: str) -> Identity:
-    """The user, and the tenant, are the token's alone: a header beside it could name another's data."""
+    """User and tenant come from the token alone: a header could name somebody else's."""
     if not TOKEN.fullmatch(token):
         return Identity(None, reason="unsigned")
     claims = jwt_key.claims(token) if len(token) <= MAX_TOKEN_CHARS else None
@@ -189,7 +202,7 @@ def _client_id(ubi: Mapping[str, Any]) -> str:
 
 
 def _id(value: Any, name: str) -> str:
-    """Ids may be whole numbers, as in an event's line. Raises UsageError."""
+    """An id as text; it may be a whole number, as in events. Raises UsageError."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -209,7 +222,7 @@ def _public_key(content: bytes, path: Path) -> tuple[str, Any]:
         key = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise InputError(
-            f"{path} holds no public key in PEM: give the public one, as 'openssl pkey -in KEY -pubout' writes it"
+            f"{path} is not a public key in PEM: give the public key, as 'openssl pkey -in KEY -pubout' writes it"
         ) from error
     if isinstance(key, RSAPublicKey):
         if key.key_size < MIN_RSA_BITS:
@@ -219,11 +232,11 @@ def _public_key(content: bytes, path: Path) -> tuple[str, Any]:
         return "ES256", key
     if isinstance(key, Ed25519PublicKey):
         return "EdDSA", key
-    raise InputError(f"the key {path} is of a kind that is not taken: give one of RSA, P-256 or Ed25519")
+    raise InputError(f"the key {path} is of an unsupported kind: give an RSA, P-256 or Ed25519 key")
 
 
 def _secret(content: bytes, path: Path) -> bytes:
-    """Raises InputError for what is too short, or a public key in another form, which everybody may know."""
+    """Raises InputError for one that is too short, and for a public key in another form, which anybody may know."""
     import jwt
 
     line = content.rstrip(b"\r\n")
@@ -239,5 +252,5 @@ def _secret(content: bytes, path: Path) -> bytes:
     except jwt.InvalidKeyError:
         is_key = True
     if is_key:
-        raise InputError(f"{path} looks like a key in a form that is not taken: give a public key in PEM")
+        raise InputError(f"{path} looks like a key in an unsupported form: give a public key in PEM")
     return secret

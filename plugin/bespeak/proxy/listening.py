@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from bespeak.errors import UsageError
+from bespeak.proxy.access import is_loopback
 from bespeak.proxy.http.serving import server_config
-from bespeak.proxy.routes import is_loopback
 
 if TYPE_CHECKING:
     from bespeak.proxy.app import Proxy

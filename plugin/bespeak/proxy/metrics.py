@@ -1,4 +1,4 @@
-"""What the proxy counts, for Prometheus. No label holds a user, a query, an index or any other text of a client's."""
+"""The proxy's metrics for Prometheus. No label holds a user, a query, an index or any other text from a client."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 LABEL = re.compile(r"[a-z0-9_]{0,40}")
 MAX_REASONS = 100
-"""Different values of one label; a further one counts as `other`, so that no fault can fill the memory."""
+"""How many different labels there may be; further ones count as `other`, so that no fault can fill the memory."""
 
 
 class Metrics:
-    """One registry of its own: two proxies in one process do not meet."""
+    """Has a registry of its own, so two proxies in one process count apart."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self._known: set[str] = set()
         self._requests = Counter(
             "bespeak_requests",
-            "Requests by what was done: passed untouched, personalised, declined for a reason, failed at a stage.",
+            "Requests by outcome: passed untouched, personalised, declined for a reason, failed at a stage.",
             ("outcome", "reason"),
             registry=registry,
         )
         self._rewrites = Counter("bespeak_rewrites", "Rewrites by status.", ("status",), registry=registry)
         self._reranks = Counter("bespeak_reranks", "Reranked answers by status.", ("status",), registry=registry)
         self._seconds = {
-            name: Histogram(f"bespeak_{name}_seconds", told, buckets=SECONDS, registry=registry)
-            for name, told in (
-                ("rewrite", "Time that a rewrite took."),
-                ("rerank", "Time that reranking took."),
+            name: Histogram(f"bespeak_{name}_seconds", description, buckets=SECONDS, registry=registry)
+            for name, description in (
+                ("rewrite", "Time for a rewrite."),
+                ("rerank", "Time for reranking."),
                 ("engine", "Time until the engine's answer to a personalised search was read."),
             )
         }
@@ -51,22 +51,22 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def passed(self) -> None:
-        """A request that was none of a personalised search."""
+        """A request that was no search of a named user."""
         self._requests.labels("passed", "").inc()
 
     def personalised(self) -> None:
         self._requests.labels("personalised", "").inc()
 
     def declined(self, reason: str) -> None:
-        """A search that names a user, left as it was for this reason."""
+        """A search that names a user and was left as it was, for this reason."""
         self._requests.labels("declined", self._label(reason)).inc()
 
     def failed(self, stage: str) -> None:
-        """A search that was sent again untouched because this stage failed."""
+        """A search that was sent on untouched because this stage failed."""
         self._requests.labels("failed", self._label(stage)).inc()
 
     def rewritten(self, status: str, seconds: float | None = None) -> None:
-        """`seconds` only where the rewriter was asked."""
+        """`seconds` only if the rewriter was asked."""
         self._rewrites.labels(self._label(status)).inc()
         if seconds is not None:
             self._seconds["rewrite"].observe(seconds)
@@ -80,18 +80,18 @@ class Metrics:
         self._seconds["engine"].observe(seconds)
 
     def watch_breaker(self, stage: str, is_open: Callable[[], bool]) -> None:
-        """`is_open` is asked whenever the metrics are read."""
+        """Asks `is_open` whenever the metrics are read."""
         self._breakers.labels(self._label(stage)).set_function(lambda: float(is_open()))
 
     def watch_recorder(self, counts: Callable[[], Counts]) -> None:
-        self._registry.register(_Recorded(counts))
+        self._registry.register(_RecorderCollector(counts))
 
     def watch_share(self, share: Callable[[], float]) -> None:
         gauge = Gauge("bespeak_share", "Share of users whose searches are personalised.", registry=self._registry)
         gauge.set_function(share)
 
     def text(self) -> bytes:
-        """In Prometheus' text format, `CONTENT_TYPE`."""
+        """All metrics in Prometheus' text format, `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
     def _label(self, value: str) -> str:
@@ -103,13 +103,13 @@ class Metrics:
         return value
 
 
-class _Recorded(Collector):
+class _RecorderCollector(Collector):
     def __init__(self, counts: Callable[[], Counts]) -> None:
         self._counts = counts
 
     def collect(self) -> Iterable[Metric]:
         counts = self._counts()
-        yield GaugeMetricFamily("bespeak_events_queued", "Events that wait to be written.", counts.queued)
+        yield GaugeMetricFamily("bespeak_events_queued", "Events waiting to be written.", counts.queued)
         yield CounterMetricFamily("bespeak_events_written", "Events handed to the store.", counts.written)
-        yield CounterMetricFamily("bespeak_events_dropped", "Events given up: queue full or store at fault.",
+        yield CounterMetricFamily("bespeak_events_dropped", "Events dropped: the queue was full or the store failed.",
                                   counts.dropped)  # fmt: skip

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from bespeak.proxy.body.search import Found
+from bespeak.proxy.body.reply import EngineHit
 from bespeak.statuses import Ending, Reason, RerankStatus, RewriteStatus, Stage, stage_reason
 
 logger = logging.getLogger("bespeak.proxy")
@@ -50,7 +50,7 @@ class Completed:
 
     text: str
     outcome: Outcome
-    shown: tuple[Found, ...]
+    shown: tuple[EngineHit, ...]
 
 
 class Fault(Exception):

@@ -23,23 +23,15 @@ from bespeak.document import hit_text
 from bespeak.errors import EngineRefused
 from bespeak.parts import Parts, Profiles
 from bespeak.pipeline import Ranking, liked_ids, rank
+from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.explanation import explain_search
 from bespeak.proxy.body.query import Typed
-from bespeak.proxy.body.search import (
-    Asked,
-    Found,
-    Reply,
-    Search,
-    decline,
-    read_reply,
-    typed_text,
-    widen,
-    words_body,
-    write_page,
-)
-from bespeak.proxy.bounds import Bounds, Breaker, Busy
+from bespeak.proxy.body.reply import EngineHit, Reply, read_reply, write_page
+from bespeak.proxy.body.search import Search, decline, typed_text
+from bespeak.proxy.body.window import Widened, widen, words_body
+from bespeak.proxy.bounds import Breaker, Busy, Runs
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Asker, Documents, Embedded
+from bespeak.proxy.documents import Documents, Embedded
 from bespeak.proxy.http.upstream import Headers, TooLarge, Upstream
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome, stage
@@ -73,7 +65,7 @@ class Personal:
     user: UserKey
     typed: Typed
     chain: Chain
-    asked: Asked
+    asked: Widened
     session_id: str
     reading: Reading | None  # of a first page; later pages follow the chain
     digest: bytes
@@ -83,9 +75,7 @@ class Personal:
 class Shared:
     """What all requests share."""
 
-    rewrites: Bounds
-    encodings: Bounds
-    reads: Bounds  # of profiles
+    runs: Runs
     chains: Chains
     metrics: Metrics
 
@@ -173,7 +163,7 @@ class Personaliser:
             if is_remembered(reading, parts):
                 return encode_reading(reading, parts)
         run = in_time(lambda _: encode_reading(reading, parts), budget_ms)
-        encodings = self._shared.encodings
+        encodings = self._shared.runs.encodings
         return await self._guarded(Stage.ENCODE, self._reranking, lambda: encodings.run(run, budget_ms))
 
     async def complete(self, personal: Personal, reading: Reading | None, answer: str, asker: Headers) -> Completed:
@@ -270,7 +260,7 @@ class Personaliser:
         personal: Personal,
         reading: Reading,
         added: Sequence[Sequence[Clause]],
-        hits: Sequence[Found],
+        hits: Sequence[EngineHit],
         asker: Headers,
     ) -> tuple[list[list[float]], Embedded]:
         """What each of `added` scores in the hits, and the hits' vectors, at once and within the budget."""
@@ -297,7 +287,7 @@ class Personaliser:
         return await self._guarded(
             Stage.PROFILE,
             self._profiling,
-            lambda: self._shared.reads.run(
+            lambda: self._shared.runs.reads.run(
                 lambda _: self._profiles.profile(user, session_id, datetime.now(UTC)), self._parts.settings.profile_ms
             ),
         )
@@ -310,7 +300,7 @@ class Personaliser:
         if not self._rewriting.admits():
             return Rewrite(query, query, status=RewriteStatus.OFF, reason=Reason.RESTING)
         try:
-            made = await self._shared.rewrites.run(
+            made = await self._shared.runs.rewrites.run(
                 in_time(lambda within: rewrite_reading(reading, rewriter, within.left_s * 1000), budget_ms), budget_ms
             )
         except Busy as error:
@@ -402,7 +392,7 @@ def places_of(ranking: Ranking) -> list[int]:
 
 
 async def score_words(
-    upstream: Upstream, body: Mapping[str, object] | None, hits: Sequence[Found], asker: Asker, deadline: Deadline
+    upstream: Upstream, body: Mapping[str, object] | None, hits: Sequence[EngineHit], asker: Asker, deadline: Deadline
 ) -> list[float]:
     """What `body` scores in each hit; 0 where it does not match. Raises EngineError and TimeoutError."""
     if body is None:
@@ -422,7 +412,7 @@ def in_time(function: Callable[[Deadline], T], budget_ms: float) -> Callable[[De
     return begin
 
 
-async def no_vectors(hits: Sequence[Found]) -> Embedded:
+async def no_vectors(hits: Sequence[EngineHit]) -> Embedded:
     return Embedded((None,) * len(hits), {})
 
 
@@ -453,7 +443,7 @@ def sides_in_chain(reply: Reply, order: Sequence[int], chain: Chain) -> dict[int
     return {i: sides.get(place_key(reply.hits[i]), 0) for i in order} if sides else {}
 
 
-def place_key(hit: Found) -> int:
+def place_key(hit: EngineHit) -> int:
     """Of one process alone: a chain of thousands of hits is small by it."""
     return hash((hit.index, hit.doc_id))
 

@@ -1,4 +1,4 @@
-"""What a search showed, as events, and the queue that takes them to the store without holding an answer up."""
+"""Events for what a search showed, and a queue that writes them without delaying an answer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from bespeak.caching import RecentlyUsed
 from bespeak.errors import InputError, StoreError
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores import EventStore
@@ -22,23 +23,24 @@ logger = logging.getLogger("bespeak.proxy")
 BATCH = 500
 TITLE_CHARS = 200
 PATIENCE_S = 60.0
-"""How long one batch is tried again while the store fails, before it is dropped."""
+"""How long a batch is retried while the store fails, before it is dropped."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-FORGOTTEN_KEPT = timedelta(minutes=10)
-"""Longer than any search is under way: its events, from before its user was forgotten, are not taken."""
+FORGOTTEN_S = 600.0
+"""How long a forgotten user's older events are refused: longer than any search takes."""
+MAX_FORGOTTEN = 1_000_000
 
 
 class Counts(NamedTuple):
-    """Events since the start: `queued` waiting now, `written` to the store, `dropped` because it did not keep up."""
+    """Events since the start: `queued` now, `written` to the store, `dropped` because it did not keep up."""
 
     queued: int
     written: int
     dropped: int
 
 
-class Shown(NamedTuple):
-    """A hit on a page. `noted`: its `scores`, the `side` that put it there and of what comparison (`compared`)."""
+class ShownHit(NamedTuple):
+    """A hit on a page. `noted`: its `scores`, the `side` that placed it, and the comparison (`compared`)."""
 
     doc_id: str
     title: str
@@ -46,7 +48,7 @@ class Shown(NamedTuple):
 
 
 class Recorder:
-    """Takes events at once and writes them to the store by a thread of its own, in the order they came."""
+    """Takes events at once, and writes them to the store in a thread of its own, in order."""
 
     def __init__(
         self,
@@ -55,22 +57,24 @@ class Recorder:
         patience_s: float = PATIENCE_S,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """At most `limit` events wait. `clock` is that of the events' timestamps."""
+        """At most `limit` events wait. `clock` is the one of the events' timestamps."""
         self._store, self._limit, self._patience_s, self._clock = store, limit, patience_s, clock
         self._changed = threading.Condition()
         self._queue: deque[tuple[int, Event]] = deque()
         self._batch: list[tuple[int, Event]] = []  # taken from the queue, neither written nor dropped yet
         self._in_store: frozenset[UserKey] = frozenset()  # whose events the store is writing at this moment
-        self._forgotten: OrderedDict[UserKey, datetime] = OrderedDict()
+        self._forgotten_at = RecentlyUsed[UserKey, datetime](
+            MAX_FORGOTTEN, FORGOTTEN_S, lambda: self._clock().timestamp()
+        )
         self._taken = self._written = self._dropped = 0
         self._closing = False
         self._thread = threading.Thread(target=self._write_all, name="bespeak-recorder", daemon=True)
         self._thread.start()
 
     def record(self, events: Sequence[Event]) -> int:
-        """How many were dropped because the queue is full. Never blocks, never raises.
+        """Returns how many were dropped because the queue is full. Never blocks, never raises.
 
-        Events from before their user was forgotten are left out without being counted.
+        Events from before their user was forgotten are left out and not counted.
         """
         with self._changed:
             fit = [event for event in events if not self._is_forgotten(event)]
@@ -84,29 +88,25 @@ class Recorder:
             return dropped
 
     def forget(self, user: UserKey) -> None:
-        """Afterwards none of the user's events from before comes into the store any more: forget them there next.
+        """Keeps the user's events until now out of the store; those already there must be forgotten there next.
 
-        Waits while the store is writing some of them.
+        Waits while the store writes some of them.
         """
         with self._changed:
-            now = self._clock()
-            self._forgotten.pop(user, None)
-            while self._forgotten and next(iter(self._forgotten.values())) < now - FORGOTTEN_KEPT:
-                self._forgotten.popitem(last=False)
-            self._forgotten[user] = now
+            self._forgotten_at.put(user, self._clock())
             self._queue = deque(entry for entry in self._queue if entry[1].user != user)
             self._batch = [entry for entry in self._batch if entry[1].user != user]
             self._changed.notify_all()
             self._changed.wait_for(lambda: user not in self._in_store)
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Waits until all that was recorded before is written or dropped, or `timeout_s` have passed."""
+        """Waits until everything recorded before is written or dropped, at most `timeout_s`."""
         with self._changed:
             last = self._taken
             self._changed.wait_for(lambda: self._oldest() > last, timeout_s)
 
     def close(self) -> None:
-        """Writes what is queued, without trying again what fails, and ends the thread. Any number of times."""
+        """Writes what is queued, without retries, and ends the thread. May be called again."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -118,8 +118,8 @@ class Recorder:
             return Counts(len(self._queue) + len(self._batch), self._written, self._dropped)
 
     def _is_forgotten(self, event: Event) -> bool:
-        since = self._forgotten.get(event.user)
-        return since is not None and event.timestamp <= since
+        forgotten_at = self._forgotten_at.get(event.user)
+        return forgotten_at is not None and event.timestamp <= forgotten_at
 
     def _oldest(self) -> float:
         entries = self._batch or self._queue
@@ -144,7 +144,7 @@ class Recorder:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _try(self, give_up: bool) -> bool:
-        """Whether the batch is done with: written, or dropped."""
+        """Whether the batch is done: written, or dropped."""
         with self._changed:
             events = [event for _, event in self._batch]
             self._in_store = frozenset(event.user for event in events)
@@ -163,7 +163,7 @@ class Recorder:
             return done
 
     def _add(self, events: Sequence[Event]) -> tuple[bool, bool]:
-        """Whether they were written, and if not, whether it may go better another time."""
+        """Whether they were written, and if not, whether a retry may help."""
         try:
             if events:
                 self._store.add(events)
@@ -177,7 +177,7 @@ class Recorder:
 
 
 def query_recorded(user: UserKey, session_id: str, query_id: str, text: str, index: str, now: datetime) -> Event:
-    """The event of a query. `now` is when it was asked. Raises InputError for a text or an id that is too long."""
+    """The event of a query that was asked at `now`. Raises InputError for a text or an id that is too long."""
     attributes = {"query_attributes": {"index": index}} if index else {}
     return new_event(
         user, "query", now, session_id=session_id, query_id=query_id, text=text, attributes=attributes
@@ -185,16 +185,16 @@ def query_recorded(user: UserKey, session_id: str, query_id: str, text: str, ind
 
 
 def impressions(
-    user: UserKey, session_id: str, query_id: str, hits: Sequence[Shown], first_rank: int, now: datetime
+    user: UserKey, session_id: str, query_id: str, hits: Sequence[ShownHit], first_rank: int, now: datetime
 ) -> list[Event]:
     """One event for each hit shown, in their order; `first_rank` counts from 1 over all pages.
 
-    A hit whose id no event could hold is left out.
+    A hit whose id is too long for an event is left out.
     """
     found = []
     for rank, (doc_id, title, noted) in enumerate(hits, start=first_rank):
-        told = {"bespeak": dict(noted)} if noted else {}
-        attributes = {"event_attributes": {"position": {"ordinal": rank}, **told}}
+        ours = {"bespeak": dict(noted)} if noted else {}
+        attributes = {"event_attributes": {"position": {"ordinal": rank}, **ours}}
         try:
             found.append(new_event(user, "impression", now, session_id=session_id, query_id=query_id, doc_id=doc_id,
                                    title=title[:TITLE_CHARS], attributes=attributes))  # fmt: skip

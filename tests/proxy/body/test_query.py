@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bespeak.proxy.body.query import MAX_LEAVES, Typed, find_leaves, find_typed, hoist, replace_text
+from bespeak.proxy.body.leaves import MAX_LEAVES, find_leaves
+from bespeak.proxy.body.query import Typed, find_typed, with_alternatives, words_query
 from bespeak.records import Clause
 
 REWRITE = [Clause("waterproof hiking boots", 2.0)]
@@ -283,8 +284,8 @@ def test_a_body_is_never_changed_in_place(case, user_query, path):
     body, _ = case
     before = copy.deepcopy(body)
     typed = find_typed(body, user_query, path)
-    hoist(typed, REWRITE)
-    replace_text(body, typed, REWRITE)
+    words_query(typed, REWRITE)
+    with_alternatives(body, typed, REWRITE)
     assert body == before
 
 
@@ -292,7 +293,7 @@ def test_a_body_is_never_changed_in_place(case, user_query, path):
 def test_every_other_node_comes_out_equal(case):
     body, _ = case
     typed = Typed("boots", find_leaves(body))
-    found = replace_text(body, typed, REWRITE)
+    found = with_alternatives(body, typed, REWRITE)
     for leaf in typed.leaves:
         if not leaf.scoring or leaf.kind not in WITH_WORDS:
             continue
@@ -304,7 +305,7 @@ def test_every_other_node_comes_out_equal(case):
 
 
 @given(bodies())
-def test_a_text_stands_for_all_leaves_that_hold_it(case):
+def test_equal_texts_are_one_text(case):
     body, planted = case
     typed = find_typed(body)
     counted = [p for p in planted if p.scoring] or planted
@@ -355,8 +356,8 @@ def test_no_json_raises(case, value, data):
     broken = broken if isinstance(broken, dict) else {"query": broken}
     typed = find_typed(broken, "boots")
     assert typed.text == "boots"
-    hoist(Typed("boots", find_leaves(broken)), REWRITE)
-    replace_text(broken, Typed("boots", find_leaves(broken)), REWRITE)
+    words_query(Typed("boots", find_leaves(broken)), REWRITE)
+    with_alternatives(broken, Typed("boots", find_leaves(broken)), REWRITE)
 
 
 def at(node, path):
@@ -395,27 +396,27 @@ def test_two_texts_are_ambiguous_until_somebody_says_which():
     assert find_typed(body, path="query.bool.should").reason == "ambiguous"
 
 
-def test_what_was_typed_may_stand_in_a_leaf_in_another_form_or_nowhere():
+def test_the_typed_text_may_differ_from_the_leafs_or_be_in_none():
     body = {"query": {"bool": {"must": [
         {"query_string": {"query": "(boots OR boot) AND year:2020", "fields": ["title"]}}, {"match": {"brand": "Acme"}},
     ]}}}  # fmt: skip
     assert [leaf.kind for leaf in find_typed(body, "Boots").leaves] == ["query_string"]
     assert find_typed(body, "winter shoes") == Typed("winter shoes", ())
-    assert hoist(find_typed(body, "winter shoes"), REWRITE) is None
+    assert words_query(find_typed(body, "winter shoes"), REWRITE) is None
     assert find_typed({"query": {"match_all": {}}}, " shoes ") == Typed("shoes", ())
     assert find_typed({}, "  ") == Typed("", (), "no_text")
 
 
-def test_a_filter_counts_where_there_is_nothing_else():
+def test_a_filter_counts_if_there_is_nothing_else():
     filtered = {"query": {"bool": {"filter": [{"match": {"title": "boots"}}]}}}
     assert find_typed(filtered).text == "boots"
-    assert replace_text(filtered, find_typed(filtered), REWRITE) == filtered
+    assert with_alternatives(filtered, find_typed(filtered), REWRITE) == filtered
     both = {"query": {"bool": {"must": MATCH, "filter": [{"match": {"brand": "Acme"}}]}}}
     assert [leaf.fields for leaf in find_typed(both).leaves] == [("title",)]
     assert find_typed(both, "acme").leaves[0].fields == ("brand",)
 
 
-def test_a_body_of_very_many_texts_has_none_that_was_typed():
+def test_a_body_with_very_many_texts_has_no_typed_text():
     body = {"query": {"bool": {"should": [MATCH] * (MAX_LEAVES + 1)}}}
     assert find_typed(body).reason == "ambiguous"
     assert find_typed(body, "boots") == Typed("boots", ())
@@ -423,7 +424,7 @@ def test_a_body_of_very_many_texts_has_none_that_was_typed():
 
 
 @pytest.mark.parametrize("member", ["query", "retriever"])
-def test_what_lies_too_deep_is_opaque(member):
+def test_deeply_nested_parts_are_opaque(member):
     deep = MATCH if member == "query" else {"standard": {"query": MATCH}}
     for _ in range(100_000):
         deep = {"bool": {"must": [deep]}} if member == "query" else {"rescorer": {"retriever": deep}}
@@ -474,45 +475,45 @@ def test_what_lies_too_deep_is_opaque(member):
         ),
     ],
 )  # fmt: skip
-def test_other_words_are_asked_as_the_text_is_but_none_of_them_is_demanded(query, expected):
-    assert hoist(find_typed({"query": query}), REWRITE) == {"bool": {"should": [expected]}}
+def test_other_words_are_searched_as_the_text_is_but_may_be_missing(query, expected):
+    assert words_query(find_typed({"query": query}), REWRITE) == {"bool": {"should": [expected]}}
 
 
-def test_leaves_on_the_same_fields_speak_once():
+def test_leaves_on_the_same_fields_count_once():
     phrase = {"match_phrase": {"title": {"query": "boots", "boost": 10}}}
     fields = {"multi_match": {"query": "boots", "fields": ["title^2", "body"]}}
     body = {"query": {"bool": {"should": [phrase, MATCH, MATCH, fields]}}}
-    asked = hoist(find_typed(body), [Clause("hiking"), Clause("  ")])["bool"]["should"]
+    asked = words_query(find_typed(body), [Clause("hiking"), Clause("  ")])["bool"]["should"]
     assert [(next(iter(query)), next(iter(query.values())).get("fields")) for query in asked] == [
         ("match", None),
         ("multi_match", ["title^2", "body"]),
     ]
-    found = replace_text(body, find_typed(body), [Clause("hiking")])["query"]["bool"]["should"]
+    found = with_alternatives(body, find_typed(body), [Clause("hiking")])["query"]["bool"]["should"]
     assert [choice["bool"]["should"][0] for choice in found] == [phrase, MATCH, MATCH, fields]
     assert found[0]["bool"]["should"][1]["match"]["title"]["boost"] == 0.0
     assert found[1]["bool"]["should"][1]["match"]["title"]["boost"] == 1.0
 
 
-def test_joins_stand_around_other_words_as_around_the_leaf():
+def test_joins_around_a_leaf_are_around_other_words_too():
     inner = {"nested": {"path": "parts.makers", "query": {"match": {"parts.makers.name": "boots"}}}}
     body = {"query": {"has_child": {"type": "answer", "query": {"nested": {"path": "parts", "query": inner}}}}}
-    (asked,) = hoist(find_typed(body), [Clause("hiking")])["bool"]["should"]
+    (asked,) = words_query(find_typed(body), [Clause("hiking")])["bool"]["should"]
     within = asked["has_child"]["query"]["nested"]["query"]["nested"]
     assert (within["path"], list(within["query"]["match"])) == ("parts.makers", ["parts.makers.name"])
 
 
-def test_two_rules_of_one_query_are_one_choice():
+def test_two_rules_of_one_query_get_alternatives_once():
     rules = [{"match": {"query": "boots"}}, {"match": {"query": "boots", "ordered": True}}]
     query = {"intervals": {"title": {"any_of": {"intervals": rules}}}}
     typed = find_typed({"query": query})
     assert len(typed.leaves) == 2
-    assert replace_text({"query": query}, typed, REWRITE)["query"]["bool"]["should"][0] == query
+    assert with_alternatives({"query": query}, typed, REWRITE)["query"]["bool"]["should"][0] == query
 
 
 @pytest.mark.parametrize("boost", ["high", None, [], -1, float("nan"), float("inf"), 10**400, True])
-def test_a_boost_that_is_none_counts_once(boost):
+def test_an_invalid_boost_counts_as_one(boost):
     body = {"query": {"bool": {"boost": boost, "must": {"match": {"title": {"query": "boots", "boost": boost}}}}}}
-    (asked,) = hoist(find_typed(body), [Clause("hiking")])["bool"]["should"]
+    (asked,) = words_query(find_typed(body), [Clause("hiking")])["bool"]["should"]
     assert asked["match"]["title"]["boost"] == 1.0
 
 
@@ -526,14 +527,14 @@ def test_odd_types_hold_no_text(kind, odd):
     assert find_leaves({"retriever": {kind: odd}, "knn": odd}) == ()
     assert find_leaves({"query": odd, "knn": [odd], "retriever": [odd, {"standard": odd}, {"rrf": odd}]}) == ()
     highlighted = {"query": MATCH, "highlight": odd, "collapse": {"inner_hits": odd}}
-    replace_text(highlighted, find_typed(highlighted), REWRITE)
+    with_alternatives(highlighted, find_typed(highlighted), REWRITE)
 
 
-def test_words_have_no_place_beside_a_search_by_meaning():
+def test_a_search_by_meaning_gets_no_other_words():
     body = {"query": {"semantic": {"field": "body", "query": "boots"}}}
     assert find_typed(body).text == "boots"
-    assert hoist(find_typed(body), REWRITE) is None
-    assert replace_text(body, find_typed(body), REWRITE) == body
+    assert words_query(find_typed(body), REWRITE) is None
+    assert with_alternatives(body, find_typed(body), REWRITE) == body
 
 
 def test_highlights_keep_the_words_of_the_client():
@@ -542,18 +543,18 @@ def test_highlights_keep_the_words_of_the_client():
                          "inner_hits": {"highlight": {"fields": {}}}}}  # fmt: skip
     query = {"bool": {"should": [MATCH, nested]}}
     body = {"query": query, "highlight": {"fields": {"title": {"highlight_query": own}, "body": {}}}}
-    found = replace_text(body, find_typed(body), REWRITE)
+    found = with_alternatives(body, find_typed(body), REWRITE)
     assert found["highlight"] == body["highlight"] | {"highlight_query": query}
     inner = found["query"]["bool"]["should"][1]["nested"]["inner_hits"]["highlight"]
     assert inner == {"fields": {}, "highlight_query": {"match": {"parts.name": "boots"}}}
     kept = {"query": MATCH, "highlight": {"highlight_query": own}}
-    assert replace_text(kept, find_typed(kept), REWRITE)["highlight"] == {"highlight_query": own}
+    assert with_alternatives(kept, find_typed(kept), REWRITE)["highlight"] == {"highlight_query": own}
 
 
-def test_a_body_that_does_not_hold_the_text_stays():
+def test_a_body_without_the_text_stays_as_it_is():
     typed = find_typed({"query": MATCH})
     for other in ({}, {"query": {"match": {"title": "shoes"}}}, {"query": {"term": {"title": "boots"}}}):
-        assert replace_text(other, typed, REWRITE) == other
+        assert with_alternatives(other, typed, REWRITE) == other
 
 
 # What a real node makes of it.
@@ -587,7 +588,7 @@ def ask(elasticsearch_url):
 
 
 def rescored(body, typed):
-    words = hoist(typed, REWRITE)
+    words = words_query(typed, REWRITE)
     return body | ({"rescore": {"window_size": 100, "query": {"rescore_query": words}}} if words else {})
 
 
@@ -615,22 +616,22 @@ EACH_FORM = [
 
 @pytest.mark.elasticsearch
 @pytest.mark.parametrize("query", EACH_FORM, ids=lambda query: next(iter(query)))
-def test_the_node_takes_other_words_beside_every_form_and_lifts_what_holds_them(ask, query):
+def test_a_node_accepts_other_words_with_every_form_and_ranks_by_them(ask, query):
     body = {"query": query}
     typed = find_typed(body)
     before, after = ask(body), ask(rescored(body, typed))
     assert list(shown(before)) == ["0", "1"]
     assert list(shown(after)) == ["1", "0"]
     assert before["hits"]["total"] == after["hits"]["total"]
-    found = set(shown(ask(replace_text(body, typed, REWRITE))))
+    found = set(shown(ask(with_alternatives(body, typed, REWRITE))))
     assert found == ({"0", "1"} if "constant_score" in query else {"0", "1", "3"})
 
 
 @pytest.mark.elasticsearch
-def test_words_are_asked_of_a_field_of_numbers_without_harm(ask):
+def test_words_on_a_field_of_numbers_do_no_harm(ask):
     body = {"query": {"match": {"year": "1999"}}}
     assert list(shown(ask(rescored(body, find_typed(body))))) == ["1"]
-    assert list(shown(ask(replace_text(body, find_typed(body), REWRITE)))) == ["1"]
+    assert list(shown(ask(with_alternatives(body, find_typed(body), REWRITE)))) == ["1"]
 
 
 def highlights(hit):
@@ -648,11 +649,11 @@ def highlights(hit):
             "name": "all", "size": 9, "highlight": {"fields": {"title": {}}}}}},
     ],
 )  # fmt: skip
-def test_more_is_found_and_the_words_of_the_client_are_marked(ask, body):
+def test_more_is_found_and_the_clients_words_are_highlighted(ask, body):
     asked = body | {"highlight": {"fields": {"title": {}}}}
     before, more = (
         {name: marks for hit in ask(one)["hits"]["hits"] for name, marks in highlights(hit).items()}
-        for one in (asked, replace_text(asked, find_typed(asked), REWRITE))
+        for one in (asked, with_alternatives(asked, find_typed(asked), REWRITE))
     )
     assert before == {
         "0": {"title": ["red <em>boots</em>"]},
@@ -664,7 +665,7 @@ def test_more_is_found_and_the_words_of_the_client_are_marked(ask, body):
 @pytest.mark.elasticsearch
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(trees(lexical, COMPOUND))
-def test_the_matching_set_stays_or_grows_by_what_was_asked(ask, pair):
+def test_the_matching_set_stays_in_boost_and_grows_in_recall(ask, pair):
     body = {"query": pair[0], "highlight": {"fields": {"title": {}, "parts.name": {}}}}
     try:
         before = ask(body)
@@ -673,7 +674,7 @@ def test_the_matching_set_stays_or_grows_by_what_was_asked(ask, pair):
             assume(error.code not in (400, 500))  # 9.5.3 stumbles over some queries by itself, as nested in nested
         raise
     typed = Typed("boots", find_leaves(body))
-    after, more = ask(rescored(body, typed)), ask(replace_text(body, typed, REWRITE))
+    after, more = ask(rescored(body, typed)), ask(with_alternatives(body, typed, REWRITE))
     kept = ("matched_queries", "highlight")
     assert before["hits"]["total"] == after["hits"]["total"]
     assert shown(before, *kept, "inner_hits") == shown(after, *kept, "inner_hits")

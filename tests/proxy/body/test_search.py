@@ -1,36 +1,13 @@
-"""One search taken apart and put together again, without any engine."""
+"""A client's search: how it is read, and whether its hits may be reordered."""
 
-import gzip
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bespeak.errors import InputError
-from bespeak.proxy.body.search import (
-    decline,
-    read_reply,
-    read_search,
-    these,
-    typed_text,
-    widen,
-    words_body,
-    write_page,
-)
-from bespeak.proxy.personal import Told
-from bespeak.proxy.searches import (
-    MAX_PERSONAL_PARTS,
-    Called,
-    Searches,
-    filtered,
-    gunzip,
-    header,
-    read_call,
-    read_msearch,
-    without_source,
-)
-from bespeak.records import Clause, UserKey
+from bespeak.proxy.body.search import decline, read_search, typed_text
+from bespeak.proxy.body.window import widen
+from bespeak.records import UserKey
 
 ADA = UserKey("", "ada")
 COAT = {"match": {"text": "coat"}}
@@ -38,11 +15,6 @@ COAT = {"match": {"text": "coat"}}
 
 def search(body=None, params=(), index="i"):
     return read_search(index, tuple(params), "" if body is None else json.dumps(body))
-
-
-def called(text, path="/i/_msearch", query=b"", headers=()):
-    body = text.encode()
-    return read_call({"path": path, "query_string": query, "headers": list(headers)}, body)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +26,13 @@ def test_a_page_is_read_as_the_engine_reads_it(given_, offset, size):
 
 
 @pytest.mark.parametrize("value", [None, -1, True, "many", "1_0", " 5", "٣", 1e400, float("nan"), [], 2**31, ""])
-def test_a_page_that_the_engine_refuses_is_not_read(value):
+def test_an_invalid_page_is_refused(value):
     for name in ("from", "size"):
         with pytest.raises(InputError):
             read_search("i", (), json.dumps({name: value}))
 
 
-def test_the_url_goes_before_the_body():
+def test_the_url_takes_precedence_over_the_body():
     found = search({"from": 3, "size": 4}, [("size", "2"), ("from", "1")])
     assert (found.offset, found.size) == (1, 2)
     asked = widen(found, 20, typed_text(found), (), "p")
@@ -68,7 +40,7 @@ def test_the_url_goes_before_the_body():
     assert json.loads(asked.text)["size"] == 20
 
 
-def test_what_is_for_bespeak_is_taken_out_and_no_other_byte():
+def test_only_what_is_for_bespeak_is_removed():
     text = (
         '{ "query": {"match": {"text": "coat"}}, "n": 1.50, "ext": {"ubi": {"query_id": "q"}, "x": 1E2, "bespeak": {}}}'
     )
@@ -83,7 +55,7 @@ def test_what_is_for_bespeak_is_taken_out_and_no_other_byte():
 
 
 @pytest.mark.parametrize("text", ["[]", "{} {}", '{"a": 1, "a": 2}', "nothing", "\ufeff{}", '{"a": NaN}x', "{"])
-def test_no_search(text):
+def test_a_broken_search_is_refused(text):
     with pytest.raises(InputError):
         read_search("i", (), text)
 
@@ -114,70 +86,11 @@ def test_no_search(text):
         ({"slice": {"id": 0, "max": 2}}, [], "slice"),
     ],
 )
-def test_whose_order_it_is(body, params, reason):
+def test_searches_whose_order_must_stay_are_declined(body, params, reason):
     assert decline(search(body, params)) == reason
 
 
-def widened(body, window=20, clauses=(), params=()):
-    found = search(body, params)
-    asked = widen(found, window, typed_text(found), clauses, "p")
-    return asked, json.loads(asked.text)
-
-
-@pytest.mark.parametrize(
-    ("body", "window", "offset", "size"),
-    [
-        ({"query": COAT}, 20, 0, 20),
-        ({"query": COAT, "from": 15, "size": 10}, 20, 0, 25),
-        ({"query": COAT, "from": 20, "size": 10}, 0, 20, 10),
-        ({"query": COAT, "size": 50}, 20, 0, 50),
-        ({"query": COAT, "knn": {"field": "v", "query_vector": [1], "k": 5}}, 20, 0, 20),
-        ({"query": COAT, "knn": {"field": "v", "query_vector": [1]}}, 10, 0, 10),
-        ({"query": COAT, "knn": [{"field": "v", "k": 3}, {"field": "v"}], "size": 7}, 7, 0, 7),
-        ({"query": COAT, "knn": {"field": "v"}, "from": 5, "size": 7}, 0, 5, 7),
-        ({"query": {"bool": {"must": [COAT, {"knn": {"field": "v", "k": 3}}]}}}, 10, 0, 10),
-        ({"query": {"bool": {"must": [COAT, {"knn": {"field": "v", "k": 3, "num_candidates": 9}}]}}}, 20, 0, 20),
-        ({"query": COAT, "terminate_after": 9, "size": 5}, 5, 0, 5),
-        ({"query": COAT, "terminate_after": 0, "size": 5}, 20, 0, 20),
-        ({"query": COAT, "rescore": {"window_size": 12, "query": {}}}, 12, 0, 12),
-        ({"query": COAT, "rescore": [{"query": {}}, {"window_size": 50, "query": {}}], "size": 5}, 10, 0, 10),
-        ({"query": COAT, "rescore": {"window_size": 5, "query": {}}, "size": 15}, 5, 0, 15),
-        ({"query": {"semantic": {"field": "f", "query": "coat"}}, "size": 30}, 20, 0, 30),
-        ({"retriever": {"rrf": {"retrievers": [], "rank_window_size": 15}}}, 15, 0, 15),
-        ({"retriever": {"rrf": {"retrievers": []}}, "size": 5}, 10, 0, 10),
-        ({"retriever": {"rrf": {"retrievers": []}}, "from": 10}, 0, 10, 10),
-        ({"retriever": {"rescorer": {"retriever": {"standard": {}}, "rescore": {"window_size": 12}}}}, 12, 0, 12),
-        ({"retriever": {"rescorer": {"retriever": {"rrf": {"rank_window_size": 5}}, "rescore": {"window_size": 12}}},
-          "size": 2}, 5, 0, 5),
-    ],
-)  # fmt: skip
-def test_the_window_is_asked_where_it_changes_nothing_else(body, window, offset, size):
-    asked, sent = widened(body)
-    assert (asked.window, sent["from"], sent["size"]) == (window, offset, size)
-    rest = {name: value for name, value in sent.items() if name not in ("from", "size", "seq_no_primary_term")}
-    assert rest == {name: value for name, value in body.items() if name not in ("from", "size")}
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"collapse": {"field": "f", "inner_hits": {}}},
-        {"aggs": {"a": {"terms": {}, "aggs": {"b": {"top_hits": {}}}}}},
-        {"query": {"bool": {"must": [COAT, {"nested": {"path": "p", "query": COAT, "inner_hits": {}}}]}}},
-    ],
-)
-def test_versions_are_not_asked_where_others_would_show_them(more):
-    assert "seq_no_primary_term" not in widened({"query": COAT} | more)[1]
-    assert widened({"query": COAT})[1]["seq_no_primary_term"] is True
-
-
-def test_a_preference_of_the_clients_stays():
-    asked, _ = widened({"query": COAT}, params=[("preference", "mine"), ("routing", "7"), ("filter_path", "took")])
-    assert asked.params == (("preference", "mine"), ("routing", "7"))
-    assert widened({"query": COAT, "pit": {"id": "x"}})[0].params == ()
-
-
-def test_pages_are_told_apart_by_user_session_and_search_alone():
+def test_pages_belong_together_by_user_session_and_search():
     first = search({"query": COAT, "size": 5})
     same = [search({"size": 7, "from": 5, "query": COAT}), search({"query": COAT}, [("size", "3")])]
     assert {found.digest(ADA, "s") for found in same} == {first.digest(ADA, "s")}
@@ -191,165 +104,3 @@ def test_pages_are_told_apart_by_user_session_and_search_alone():
         search({"query": COAT, "ext": {"bespeak": {"mode": "recall"}}}).digest(ADA, "s"),
     ]
     assert len({*others, first.digest(ADA, "s")}) == len(others) + 1
-
-
-# Answers.
-
-
-def answer_of(*hits, **members):
-    return json.dumps({"took": 1, "hits": {"total": {"value": 9}, "max_score": 3.0, "hits": list(hits)}} | members)
-
-
-def hit(doc_id, score, index="i", **members):
-    return {"_index": index, "_id": doc_id, "_score": score, "_source": {"n": 1}} | members
-
-
-def test_an_answer_keeps_all_but_its_order():
-    text = (
-        '{ "took":1,"hits":{"total":7,"hits":[{"_index":"i","_id":"a","_score":3.0,"_source":{"n":1.50, "b":[1, 2]}},'
-    )
-    text += '{"_index":"i","_id":"b","_score":2.0,"_source":{"n":-0.0}}]},"aggregations":{"x":1E2}}'
-    made = write_page(read_reply(text), [1, 0], search(), {})
-    assert '"_source":{"n":1.50, "b":[1, 2]}' in made
-    assert made.startswith('{ "took":1,"hits":{"total":7,"hits":[')
-    assert made.endswith(']},"aggregations":{"x":1E2}}')
-    assert [(h["_id"], h["_score"]) for h in json.loads(made)["hits"]["hits"]] == [("b", 3.0), ("a", 2.0)]
-
-
-@given(st.permutations(range(8)), st.integers(0, 9), st.integers(1, 9))
-def test_a_page_is_cut_of_the_new_order(order, offset, size):
-    reply = read_reply(answer_of(*(hit(f"d{n}", 9.0 - n, _seq_no=n, _primary_term=1) for n in range(8))))
-    page = json.loads(write_page(reply, order, search({"from": offset, "size": size}), {"bespeak": {}}))
-    hits = page["hits"]["hits"]
-    assert [h["_id"] for h in hits] == [f"d{n}" for n in order[offset : offset + size]]
-    assert [h["_score"] for h in hits] == [9.0 - n for n in range(8)][offset : offset + size]
-    assert not any("_seq_no" in h or "_primary_term" in h for h in hits)
-    assert "bespeak" in page
-
-
-def test_versions_stay_where_they_were_asked_for():
-    reply = read_reply(answer_of(hit("a", 1.0, _seq_no=5, _primary_term=1)))
-    for asked in (search({"seq_no_primary_term": True}), search({}, [("seq_no_primary_term", "")])):
-        assert json.loads(write_page(reply, [0], asked, {}))["hits"]["hits"][0]["_seq_no"] == 5
-    assert reply.hits[0].version == "1.5"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[]", '{"hits": {}}', '{"hits": {"hits": {}}}', answer_of({"_id": "a"}), answer_of(hit("a", None)),
-     answer_of(hit("a", "high")), answer_of([])],
-)  # fmt: skip
-def test_no_answer_to_rank(text):
-    with pytest.raises(InputError):
-        read_reply(text)
-
-
-def test_hits_are_named_by_index_and_id():
-    hits = read_reply(answer_of(hit("a", 3.0), hit("b", 2.0, "j"), hit("a", 1.0, "j"))).hits
-    one = {"bool": {"filter": [{"term": {"_index": "i"}}, {"ids": {"values": ["a"]}}]}}
-    other = {"bool": {"filter": [{"term": {"_index": "j"}}, {"ids": {"values": ["b", "a"]}}]}}
-    assert these(hits) == {"bool": {"should": [one, other], "minimum_should_match": 1}}
-    assert these(hits[:1]) == one
-
-
-def test_the_rewrites_words_are_asked_of_the_hits_alone():
-    asked = search({"query": COAT, "pit": {"id": "p"}, "runtime_mappings": {"r": {}}})
-    hits = read_reply(answer_of(hit("a", 3.0))).hits
-    body = words_body(asked, typed_text(asked), [Clause("silk coat")], hits)
-    assert (body["pit"], body["size"], body["runtime_mappings"]) == ({"id": "p"}, 1, {"r": {}})
-    assert body["query"]["bool"]["filter"] == [these(hits)]
-    assert words_body(asked, typed_text(asked), [], hits) is None
-    assert words_body(asked, typed_text(asked), [Clause("silk")], []) is None
-    recall = search({"query": COAT, "ext": {"bespeak": {"mode": "recall"}}})
-    assert words_body(recall, typed_text(recall), [Clause("silk")], hits) is None
-
-
-# Requests.
-
-
-def lines(*pairs):
-    return "".join(f"{head}\n{body}\n" for head, body in pairs)
-
-
-def test_several_searches_are_read_as_the_engine_reads_them():
-    text = lines(("", "{}"), ("{}", '{"size": 3}\r'), ('{"index": ["a", "b"], "preference": "p"}', "{}"),
-                 ('{"indices": "c", "allow_no_indices": false}', '{"ext": {"ubi": {"user_query": "q"}}}'))  # fmt: skip
-    for end in ("", "\n"):
-        parts = read_msearch(called(text + end))
-        assert [part.search.index for part in parts] == ["i", "i", "a,b", "c"]
-        assert parts[2].search.params == (("index", "a,b"), ("preference", "p"))
-        assert ("allow_no_indices", "false") in parts[3].search.params
-        assert parts[3].search.ubi == {"user_query": "q"}
-        assert "".join(part.lines for part in parts).count("\n") == 8
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{}", "{}\n", "{}\n{}", lines(("{}", "{}"), ("{}", "")), lines(("[]", "{}")), lines(("{}", "{")),
-             "\n\n{}\n{}\n"]
-)  # fmt: skip
-def test_lines_that_the_engine_refuses_are_not_read(text):
-    with pytest.raises(InputError):
-        read_msearch(called(text))
-
-
-def test_the_header_of_many_searches_is_short():
-    told = [Told("full", "full", query_id="q" * 100)] * MAX_PERSONAL_PARTS + [Told(reason="too_many_searches")] * 500
-    _, value = header(*told)
-    assert value.count(b", ") == MAX_PERSONAL_PARTS
-    assert value.endswith(b"reason=too_many_searches")
-    assert len(value) < 4096
-
-
-def test_a_packed_body_is_read_whole_or_not_at_all():
-    one, two = gzip.compress(b"{}\n"), gzip.compress(b"{}\n")
-    assert gunzip(one, 100) == b"{}\n"
-    for bad in (one + two, one + b"x", one[:-1], b"", b"{}", gzip.compress(bytes(1000))):
-        with pytest.raises(InputError):
-            gunzip(bad, 100)
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [[(b"Content-Encoding", b"br")], [(b"Content-Type", b"application/yaml")], [(b"Accept", b"application/cbor")],
-     [(b"content-type", b"application/x-www-form-urlencoded")], [(b"content-encoding", b"gzip")]],
-)  # fmt: skip
-def test_other_forms_are_not_read(headers):
-    with pytest.raises(InputError):
-        called("{}", "/i/_search", headers=headers)
-
-
-def test_the_body_in_a_url_is_left_out_beside_another():
-    query = b"a=1&source=%7B%7D&source_content_type=application/json&sources=2"
-    assert without_source({"query_string": query}) == b"a=1&sources=2"
-    assert without_source({"query_string": b"a=%2F"}) == b"a=%2F"
-    assert without_source({"query_string": b"source=1;b=2"}) == b"b=2"
-
-
-def test_a_filtered_answer_is_json():
-    asked = called("{}", "/i/_search", b"filter_path=took&filter_path=hits.total")
-    assert json.loads(filtered(asked, answer_of())) == {"hits": {"total": {"value": 9}}}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        filtered(called("{}", "/i/_search", b"filter_path=n"), '{"n": 1e400}')
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "concerned"),
-    [
-        ("GET", "/_search", True), ("POST", "/a,b*/_search", True), ("POST", "/i/_msearch", True),
-        ("POST", "/i/_search/template", True), ("POST", "/i/_async_search", True), ("GET", "/i/_search/", True),
-        ("HEAD", "/_search", False), ("OPTIONS", "/i/_search", False), ("PUT", "/i/_search", False),
-        ("POST", "/_search/scroll", False), ("GET", "/_async_search/abc", False), ("POST", "/i/_doc/_search", False),
-        ("DELETE", "/_search", False), ("GET", "/_search/template/x", False), ("POST", "/i/_searchx", False),
-        ("GET", "/i/_search\n", False), ("GET", "/<i-{now/d}>,<j-{now/M}>/_search", True), ("GET", "/</_search", False),
-    ],
-)  # fmt: skip
-def test_which_requests_are_searches(method, path, concerned):
-    assert Searches.concerns(None, method, path, []) is concerned
-
-
-def test_a_call_holds_what_came():
-    found = called('{"size": 1}', "/a,<b-{now/d}>/_search", b"pretty&x=%20;y=1")
-    assert isinstance(found, Called)
-    assert found.index == "a,<b-{now/d}>"
-    assert found.params == (("pretty", ""), ("x", " "), ("y", "1"))
-    assert found.text == '{"size": 1}'

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bespeak.proxy.body.search import Found
+from bespeak.proxy.body.reply import EngineHit
 from bespeak.proxy.outcome import Outcome
 from bespeak.ranking.rerank import COLUMNS
 from bespeak.records import Ranked, Rewrite, Term
 
 
 def explain_search(
-    rewrite: Rewrite, outcome: Outcome, window: int, page: Iterable[tuple[int, Found, Ranked | None]]
+    rewrite: Rewrite, outcome: Outcome, window: int, page: Iterable[tuple[int, EngineHit, Ranked | None]]
 ) -> dict[str, object]:
     """What was done to a search, and to each hit of its page: index in the engine's answer, hit, ranked hit."""
     return {
@@ -34,7 +34,7 @@ def explain_term(term: Term) -> dict[str, str]:
     return {"text": term.text, "source": term.source, "event_id": term.event_id, "evidence": term.evidence}
 
 
-def explain_hit(i: int, hit: Found, ranked: Ranked | None) -> dict[str, object]:
+def explain_hit(i: int, hit: EngineHit, ranked: Ranked | None) -> dict[str, object]:
     """How one hit came to its place; `engine` is its place and score in the engine's own answer."""
     engine = {"rank": i + 1, "score": hit.score}
     found: dict[str, object] = {"_index": hit.index, "_id": hit.doc_id, "engine": engine}

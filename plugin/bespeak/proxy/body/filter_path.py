@@ -1,8 +1,8 @@
-r"""Elasticsearch's `filter_path`, applied to an answer that is already parsed.
+r"""Elasticsearch's `filter_path`, applied to a parsed answer.
 
-Dots part the names of a pattern (`\.` is a dot within a name), `*` stands for any characters of a name, `**` for one
-name or more; lists are gone through. `-` before a pattern leaves out what it names, of what the others keep. Objects
-and lists disappear where nothing is left of them; those that were empty stay unless others are picked beside them.
+Dots separate the names of a pattern (`\.` is a dot within a name), `*` stands for any characters of a name, `**` for
+one or more names; patterns look into lists. `-` before a pattern leaves out what it names from what the others keep.
+Objects and lists of which nothing is left disappear; empty ones stay unless patterns pick others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ANY_DEPTH: Glob = ("", "", "")
 
 
 class State(NamedTuple):
-    """A pattern, and which of its names comes next."""
+    """A pattern, and the position of its next name."""
 
     pattern: tuple[Glob, ...]
     place: int
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 @dataclass(slots=True)
 class Level:
-    """An object or a list that is being gone through, and what is kept of it."""
+    """An object or a list that is being read, and what is kept of it."""
 
     name: str  # in the object around it
     items: Iterator[tuple[str, Any]]
@@ -43,7 +43,7 @@ class Level:
 
 
 def apply(answer: object, patterns: str) -> object:
-    """What Elasticsearch answers with `filter_path=patterns` in place of `answer`, which is not changed.
+    """What Elasticsearch answers with `filter_path=patterns`, instead of `answer`, which is not changed.
 
     >>> apply({"took": 3, "hits": {"total": 2, "hits": [{"_id": "a", "_score": 1.0}]}}, "hits.*,-**._score")
     {'hits': {'total': 2, 'hits': [{'_id': 'a'}]}}
@@ -56,7 +56,7 @@ def apply(answer: object, patterns: str) -> object:
 
 
 def _filter(answer: object, patterns: Sequence[str], keeps: bool) -> object:
-    """`keeps`: whether the patterns name what is kept or what is left out. Deep answers need no deep stack."""
+    """`keeps`: whether the patterns name what is kept or what is left out. Without recursion, for deep answers."""
     if not isinstance(answer, dict | list):
         return answer
     levels = [_level("", answer, tuple(State(_names(pattern), 0) for pattern in patterns if pattern))]
@@ -87,7 +87,7 @@ def _level(name: str, value: dict[str, Any] | list[Any], states: Sequence[State]
 
 
 def _follow(states: Iterable[State], name: str) -> tuple[bool, tuple[State, ...]]:
-    """Whether a pattern ends with this name, else how far the patterns are once they are past it."""
+    """Whether a pattern ends with this name, else the states of the patterns after it."""
     found: dict[State, None] = {}
     for pattern, place in states:
         if _matches(pattern[place], name):
@@ -100,7 +100,7 @@ def _follow(states: Iterable[State], name: str) -> tuple[bool, tuple[State, ...]
 
 
 def _matches(glob: Glob, name: str) -> bool:
-    """In linear time, whatever a client asks."""
+    """Whether the name matches, in linear time whatever a client asks."""
     first, *others = glob
     if not others:
         return name == first
@@ -120,7 +120,7 @@ _NAME = re.compile(r"((?:\\\.|[^.])++)\.(.*)", re.DOTALL)
 
 
 def _names(pattern: str) -> tuple[Glob, ...]:
-    """Elasticsearch takes a dot that begins a name as part of it, with all that follows."""
+    """The names of a pattern. A name that begins with a dot takes in all that follows, as in Elasticsearch."""
     names = []
     while found := _NAME.fullmatch(pattern):
         names.append(found[1])

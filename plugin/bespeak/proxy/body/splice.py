@@ -1,4 +1,4 @@
-"""JSON edited as text: what is not replaced keeps its bytes, so that no number, order or space of others changes."""
+"""JSON edited as text: what is not replaced keeps its bytes, so its numbers, order and spaces do not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Span(NamedTuple):
 
 
 def read_value(text: str, at: int = 0) -> Span:
-    """The value that begins at `at`, spaces before it left out. Raises InputError."""
+    """The value at `at`, after any spaces. Raises InputError."""
     start = _skip(text, at)
     try:
         value, end = _DECODER.raw_decode(text, start)
@@ -38,9 +38,9 @@ Reader: TypeAlias = Callable[[str, int], Span]
 def read_object(
     text: str, at: int = 0, readers: Mapping[str, Reader] = MappingProxyType({})
 ) -> tuple[list[tuple[str, Span]], int]:
-    """The members of the object at `at`, and where it ends. Raises InputError, also where a name stands twice.
+    """The members of the object at `at`, and its end. Raises InputError, also for a name that occurs twice.
 
-    `readers`: for members that are taken apart in turn, so that each part is read once.
+    `readers` read the members that are taken apart further, so that each part is read once.
     """
     done, at = _open(text, at, "{", "}")
     found: list[tuple[str, Span]] = []
@@ -53,12 +53,12 @@ def read_object(
         found.append((name.value, member))
         done, at = _next(text, member.end, "}")
     if len({name for name, _ in found}) != len(found):
-        raise InputError("a name stands twice in one object")
+        raise InputError("a name occurs twice in one object")
     return found, at
 
 
 def read_array(text: str, at: int = 0) -> tuple[list[Span], int]:
-    """The elements of the array at `at`, and where it ends. Raises InputError."""
+    """The elements of the array at `at`, and its end. Raises InputError."""
     done, at = _open(text, at, "[", "]")
     found: list[Span] = []
     while not done:
@@ -97,7 +97,7 @@ def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collect
 
 
 def edit_read(text: str, span: Span, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
-    """As `edit_object`, of an object that was read: no further than the last of the names is it read again."""
+    """As `edit_object`, for an object that was read before: it is read again only up to the last of the names."""
     wanted = {name for name in (*changes, *removed) if name in span.value}
     parts = []
     done, at = _open(text, span.start, "{", "}")
@@ -133,7 +133,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _open(text: str, at: int, begin: str, end: str) -> tuple[bool, int]:
-    """Whether it is empty, and where its first part begins, or what follows it."""
+    """Whether it is empty, and the position of its first part or, if empty, of what follows."""
     at = _skip(text, at)
     if text[at : at + 1] != begin:
         raise InputError(f"no {begin} at character {at + 1}")
