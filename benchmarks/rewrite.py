@@ -38,8 +38,9 @@ from bespeak.batch.work import Tools
 from bespeak.batch.workers import rewrite_chunks
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.records import Profile, UserKey
-from bespeak.rewriting.batched import ROWS
-from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.rewriting.model import ROWS
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.rewriter import rewrite_query
 
 CHUNK = 128
 WARMING = 16

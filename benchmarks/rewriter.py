@@ -32,7 +32,7 @@ import platformdirs
 from bespeak.evaluation.topics import Topic, read_collection
 from bespeak.records import Profile, Statement, UserKey
 from bespeak.rewriting.decoding import LanguageModel, prompt
-from bespeak.rewriting.rewriter import find_model
+from bespeak.rewriting.model import find_model
 from bespeak.rewriting.scorer import OnnxScorer
 
 

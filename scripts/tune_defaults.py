@@ -19,7 +19,7 @@ from bespeak.evaluation.signals import Signals, gather, score_settings
 from bespeak.evaluation.systems import embed, load_collection
 from bespeak.evaluation.topics import read_collection
 from bespeak.models.encoder import load_encoder
-from bespeak.rewriting.rewriter import choose_rewriter
+from bespeak.rewriting.opening import choose_rewriter
 from bespeak.session.context import load_context
 from bespeak.session.terms import load_terms
 from bespeak.settings import Settings, Weights

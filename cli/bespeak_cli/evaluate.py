@@ -244,7 +244,7 @@ def open_context(ctx: click.Context, encoder: Encoder, label: str) -> ContextEnc
 def open_model(ctx: click.Context) -> Any:
     """The language model, built where it is not; never something else in its place, which would be measured for it."""
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.rewriting.opening import choose_rewriter
     from bespeak_cli.parts import build_with_progress
 
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from bespeak.models.catalogue import ModelRecord
     from bespeak.models.export import Precision
-    from bespeak.training.fit import Progress
+    from bespeak.training.fit import FitStep
     from bespeak.training.gain import Stage
 
 
@@ -46,7 +46,7 @@ def list_(ctx: click.Context, format_: str) -> None:
 
 def adapter_in_use(record: ModelRecord, cache: Path) -> str:
     """Which adapter a built rewriter is made with."""
-    from bespeak.rewriting.rewriter import made_from
+    from bespeak.rewriting.model import made_from
 
     if record.made == made_from(None):
         return "shipped adapter"
@@ -175,12 +175,12 @@ def train(
     """
     import os
 
-    from bespeak.training.job import Options
     from bespeak.training.job import train as train_adapter
+    from bespeak.training.options import TrainingOptions
 
     folder = out or ctx.obj.cache / "training"
     scores = train_adapter(
-        Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress()
+        TrainingOptions(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress()
     )
     click.echo(
         f"Cross-entropy of {scores.n_held_out} held-out rewrites: {scores.adapter:.3f} nats a token "
@@ -190,7 +190,7 @@ def train(
     click.echo(str(folder))
 
 
-def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
+def tell_progress(every_s: float = 60) -> Callable[[FitStep], None]:
     """A line on stderr after the first step, after the last one, and about once a minute."""
     from collections import deque
     from time import monotonic
@@ -199,7 +199,7 @@ def tell_progress(every_s: float = 60) -> Callable[[Progress], None]:
     n_targets = 0  # since the first step: what comes before it takes a minute, and would slow the figure
     losses: deque[float] = deque(maxlen=50)
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: FitStep) -> None:
         nonlocal started, told, n_targets
         now, first = monotonic(), not losses
         losses.append(progress.loss)
@@ -249,11 +249,11 @@ def train_gain(
     """
     import os
 
-    from bespeak.training.gain import Options
     from bespeak.training.gain import train_gain as train_on
+    from bespeak.training.options import GainOptions
 
     folder = out or ctx.obj.cache / "training-gain"
-    scores = train_on(Options(data, adapter, turns, seed, threads or os.cpu_count() or 1), folder, tell_stages())
+    scores = train_on(GainOptions(data, adapter, turns, seed, threads or os.cpu_count() or 1), folder, tell_stages())
     click.echo(
         f"Mean gain of {scores.n_turns} queries, {scores.n_learnt} of them learnt from: as typed {scores.query:.3f}, a "
         f"person's rewrite {scores.person:.3f}, the adapter's before {scores.before:.3f}, after {scores.after:.3f}",
@@ -262,7 +262,7 @@ def train_gain(
     click.echo(str(folder))
 
 
-def tell_stages(every_s: float = 60) -> Callable[[Progress | Stage], None]:
+def tell_stages(every_s: float = 60) -> Callable[[FitStep | Stage], None]:
     """`tell_progress` of the steps; of what goes before and after them a line at each end, and about once a minute."""
     from time import monotonic
 
@@ -270,7 +270,7 @@ def tell_stages(every_s: float = 60) -> Callable[[Progress | Stage], None]:
 
     tell_step, told = tell_progress(every_s), monotonic()
 
-    def tell(progress: Progress | Stage) -> None:
+    def tell(progress: FitStep | Stage) -> None:
         nonlocal told
         if not isinstance(progress, Stage):
             tell_step(progress)
@@ -324,10 +324,12 @@ def train_context(
     import os
 
     from bespeak.training.contextual import train
-    from bespeak.training.job import Options
+    from bespeak.training.options import TrainingOptions
 
     folder = out or ctx.obj.cache / "models" / "context"
-    scores = train(Options(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress())
+    scores = train(
+        TrainingOptions(data, held_out, passes, seed, threads or os.cpu_count() or 1), folder, tell_progress()
+    )
     click.echo(
         f"Mean cosine to {scores.n_held_out} held-out rewrites: the query as typed {scores.query:.3f}, "
         f"with its session {scores.context:.3f}",

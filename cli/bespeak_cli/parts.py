@@ -67,7 +67,8 @@ def open_rewriter(
     `encoder` chooses among more statements than it can read.
     """
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
+    from bespeak.rewriting.opening import choose_rewriter
+    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn
 
     try:
         rewriter = choose_rewriter(name, cache_dir, encoder=encoder)

@@ -148,7 +148,7 @@ def describe(ctx: click.Context, open_tools: OpenTools, form: Form, options: dic
 def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
     """A file is never rewritten with less than was asked for: what cannot be built is an error here."""
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import find_model
+    from bespeak.rewriting.model import find_model
     from bespeak_cli.parts import build_with_progress
 
     if options["rewriter"] == "model":
@@ -162,8 +162,8 @@ def make_tools(data: Path, cache: Path, options: dict[str, Any], form: Any, pack
     from bespeak.batch.duds import Duds
     from bespeak.batch.work import Tools
     from bespeak.models.encoder import load_encoder
-    from bespeak.rewriting.batched import ROWS
-    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.rewriting.model import ROWS
+    from bespeak.rewriting.opening import choose_rewriter
 
     model = options["rewriter"] == "model"
     encoder = load_encoder(options["encoder"], cache) if model else None

@@ -140,7 +140,8 @@ def open_parts(ctx: click.Context, options: dict[str, Any], store: EventStore) -
 def open_rewriter(ctx: click.Context, options: dict[str, Any], store: EventStore, encoder: Encoder | None) -> Rewriter:
     """Nothing is built here: a proxy that starts again at night has no minute for it, and mostly no memory."""
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, choose_rewriter
+    from bespeak.rewriting.opening import choose_rewriter
+    from bespeak.rewriting.rewriter import CachedRewriter, LastTurn
 
     try:
         return CachedRewriter(choose_rewriter(options["rewriter"], ctx.obj.cache, encoder=encoder), store)

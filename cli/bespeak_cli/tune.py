@@ -84,7 +84,7 @@ def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: S
     from bespeak.evaluation.signals import gather
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
-    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.rewriting.opening import choose_rewriter
     from bespeak.session.terms import load_terms
     from bespeak_cli.evaluate import open_context, open_encoder, open_model, progress
 

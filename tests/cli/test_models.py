@@ -62,7 +62,7 @@ def test_verify_tells_what_is_damaged_and_fails(run, made):
 
 
 def test_list_says_with_which_adapter_the_rewriter_is_built(run, tmp_path):
-    from bespeak.rewriting.rewriter import MODEL, made_from
+    from bespeak.rewriting.model import MODEL, made_from
 
     folder = tmp_path / "cache" / "models" / MODEL
     folder.mkdir(parents=True)

@@ -8,10 +8,11 @@ import pytest
 
 from bespeak.errors import ModelError
 from bespeak.records import Profile, Statement, Turn
-from bespeak.rewriting.batched import ROWS, JointScorer, LatestPrompts, Meeting, Row
+from bespeak.rewriting.batched import JointScorer, LatestPrompts, Meeting, Row
 from bespeak.rewriting.decoding import LanguageModel
-from bespeak.rewriting.rewriter import choose_rewriter, find_model
-from bespeak.rewriting.scorer import CACHES, NOTHING, SETTLED, Counts
+from bespeak.rewriting.model import CACHES, ROWS, find_model
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.scorer import NOTHING, SETTLED, Counts
 
 WIDTH = 5
 

@@ -9,10 +9,13 @@ from tokenizers import Tokenizer
 
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder, verify
-from bespeak.rewriting.build import LEVELS, MAX_TOKENS, Base, Graph, build_rewriter, quantise_blocks, use_adapter
+from bespeak.rewriting.build import build_rewriter, use_adapter
 from bespeak.rewriting.decoding import MAX_NEW_TOKENS
-from bespeak.rewriting.rewriter import MODEL, PARTS, find_model, made_from
+from bespeak.rewriting.graph import LEVELS, Graph, quantise_blocks
+from bespeak.rewriting.model import MODEL, PARTS, find_model, made_from
+from bespeak.rewriting.network import MAX_TOKENS
 from bespeak.rewriting.scorer import OnnxScorer
+from bespeak.rewriting.weights import Base
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `rewriter`)")
 
@@ -162,7 +165,7 @@ def test_an_adapter_is_merged_into_the_base(tmp_path, trained):
     np.testing.assert_array_equal(base.merged(5, "attn_q"), weights)
     np.testing.assert_array_equal(base.merged(6, "attn_q"), weights + 2 * 0.5)
     wrong = trained(**{"query.A": np.ones((1, 8)), "query.B": np.ones((1024, 1))})
-    with pytest.raises(ModelError, match=r"\(1, 8\) and \(1024, 1\), which do not fit to \(1024, 640\)"):
+    with pytest.raises(ModelError, match=r"\(1, 8\) and \(1024, 1\), which do not fit \(1024, 640\)"):
         Base(tmp_path / "base.gguf", wrong).merged(6, "attn_q")
 
 

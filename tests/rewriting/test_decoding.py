@@ -24,7 +24,8 @@ from bespeak.rewriting.decoding import (
     refuse,
 )
 from bespeak.rewriting.grounding import sources
-from bespeak.rewriting.rewriter import choose_rewriter, rewrite_query
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.rewriter import rewrite_query
 from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 from fakes import BagEncoder
 

@@ -7,16 +7,9 @@ from bespeak.errors import ModelError, StoreError
 from bespeak.models.catalogue import ModelRecord, describe_files, write_record
 from bespeak.records import Preference, Profile, Rewrite, Statement, Term, Turn, UserKey
 from bespeak.rewriting.decoding import DECODING
-from bespeak.rewriting.rewriter import (
-    MODEL,
-    CachedRewriter,
-    LastTurn,
-    Unchanged,
-    choose_rewriter,
-    find_model,
-    made_from,
-    rewrite_query,
-)
+from bespeak.rewriting.model import MODEL, find_model, made_from
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, Unchanged, rewrite_query
 from fakes import ADA, ScriptedRewriter
 
 PROFILE = Profile(ADA, turns=(Turn("who broke up the band", "Frank Zappa, in late 1969", "t1"),), version="p1")

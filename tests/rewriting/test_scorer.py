@@ -7,7 +7,8 @@ from tokenizers.models import WordLevel
 
 from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.rewriting.decoding import LanguageModel
-from bespeak.rewriting.rewriter import choose_rewriter, find_model
+from bespeak.rewriting.model import find_model
+from bespeak.rewriting.opening import choose_rewriter
 from bespeak.rewriting.scorer import DRAFTED, Kept, Lookup, OnnxScorer, common
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>"]

@@ -14,8 +14,9 @@ from bespeak.models.encoder import OnnxEncoder, load_encoder, read_config  # noq
 from bespeak.training import contextual  # noqa: E402
 from bespeak.training.contextual import Vectors, examples, nearness, plan, told_apart, train  # noqa: E402
 from bespeak.training.encoder import BertEncoder, merged, read_weights  # noqa: E402
-from bespeak.training.job import Options, read_all  # noqa: E402
+from bespeak.training.job import read_all  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
+from bespeak.training.options import TrainingOptions  # noqa: E402
 
 BASE = asset_folder("onnx_models") / default_model("encoder")
 TEXTS = ["How much does it cost?", "Is the Alhambra open in winter? [SEP] It opens at half past eight."]
@@ -78,7 +79,7 @@ def test_what_is_alike_is_not_told_apart():
 def test_a_rewrite_comes_nearer_by_a_few_steps(network, encoder, pairs, tmp_path):
     from bespeak.training.fit import Fit
 
-    learnt = examples(read_all([pairs]), Options((pairs,), passes=2), contextual.Reader.of(BASE))
+    learnt = examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.Reader.of(BASE))
     vectors = Vectors.of(learnt, encoder, tmp_path / "vectors.db")
     objective, steps = nearness(network, vectors), plan(learnt, vectors, 0)
     start = new_adapter(network.shapes, 0)
@@ -87,7 +88,7 @@ def test_a_rewrite_comes_nearer_by_a_few_steps(network, encoder, pairs, tmp_path
 
 
 def test_a_run_writes_a_model_and_goes_on_from_its_checkpoint(pairs, tmp_path, monkeypatch):
-    options = Options((pairs,), pairs, passes=0.5)
+    options = TrainingOptions((pairs,), pairs, passes=0.5)
     scores = train(options, tmp_path / "whole")
     assert scores.n_held_out == 20
     assert read_config(tmp_path / "whole").of == load_encoder().name
@@ -112,13 +113,13 @@ def test_a_run_writes_a_model_and_goes_on_from_its_checkpoint(pairs, tmp_path, m
 
 
 def test_a_checkpoint_of_another_run_is_refused(pairs, tmp_path):
-    train(Options((pairs,), pairs, passes=0.5), tmp_path / "out")
+    train(TrainingOptions((pairs,), pairs, passes=0.5), tmp_path / "out")
     with pytest.raises(ModelError, match="another --out"):
-        train(Options((pairs,), pairs, passes=0.5, seed=1), tmp_path / "out")
+        train(TrainingOptions((pairs,), pairs, passes=0.5, seed=1), tmp_path / "out")
 
 
 def test_pairs_without_a_session_teach_nothing(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"query": "a b", "rewrite": "a b"}), "utf-8")
     with pytest.raises(InputError, match="history"):
-        train(Options((path,), path), tmp_path / "out")
+        train(TrainingOptions((path,), path), tmp_path / "out")

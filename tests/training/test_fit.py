@@ -7,8 +7,8 @@ import pytest
 
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder
-from bespeak.rewriting.build import ADAPTED
-from bespeak.rewriting.rewriter import MODEL
+from bespeak.rewriting.gemma import ADAPTED
+from bespeak.rewriting.model import MODEL
 from bespeak.training.packing import Layout, pack
 from bespeak.training.pairs import Conversation, Exchange, Target
 

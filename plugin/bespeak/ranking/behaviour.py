@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from bespeak.profiles.deriving import interest, strength
 from bespeak.profiles.events import microseconds
-from bespeak.ranking.learning import Floats, Rows
 from bespeak.records import Event
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+Rows: TypeAlias = npt.NDArray[np.int32]
 Places: TypeAlias = npt.NDArray[np.int64]
 
 ID_BYTES = 32

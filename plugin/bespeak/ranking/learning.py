@@ -19,19 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from bespeak.errors import InputError, StoreError
+from bespeak.ranking.behaviour import Behaviour, Floats, Rows
 from bespeak.records import Preference
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from bespeak.ranking.behaviour import Behaviour
-
-Floats: TypeAlias = npt.NDArray[np.float32]
-Rows: TypeAlias = npt.NDArray[np.int32]
-Progress: TypeAlias = Callable[[str], object]
+LearningReport: TypeAlias = Callable[[str], object]
 
 MAGIC = b"bespeak-learnt-1\n"
 MIN_USERS = 3
@@ -112,7 +108,7 @@ class Learnt:
         return found * np.float32(PRIOR * PRIOR_HALVED / (PRIOR_HALVED + n_preferences))
 
 
-def learn(behaviour: Behaviour, progress: Progress = lambda _step: None) -> Learnt:
+def learn(behaviour: Behaviour, report: LearningReport = lambda _step: None) -> Learnt:
     """Raises `InputError` where too little was done by too few."""
     from scipy.sparse import csr_matrix
 
@@ -128,8 +124,8 @@ def learn(behaviour: Behaviour, progress: Progress = lambda _step: None) -> Lear
     shape = (behaviour.n_users, len(chosen))
     at = (behaviour.users[inside], column[behaviour.docs[inside]])
     x = csr_matrix((behaviour.values[inside], at), shape=shape, dtype=np.float32)
-    progress(f"{shape[0]} users, {shape[1]} documents, {x.nnz} pairs")
-    neighbours, weights = solve(x, progress)
+    report(f"{shape[0]} users, {shape[1]} documents, {x.nnz} pairs")
+    neighbours, weights = solve(x, report)
     liked = np.asarray((x > 0).sum(axis=0), np.float32).ravel()
     logs = np.log1p(liked)
     mean, spread = float(logs.mean()), max(float(logs.std()), MIN_SPREAD)
@@ -146,7 +142,7 @@ def check_enough(behaviour: Behaviour) -> None:
         )
 
 
-def solve(x: csr_matrix, progress: Progress) -> tuple[Rows, Floats]:
+def solve(x: csr_matrix, report: LearningReport) -> tuple[Rows, Floats]:
     """Each document's neighbours and their weights, strongest first, a block of documents at a time."""
     n_users, n_docs = x.shape
     ridge = np.float32(RIDGE * float(np.mean(np.square(x.data))))
@@ -164,7 +160,7 @@ def solve(x: csr_matrix, progress: Progress) -> tuple[Rows, Floats]:
         b[block, np.arange(len(block))] = 0
         rows = np.argpartition(-np.abs(b), kept - 1, axis=0)[:kept]  # (kept, n_block)
         neighbours[block], weights[block] = rows.T, np.take_along_axis(b, rows, axis=0).T
-        progress(f"weights of {block[-1] + 1} of {n_docs} documents")
+        report(f"weights of {block[-1] + 1} of {n_docs} documents")
     return neighbours, weights
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from bespeak.records import UserKey
+from bespeak.rewriting.model import CACHES, ROWS, ROWS_GRAPH
 from bespeak.rewriting.scorer import (
-    CACHES,
     NOTHING,
     SETTLED,
     Counts,
@@ -35,8 +35,6 @@ from bespeak.rewriting.scorer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ROWS = 8
-"""Texts that the graph reads at once, as it was built."""
 KEPT_BYTES = 150_000_000
 """Of keys and values of the latest prompts: more than ROWS of 300 tokens."""
 PADDING = 2
@@ -76,7 +74,7 @@ class JointScorer:
 
     @cached_property
     def _meeting(self) -> Meeting:
-        return Meeting(open_graph(self._folder / "rows.onnx", self._threads), self.counts)
+        return Meeting(open_graph(self._folder / ROWS_GRAPH, self._threads), self.counts)
 
     @cached_property
     def _lookup(self) -> Lookup:

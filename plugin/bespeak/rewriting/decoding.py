@@ -16,7 +16,8 @@ from bespeak.errors import ModelError
 from bespeak.models.encoder import RememberingEncoder
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewriting.grounding import Grounded, Lexicon, attribute, sources
-from bespeak.rewriting.rewriter import MODEL, failed, model_of
+from bespeak.rewriting.model import MODEL
+from bespeak.rewriting.rewriter import failed, model_of
 from bespeak.rewriting.scorer import Floats, Whose, common
 from bespeak.session.gate import is_other_script
 from bespeak.session.statements import choose_statements, fit

@@ -6,30 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, assert_never
+from typing import NamedTuple, Protocol
 
-from bespeak.errors import BespeakError, ModelError, StoreError
-from bespeak.models.catalogue import Digests, asset_folder, verify
+from bespeak.errors import BespeakError, StoreError
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewriting.grounding import attribute
 from bespeak.session.gate import decline
 from bespeak.text.words import FUNCTION_WORDS, fold, words
-
-if TYPE_CHECKING:
-    from bespeak.models.encoder import Encoder
-
-MODEL = "gemma3-270m-rewriter"
-"""Name of the language model: its shipped parts in `onnx_models/`, and what is built of them in the cache."""
-
-RECIPE = 6
-"""Raised when the same parts are built into another file."""
-
-COMPUTED_PARTS = ("adapter.npz", "vocabulary.npz", "tokenizer.json")
-PARTS = (*COMPUTED_PARTS, "CARD.md", "GEMMA_TERMS.md", "NOTICE")
-"""Files that the language model is built of beside the base's weights, and those that travel with them."""
-OWN_ADAPTER = "adapter"
-"""Folder in the cache that holds the parts of an operator's own adapter, where one is in use."""
 
 
 class Rewriter(Protocol):
@@ -185,62 +168,3 @@ def version_read(profile: Profile) -> str:
 def _with_note(rewrite: Rewrite, error: StoreError) -> Rewrite:
     """The rewrite as it is; that it was not kept is said where it has no other reason to give."""
     return replace(rewrite, reason=rewrite.reason or f"not kept: {error}")
-
-
-def choose_rewriter(
-    name: Literal["model", "last-turn", "none"],
-    cache_dir: Path,
-    grounded: bool = True,
-    threads: int = 2,
-    encoder: Encoder | None = None,
-    joint: bool = False,
-) -> Rewriter:
-    """The named rewriter; `encoder` chooses among more statements than it can read. `joint`: for several threads of one
-    job, whose queries are read together; the rewrites are the same.
-
-    Raises ModelError where the language model is not built, damaged, or built of old parts.
-    """
-    match name:
-        case "none":
-            return Unchanged()
-        case "last-turn":
-            return LastTurn()
-        case "model":
-            from bespeak.rewriting.batched import JointScorer
-            from bespeak.rewriting.decoding import DECODING, LanguageModel
-            from bespeak.rewriting.scorer import OnnxScorer
-
-            folder, version = find_model(cache_dir)
-            scorer = JointScorer(folder, threads) if joint else OnnxScorer(folder, threads)
-            return LanguageModel(scorer, f"{version}.{DECODING}", grounded, encoder)
-    assert_never(name)
-
-
-def find_model(cache_dir: Path) -> tuple[Path, str]:
-    """Folder and version of the built language model. Raises ModelError."""
-    folder = cache_dir / "models" / MODEL
-    if not folder.is_dir():
-        raise ModelError(f"the language model is not built in {folder}: run {build_command(cache_dir)}")
-    record = verify(folder, cache_dir)
-    if record.made != made_from(cache_dir):
-        raise ModelError(f"the language model in {folder} was built of older parts: run {build_command(cache_dir)}")
-    return folder, record.version
-
-
-def made_from(cache_dir: Path | None) -> str:
-    """How the language model is built now: the digests of the parts in use, in a sentence."""
-    folder, digests = parts_folder(cache_dir), Digests(cache_dir)
-    parts = ", ".join(f"{name} {digests.sha256(folder / name)[:8]}" for name in COMPUTED_PARTS)
-    digests.save()
-    return f"bespeak models build, recipe {RECIPE}, of {parts}"
-
-
-def build_command(cache_dir: Path) -> str:
-    own = cache_dir / OWN_ADAPTER
-    return f"'bespeak models build --adapter {own}'" if own.is_dir() else "'bespeak models build'"
-
-
-def parts_folder(cache_dir: Path | None) -> Path:
-    """The parts in use: those of an own adapter where the cache folder holds them, else the shipped ones."""
-    own = cache_dir / OWN_ADAPTER if cache_dir else None
-    return own if own and own.is_dir() else asset_folder("onnx_models") / MODEL

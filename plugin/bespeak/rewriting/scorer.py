@@ -17,11 +17,12 @@ import numpy.typing as npt
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 from bespeak.records import UserKey
+from bespeak.rewriting.gemma import HEAD
+from bespeak.rewriting.model import CACHES, SINGLE_GRAPH
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-N_LAYERS, HEAD = 18, 256
 DRAFTED = 7
 """Tokens computed ahead: a run of eight costs little more than one of one."""
 MATCHED = 3
@@ -50,7 +51,6 @@ class Written(NamedTuple):
     ahead: tuple[tuple[int, Floats], ...]
 
 
-CACHES = [f"{layer}.{part}" for layer in range(N_LAYERS) for part in ("key", "value")]
 NOTHING: Memory = dict.fromkeys(CACHES, np.zeros((1, 1, 0, HEAD), np.float32))
 
 
@@ -81,7 +81,7 @@ class OnnxScorer:
 
     @cached_property
     def _session(self) -> Any:
-        return open_graph(self._folder / "model.onnx", self._threads)
+        return open_graph(self._folder / SINGLE_GRAPH, self._threads)
 
     @cached_property
     def _lookup(self) -> Lookup:

@@ -17,8 +17,9 @@ import numpy as np
 
 from bespeak.errors import ModelError
 from bespeak.records import Profile, Statement, Turn, UserKey
-from bespeak.rewriting.batched import ROWS, in_turn
+from bespeak.rewriting.batched import in_turn
 from bespeak.rewriting.decoding import LanguageModel
+from bespeak.rewriting.model import ROWS
 from bespeak.training.mixture import TIMES
 
 if TYPE_CHECKING:

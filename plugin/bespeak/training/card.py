@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
+from bespeak.session.context import MAX_TOKENS
 from bespeak.training.candidates import SAMPLES
-
-if TYPE_CHECKING:
-    from bespeak.training import contextual, gain
-    from bespeak.training.job import Options, Scores
+from bespeak.training.options import CrossEntropies, GainOptions, MeanCosines, MeanGains, TrainingOptions
 
 LICENCES = {
     "canard": "CC BY-SA 4.0 (aagohary/canard, dev split)",
@@ -129,18 +126,18 @@ SHARED_ALIKE = "As its weights derive from CC BY-SA data, the model is offered u
 NOT_KNOWN = "What the model is under follows from the licences of these data, and from the MIT licence of its base."
 
 
-def context_card(options: Options, counts: Mapping[str, int], scores: contextual.Scores) -> str:
-    from bespeak.session.context import MAX_TOKENS
-    from bespeak.training.contextual import OTHERS, TEMPERATURE
-
+def context_card(
+    options: TrainingOptions, counts: Mapping[str, int], scores: MeanCosines, n_others: int, temperature: float
+) -> str:
+    """`counts`: examples by source. `n_others` and `temperature` are those of the contrastive loss."""
     files = [f"--data {path.name}" for path in options.data]
     held_out = [f"--held-out {options.held_out.name}"] if options.held_out else []
     how = [f"--passes {options.passes:g}", f"--seed {options.seed}"]
     return CONTEXT.format(
         command=" ".join(["bespeak models train-context", *files, *held_out, *how]),
         max_tokens=MAX_TOKENS,
-        others=OTHERS,
-        temperature=TEMPERATURE,
+        others=n_others,
+        temperature=temperature,
         n_examples=sum(counts.values()),
         terms=SHARED_ALIKE if any("CC BY-SA" in LICENCES.get(name, "") for name in counts) else NOT_KNOWN,
         sources=licensed(counts),
@@ -148,7 +145,7 @@ def context_card(options: Options, counts: Mapping[str, int], scores: contextual
     )
 
 
-def gain_card(began: str, options: gain.Options, counts: Mapping[str, int], scores: gain.Scores) -> str:
+def gain_card(began: str, options: GainOptions, counts: Mapping[str, int], scores: MeanGains) -> str:
     """`began`: the card of the adapter that the stage began with."""
     files = [f"--data {path.name}" for path in options.data]
     adapter = [f"--adapter {options.adapter.name}"] if options.adapter else []
@@ -165,7 +162,7 @@ def gain_card(began: str, options: gain.Options, counts: Mapping[str, int], scor
     )
 
 
-def card(options: Options, counts: Mapping[str, Mapping[str, int]], scores: Scores) -> str:
+def card(options: TrainingOptions, counts: Mapping[str, Mapping[str, int]], scores: CrossEntropies) -> str:
     files = [f"--data {path.name}" for path in options.data]
     held_out = [f"--held-out {options.held_out.name}"] if options.held_out else []
     how = [f"--passes {options.passes:g}", f"--seed {options.seed}"]

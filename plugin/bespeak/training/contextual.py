@@ -26,8 +26,9 @@ from bespeak.session.context import MAX_CHARS, MAX_TOKENS, session_text
 from bespeak.training.answers import encode_all
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import context_card
-from bespeak.training.job import CHECKPOINT, Options, read_all, require_extra
+from bespeak.training.job import CHECKPOINT, read_all, require_extra
 from bespeak.training.mixture import PERSONAL_SHARE, said_in, variants
+from bespeak.training.options import MeanCosines, TrainingOptions
 from bespeak.training.pairs import Conversation, Target, split
 from bespeak.training.personal import personal_conversations
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.records import Matrix
     from bespeak.training.encoder import BertEncoder
-    from bespeak.training.fit import Objective, Progress, Schedule
+    from bespeak.training.fit import FitStep, Objective, Schedule
     from bespeak.training.network import Adapter, Tensor
 
 RECIPE = 1
@@ -51,15 +52,6 @@ TOLD_APART = 0.1
 ALIKE = 0.98
 """Cosine from which another text counts as the same, and is not told apart."""
 VECTORS = "vectors.db"
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean cosine to the vectors of held-out rewrites."""
-
-    query: float  # of the query as typed
-    context: float
-    n_held_out: int
 
 
 class Example(NamedTuple):
@@ -86,12 +78,12 @@ class Part:
 
 
 def train(
-    options: Options,
+    options: TrainingOptions,
     out: Path,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[FitStep], None] | None = None,
     encoder: Encoder | None = None,
     network: BertEncoder | None = None,
-) -> Scores:
+) -> MeanCosines:
     """Writes `model.onnx`, `tokenizer.json`, `config.json`, `CARD.md`, `scores.json` and the record to `out`.
 
     A run that was ended goes on from the checkpoint in `out`. `encoder` gives the vectors to come near to, and
@@ -127,7 +119,7 @@ def train(
         scores = score(held_out, vectors, out, encoder)
         counts = dict(Counter(example.source for example in learnt).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
-        (out / "CARD.md").write_text(context_card(options, counts, scores), "utf-8")
+        (out / "CARD.md").write_text(context_card(options, counts, scores, OTHERS, TEMPERATURE), "utf-8")
         how = f"bespeak models train-context; towards {encoder.name}"
         put_record(out, how)
     except OSError as error:
@@ -149,7 +141,7 @@ class Reader(NamedTuple):
         return tuple(self.tokenizer.encode(self.prefix + text).ids)
 
 
-def examples(found: Sequence[Conversation], options: Options, read: Reader) -> list[Example]:
+def examples(found: Sequence[Conversation], options: TrainingOptions, read: Reader) -> list[Example]:
     """All that is learnt from, in the order in which it is."""
     rng = random.Random(options.seed)
     made = [
@@ -286,16 +278,16 @@ def write_model(out: Path, base: Path, adapter: Adapter) -> None:
     write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
-def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> Scores:
+def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> MeanCosines:
     """By the model as it was written."""
     if not held_out:
-        return Scores(0.0, 0.0, 0)
+        return MeanCosines(0.0, 0.0, 0)
     made = OnnxEncoder(out)
     wanted = vectors.rewrites[[vectors.rewrite_rows[example.rewrite] for example in held_out]]
     typed = encoder.encode([example.query for example in held_out], "query")
     read = made.encode([example.text for example in held_out], "query")
     query, context = (float((rows * wanted).sum(1).mean()) for rows in (typed, read))
-    return Scores(query, context, len(held_out))
+    return MeanCosines(query, context, len(held_out))
 
 
 def put_record(out: Path, how: str) -> None:
@@ -307,7 +299,7 @@ def put_record(out: Path, how: str) -> None:
     )
 
 
-def run_name(learnt: Sequence[Example], options: Options, encoder: Encoder) -> str:
+def run_name(learnt: Sequence[Example], options: TrainingOptions, encoder: Encoder) -> str:
     """Changes with anything that the result depends on, but for the versions of what it is computed with."""
     found = hashlib.sha256(f"{RECIPE} {options.seed} {encoder.name}".encode())
     for example in learnt:

@@ -53,8 +53,8 @@ class Objective(NamedTuple, Generic[P]):
 PAIRS = Schedule(6e-4, 25, 0.03)
 
 
-class Progress(NamedTuple):
-    """After a step."""
+class FitStep(NamedTuple):
+    """What a step of the fitting reports when it is done."""
 
     step: int  # from 1
     n_steps: int
@@ -108,7 +108,7 @@ class Fit(Generic[P]):
         self._optimiser = torch.optim.AdamW(self._weights, objective.schedule.highest, BETAS, weight_decay=0.0)
         self.step = self._resume() if checkpoint.exists() else 0
 
-    def run(self) -> Iterator[Progress]:
+    def run(self) -> Iterator[FitStep]:
         """Step by step to the end; what is not asked for is not done."""
         with one_thread_each(), ThreadPoolExecutor(self._threads) as pool:
             while self.step < len(self._plan):
@@ -117,7 +117,7 @@ class Fit(Generic[P]):
                 self.step += 1
                 if self.step % self._checkpoint_steps == 0 or self.step == len(self._plan):
                     self._save()
-                yield Progress(self.step, len(self._plan), sum(map(self._objective.n_targets, parts)), loss)
+                yield FitStep(self.step, len(self._plan), sum(map(self._objective.n_targets, parts)), loss)
 
     def _take(self, parts: Sequence[P], pool: ThreadPoolExecutor) -> float:
         found = list(pool.map(self._gradients, parts))

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.catalogue import asset_folder, write_json
+from bespeak.models.catalogue import write_json
 from bespeak.models.encoder import load_encoder
 from bespeak.rewriting.batched import JointScorer
-from bespeak.rewriting.build import build_rewriter, part, read_adapter, use_adapter
+from bespeak.rewriting.build import adapter_file, build_rewriter, use_adapter
 from bespeak.rewriting.decoding import DECODING, prompt
-from bespeak.rewriting.rewriter import MODEL, PARTS
+from bespeak.rewriting.model import PARTS
+from bespeak.rewriting.weights import read_adapter
 from bespeak.training import mixture
 from bespeak.training.answers import Answers, Gains, encode_all, texts_of
 from bespeak.training.candidates import SAMPLES, Asked, Kept, Sampled, answered, choose, sample_all
 from bespeak.training.card import gain_card
 from bespeak.training.job import CHECKPOINT, open_network, put, read_all, require_extra
+from bespeak.training.options import GainOptions, MeanGains
 from bespeak.training.packing import Packed, alternatives
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from bespeak.models.encoder import Encoder
     from bespeak.rewriting.decoding import Scorer
-    from bespeak.training.fit import Progress
+    from bespeak.training.fit import FitStep
     from bespeak.training.network import Adapter, Network
     from bespeak.training.pairs import Conversation
     from bespeak.training.risk import Choice
@@ -46,19 +48,6 @@ CANDIDATES, AFTER, VECTORS = "candidates.jsonl", "after.jsonl", "vectors.db"
 TEMPORARY = ".building-"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    data: tuple[Path, ...]
-    adapter: Path | None = None  # a folder that holds one; else the shipped one
-    turns: int = 800
-    seed: int = 0
-    threads: int = 2  # changes the time alone
-
-    @property
-    def start(self) -> Path:
-        return self.adapter or asset_folder("onnx_models") / MODEL
-
-
 class Stage(NamedTuple):
     """How far is what comes before and after the fitting."""
 
@@ -67,7 +56,7 @@ class Stage(NamedTuple):
     size: int
 
 
-Report: TypeAlias = "Callable[[Stage | Progress], None]"
+Report: TypeAlias = "Callable[[Stage | FitStep], None]"
 
 
 class Tools(NamedTuple):
@@ -76,18 +65,6 @@ class Tools(NamedTuple):
     scorer: Callable[[Path, Path, int], AbstractContextManager[Scorer]]  # of an adapter's folder; a folder to build in
     encoder: Callable[[int], Encoder]
     network: Callable[[], Network]
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean gains over all turns, those learnt from among them."""
-
-    query: float
-    person: float
-    before: float  # the greedy rewrite
-    after: float
-    n_turns: int
-    n_learnt: int  # turns whose candidates differ
 
 
 @contextmanager
@@ -101,14 +78,14 @@ def open_scorer(adapter: Path, beside: Path, threads: int) -> Iterator[Scorer]:
 TOOLS = Tools(open_scorer, lambda threads: load_encoder(threads=threads), open_network)
 
 
-def train_gain(options: Options, out: Path, report: Report | None = None, tools: Tools = TOOLS) -> Scores:
+def train_gain(options: GainOptions, out: Path, report: Report | None = None, tools: Tools = TOOLS) -> MeanGains:
     """Writes `adapter.npz`, `CARD.md`, `scores.json` and what goes with them to the folder `out`.
 
     A run that was ended goes on from what lies in `out`. Raises InputError and ModelError.
     """
     require_extra()
     for name in PARTS:
-        part(options.start, name)
+        adapter_file(options.start, name)
     if out.resolve() == options.start.resolve():
         raise InputError(f"{out} holds the adapter to begin with: give another --out")
     found = read_all(options.data)
@@ -148,14 +125,14 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    options: Options
+    options: GainOptions
     out: Path
     report: Report
     tools: Tools
     found: Sequence[Conversation]
     turns: Sequence[Asked]
 
-    def train(self) -> Scores:
+    def train(self) -> MeanGains:
         name = run_name(self.options, self.found, self.turns)
         sampled = self._sample(self.options.start, CANDIDATES, name, SAMPLES)
         answers = self._answers()
@@ -229,7 +206,7 @@ class Run:
             shutil.copyfile(self.options.start / "CARD.md", Path(folder) / "CARD.md")
             yield Path(folder)
 
-    def _write(self, adapter: Adapter, scores: Scores, learnt: Sequence[Scored]) -> None:
+    def _write(self, adapter: Adapter, scores: MeanGains, learnt: Sequence[Scored]) -> None:
         """The adapter last, so that a folder with one is complete."""
         from bespeak.training.network import to_arrays
 
@@ -253,11 +230,11 @@ def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:
     return Choice(sequence, means, texts.index(turn.rewrite))
 
 
-def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) -> Scores:
+def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) -> MeanGains:
     def mean(values: Iterable[float]) -> float:
         return float(np.mean(list(values)))
 
-    return Scores(
+    return MeanGains(
         mean(scored.gains[scored.turn.query].mean for scored in before),
         mean(scored.gains[scored.turn.rewrite].mean for scored in before),
         mean(scored.greedy for scored in before),
@@ -267,7 +244,7 @@ def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) ->
     )
 
 
-def run_name(options: Options, found: Sequence[Conversation], turns: Sequence[Asked]) -> str:
+def run_name(options: GainOptions, found: Sequence[Conversation], turns: Sequence[Asked]) -> str:
     """Changes with anything that the result depends on, but for the versions of what it is computed with."""
     digest = hashlib.sha256(f"{RECIPE} {DECODING} {options.seed} {len(turns)}".encode("ascii"))
     digest.update((options.start / "adapter.npz").read_bytes())

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +14,14 @@ import numpy as np
 
 from bespeak.errors import InputError, ModelError
 from bespeak.models.catalogue import asset_folder, write_json
-from bespeak.rewriting.rewriter import MODEL
+from bespeak.rewriting.model import MODEL
 from bespeak.training import mixture
 from bespeak.training.card import card
+from bespeak.training.options import CrossEntropies, TrainingOptions
 from bespeak.training.pairs import Conversation, Pair, conversations, read_pairs, split
 
 if TYPE_CHECKING:
-    from bespeak.training.fit import Progress
+    from bespeak.training.fit import FitStep
     from bespeak.training.network import Network
     from bespeak.training.packing import Packed
 
@@ -33,24 +34,6 @@ BESIDE = ("tokenizer.json", "vocabulary.npz", "GEMMA_TERMS.md", "NOTICE")
 """Files of the shipped folder that go with an adapter, so that its folder is one to build from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    data: tuple[Path, ...]
-    held_out: Path | None = None  # else one conversation in twenty of `data`
-    passes: float = 1.0
-    seed: int = 0
-    threads: int = 2  # changes the time alone
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean cross-entropy, in nats a token, of the words of held-out rewrites."""
-
-    base: float
-    adapter: float
-    n_held_out: int  # targets
-
-
 class Prepared(NamedTuple):
     """What is trained and scored on, and the name of this very run."""
 
@@ -60,8 +43,11 @@ class Prepared(NamedTuple):
 
 
 def train(
-    options: Options, out: Path, report: Callable[[Progress], None] | None = None, network: Network | None = None
-) -> Scores:
+    options: TrainingOptions,
+    out: Path,
+    report: Callable[[FitStep], None] | None = None,
+    network: Network | None = None,
+) -> CrossEntropies:
     """Writes `adapter.npz`, `CARD.md`, `scores.json` and what goes with them to the folder `out`.
 
     A run that was ended goes on from the checkpoint in `out`. `network` is the base if not given.
@@ -80,7 +66,7 @@ def train(
         for progress in fit.run():
             if report:
                 report(progress)
-        scores = Scores(
+        scores = CrossEntropies(
             score(network, prepared.held_out, {}, options.threads),
             score(network, prepared.held_out, fit.adapter, options.threads),
             sum(len(sequence.targets) for sequence in prepared.held_out),
@@ -104,14 +90,14 @@ def require_extra() -> None:
 
 def open_network() -> Network:
     """The base from the packages of the extra. Raises ModelError."""
-    from bespeak.rewriting.build import Base, _assemble
+    from bespeak.rewriting.weights import Base, assemble_base
     from bespeak.training.network import Network
 
     with tempfile.TemporaryDirectory() as folder:
-        return Network.of_base(Base(_assemble(Path(folder) / "base.gguf"), asset_folder("onnx_models") / MODEL))
+        return Network.of_base(Base(assemble_base(Path(folder) / "base.gguf"), asset_folder("onnx_models") / MODEL))
 
 
-def prepare(options: Options) -> Prepared:
+def prepare(options: TrainingOptions) -> Prepared:
     """The same sequences in the same order for the same files, passes and seed. Raises InputError."""
     from tokenizers import Tokenizer
 
@@ -149,7 +135,9 @@ def run_name(sequences: Sequence[Packed], seed: int) -> str:
     return found.hexdigest()
 
 
-def write(out: Path, adapter: dict[str, Any], options: Options, prepared: Prepared, scores: Scores) -> None:
+def write(
+    out: Path, adapter: dict[str, Any], options: TrainingOptions, prepared: Prepared, scores: CrossEntropies
+) -> None:
     """The adapter last, so that a folder with one is complete."""
     counts = mixture.counts(prepared.train)
     write_json(out / "scores.json", asdict(scores) | {"targets": counts})

@@ -1,6 +1,6 @@
 """The base with a LoRA adapter beside it (Hu et al., 2021), in torch, as it is trained. Needs the extra `train`.
 
-The graph is that of `bespeak.rewriting.build`, without rounding. The tokens of many sequences lie one after another,
+The graph is that of `bespeak.rewriting.network`, without rounding. The tokens of many sequences lie one after another,
 so that nothing is padded; attention alone looks at each sequence by itself.
 """
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bespeak.rewriting.build import (
+from bespeak.rewriting.gemma import (
     ADAPTED,
     ADAPTER_SCALE,
     EPSILON,
@@ -24,10 +24,11 @@ from bespeak.rewriting.build import (
     N_LAYERS,
     ROTARY_BASES,
     WIDTH,
+    adapter_key,
 )
 
 if TYPE_CHECKING:
-    from bespeak.rewriting.build import Base
+    from bespeak.rewriting.weights import Base
     from bespeak.training.packing import Packed
 
 Tensor: TypeAlias = torch.Tensor
@@ -60,9 +61,9 @@ class Network:
     @classmethod
     def of_base(cls, base: Base) -> Network:
         """Raises ModelError."""
-        weights = {"embedding": base.embedding(), "output_norm": base.plain("output_norm")}
+        weights = {"embedding": base.embedding(), "output_norm": base.tensor("output_norm")}
         for layer in range(N_LAYERS):
-            weights |= {f"blk.{layer}.{name}": base.plain(f"blk.{layer}.{name}") for name in (*MATRICES, *NORMS)}
+            weights |= {f"blk.{layer}.{name}": base.tensor(f"blk.{layer}.{name}") for name in (*MATRICES, *NORMS)}
         return cls(weights)
 
     @property
@@ -72,7 +73,7 @@ class Network:
         for layer in range(FIRST_ADAPTED, N_LAYERS):
             for name in MATRICES:
                 n_out, n_in = self._weights[f"blk.{layer}.{name}"].shape
-                found[_key(layer, name)] = (n_out, n_in)
+                found[adapter_key(layer, name)] = (n_out, n_in)
         return found
 
     def loss(self, sequences: Sequence[Packed], adapter: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -108,7 +109,7 @@ class Network:
 
         def times(x: Tensor, name: str) -> Tensor:
             y = F.linear(x, self._weights[f"{at}.{name}"])
-            key = _key(layer, name)
+            key = adapter_key(layer, name)
             if f"{key}.A" not in adapter:
                 return y
             return torch.addmm(y, F.linear(x, adapter[f"{key}.A"]), adapter[f"{key}.B"].T, alpha=ADAPTER_SCALE)
@@ -175,10 +176,6 @@ class Places:
             weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
             rows.append(torch.matmul(weights, v).transpose(0, 1).flatten(1))
         return torch.cat(rows)
-
-
-def _key(layer: int, name: str) -> str:
-    return f"model.layers.{layer}.{ADAPTED[name]}"
 
 
 def to_arrays(adapter: Adapter) -> dict[str, Any]:
