@@ -56,7 +56,7 @@ def test_verify_tells_what_is_damaged_and_fails(run, made):
     (made / "model.onnx").write_bytes(b"0123")
     result = run("verify")
     assert result.exit_code == 1
-    assert "4 bytes in place of 10" in result.stderr
+    assert "4 bytes instead of 10" in result.stderr
     assert result.stderr.endswith("models are damaged: mine\n")
     assert default_model("encoder") in result.stdout
 

@@ -108,7 +108,7 @@ def test_the_version_changes_with_what_is_computed_with(model, name, changes):
 def test_a_file_cut_short_is_named_with_both_sizes(model, cache):
     verify(model, cache)
     (model / "model.onnx").write_bytes(b"01234")
-    with pytest.raises(ModelError, match=r"model\.onnx .* has 5 bytes in place of 10, so it was cut short: "):
+    with pytest.raises(ModelError, match=r"model\.onnx .* has 5 bytes instead of 10, so it was cut short: "):
         verify(model, cache)
 
 

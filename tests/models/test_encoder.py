@@ -171,7 +171,7 @@ def test_a_shipped_model_cut_short_is_an_error(tmp_path):
     write_record(folder, manifest()[default_model("encoder")])
     with (folder / "model.onnx").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(ModelError, match=r"1000 bytes in place of .* cut short"):
+    with pytest.raises(ModelError, match=r"1000 bytes instead of .* cut short"):
         load_encoder(str(folder))
 
 

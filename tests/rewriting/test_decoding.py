@@ -59,7 +59,7 @@ class Scripted:
         self.fed: list[list[int]] = []
 
     @contextmanager
-    def begin(self, budget_ms, whose=None):
+    def begin(self, budget_ms, session_key=None):
         yield self._feed
 
     def forget(self, user):

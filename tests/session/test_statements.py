@@ -1,7 +1,7 @@
 """Which statements of a long history are read."""
 
 from bespeak.records import Profile, Statement, Turn
-from bespeak.session.statements import CANDIDATES, candidates, choose_statements, fit
+from bespeak.session.statements import CANDIDATES, all_fit, candidates, choose_statements
 from fakes import BagEncoder
 
 
@@ -66,5 +66,5 @@ def test_no_more_is_measured_than_is_needed():
         measured.append(text)
         return 1
 
-    assert not fit(said(*map(str, range(1000))).statements, size, 9)
+    assert not all_fit(said(*map(str, range(1000))).statements, size, 9)
     assert len(measured) == 10

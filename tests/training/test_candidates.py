@@ -51,7 +51,7 @@ class Undecided:
         self._runs, self._slow = count(), slow
 
     @contextmanager
-    def begin(self, budget_ms, whose=None):
+    def begin(self, budget_ms, session_key=None):
         yield self._feed
 
     def forget(self, user):

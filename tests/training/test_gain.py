@@ -100,7 +100,7 @@ class Writer:
         self.tokenizer = tokenizer
 
     @contextmanager
-    def begin(self, budget_ms, whose=None):
+    def begin(self, budget_ms, session_key=None):
         yield self._feed
 
     def forget(self, user):

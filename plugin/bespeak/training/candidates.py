@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from bespeak.rewriting.decoding import Feed, Scorer
-    from bespeak.rewriting.scorer import Floats, Whose
+    from bespeak.rewriting.scorer import Floats, SessionKey
     from bespeak.training.pairs import Conversation, Exchange
 
 SHORTEST_ANSWER = 25
@@ -114,8 +114,8 @@ class Noisy:
         return self._scorer.tokenizer
 
     @contextmanager
-    def begin(self, budget_ms: float | None, whose: Whose | None = None) -> Iterator[Feed]:
-        with self._scorer.begin(budget_ms, whose) as feed:
+    def begin(self, budget_ms: float | None, session_key: SessionKey | None = None) -> Iterator[Feed]:
+        with self._scorer.begin(budget_ms, session_key) as feed:
 
             def noisy(token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
                 scores, past = feed(token_ids, past)
