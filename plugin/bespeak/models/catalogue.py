@@ -98,7 +98,7 @@ def model_folder(name: str, cache: Path | None = None) -> Path:
         return Path(name)
     known = ", ".join(record.name for record, _ in known_models(cache))
     raise ModelError(
-        f"there is no model {name!r}: name one of {known}, a folder with model.onnx, tokenizer.json and config.json, "
+        f"there is no model {name!r}: take one of {known}, a folder with model.onnx, tokenizer.json and config.json, "
         "or make it with 'bespeak models export' or 'bespeak models build'"
     )
 
