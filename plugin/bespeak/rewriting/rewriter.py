@@ -1,4 +1,4 @@
-"""The seam to the rewriter: from a query and what is known of the user to a query that stands alone."""
+"""The rewriter seam: turns a query, with what is known of the user, into a query that stands alone."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 
 class Rewriter(Protocol):
-    """Two rewriters with equal name and version rewrite alike. `rewrite` reports its faults as a status."""
+    """Two rewriters with equal name and version give the same rewrites."""
 
     name: str
     version: str
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
-        """What is not done within `budget_ms` comes back as the query itself, with the status `late`."""
+        """The rewrite; if it is not done within `budget_ms`, the query itself with the status `late`."""
         ...
 
     def warm(self, profile: Profile) -> None:
-        """Reads ahead what the next rewrite of this session will read, so that it is sooner done. May be ended by the
-        current deadline; changes no rewrite.
+        """Reads ahead what this session's next rewrite needs, so that it takes less time; changes no rewrite.
+
+        May stop early at the current deadline.
         """
         ...
 
     def forget(self, user: UserKey) -> None:
-        """Drops what is kept in memory of the user's texts."""
+        """Drops everything kept in memory from the user's texts."""
         ...
 
 
 class RewriteKey(NamedTuple):
-    """All that a rewrite depends on, and whose it is."""
+    """Everything that a rewrite depends on, and the user it is for."""
 
     user: UserKey
     profile_version: str
@@ -46,7 +47,7 @@ class RewriteKey(NamedTuple):
 
 
 class RewriteCache(Protocol):
-    """Rewrites that were made before. Raises StoreError where it cannot be read or written."""
+    """Stores rewrites. Its methods raise StoreError if it cannot be read or written."""
 
     def get_rewrite(self, key: RewriteKey) -> Rewrite | None: ...
 
@@ -54,14 +55,14 @@ class RewriteCache(Protocol):
 
 
 def rewrite_query(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
-    """The gate, then the rewriter. Never raises: a fault leaves the query as typed, with the status `failed`."""
+    """The rewrite, unless the gate declines. Never raises: a fault leaves the query as typed, with status `failed`."""
     if reason := decline(query, profile):
         return Rewrite(query, query, status="gated", reason=reason, model=model_of(rewriter))
     try:
         return rewriter.rewrite(query, profile, budget_ms)
     except BespeakError as error:
         return failed(query, rewriter, str(error))
-    except Exception as error:  # whatever a rewriter does, the query goes on as typed; the reason is reported
+    except Exception as error:  # whatever a rewriter raises, the query goes out as typed, and the reason is reported
         return failed(query, rewriter, f"{type(error).__name__}: {error}")
 
 
@@ -90,7 +91,7 @@ class Unchanged:
 
 
 class LastTurn:
-    """Adds the words of the last turn that say most: the baseline that a language model has to beat."""
+    """Adds the most important words of the last turn: the baseline that a language model must beat."""
 
     name = "last-turn"
     version = "1"
@@ -111,7 +112,10 @@ class LastTurn:
 
 
 def salient(turn: Turn, query: str, n_words: int) -> list[str]:
-    """The words of a turn that the query lacks, in their order: names, words of its query and repeated ones first."""
+    """The `n_words` best words of a turn that the query lacks, in order.
+
+    Names, words of the turn's query and repeated words are preferred.
+    """
     asked, answered = words(turn.query), words(turn.response)
     known = FUNCTION_WORDS | {fold(word) for word in words(query)}
     counts = Counter(map(fold, asked + answered))
@@ -128,7 +132,7 @@ def salient(turn: Turn, query: str, n_words: int) -> list[str]:
 
 
 class CachedRewriter:
-    """Asks the cache first, and keeps what another rewriter makes; only whole rewrites of known users are kept."""
+    """Asks the cache first, and stores what another rewriter makes, if it is complete and for a known user."""
 
     def __init__(self, rewriter: Rewriter, cache: RewriteCache) -> None:
         self._rewriter, self._cache = rewriter, cache
@@ -160,11 +164,11 @@ class CachedRewriter:
 
 
 def version_read(profile: Profile) -> str:
-    """Of what a rewriter reads of a profile: a click on something else makes no rewrite stale."""
+    """A digest of what a rewriter reads of a profile, so that a click on something else makes no rewrite stale."""
     read = [s.event_id for s in profile.statements], [(t.event_id, t.response) for t in profile.turns]
     return hashlib.blake2b(json.dumps(read).encode("ascii"), digest_size=16).hexdigest()
 
 
 def _with_note(rewrite: Rewrite, error: StoreError) -> Rewrite:
-    """The rewrite as it is; that it was not kept is said where it has no other reason to give."""
+    """The rewrite; if it has no reason yet, the reason says that it was not kept."""
     return replace(rewrite, reason=rewrite.reason or f"not kept: {error}")
