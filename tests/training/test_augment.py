@@ -10,8 +10,8 @@ from bespeak.training.augment import (
     titled,
     unanswered,
     with_ellipsis,
+    with_full_queries,
     with_switch,
-    with_whole,
 )  # fmt: skip
 from bespeak.training.pairs import Conversation, Exchange, Target
 
@@ -35,7 +35,7 @@ CHANGES = {
     "dropped": dropped,
     "crossed": lambda c, rng: crossed(c, OTHERS, rng),
     "titled": titled,
-    "whole": lambda c, rng: with_whole(c, rng, 0.5),
+    "whole": lambda c, rng: with_full_queries(c, rng, 0.5),
     "switch": lambda c, rng: with_switch(c, ASKED, rng),
     "ellipsis": lambda c, rng: with_ellipsis(c, rng, 0.5),
 }
@@ -100,7 +100,7 @@ def test_a_page_gives_its_title():
 
 
 def test_a_whole_query_needs_nothing():
-    made = with_whole(DESERTS, random.Random(0), 1.0)
+    made = with_full_queries(DESERTS, random.Random(0), 1.0)
     added = [target for target in made.targets if target.kind == "whole"]
     assert [(target.n_before, target.query) for target in added] == [(t.n_before, t.rewrite) for t in DESERTS.targets]
     assert all(target.query == target.rewrite for target in added)

@@ -12,7 +12,7 @@ from bespeak.errors import InputError, ModelError  # noqa: E402
 from bespeak.models.catalogue import asset_folder, default_model, read_record  # noqa: E402
 from bespeak.models.encoder import OnnxEncoder, load_encoder, read_config  # noqa: E402
 from bespeak.training import contextual  # noqa: E402
-from bespeak.training.contextual import Vectors, examples, nearness, plan, told_apart, train  # noqa: E402
+from bespeak.training.contextual import Vectors, context_objective, contrastive_loss, examples, plan, train  # noqa: E402
 from bespeak.training.encoder import BertEncoder, merged, read_weights  # noqa: E402
 from bespeak.training.job import read_all  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
@@ -68,20 +68,20 @@ def test_an_adapter_that_changes_nothing_leaves_the_model_as_it_was(network, enc
     assert cosines.min() > 0.98
 
 
-def test_what_is_alike_is_not_told_apart():
+def test_what_is_alike_is_not_contrastive_loss():
     own = torch.tensor([[1.0, 0.0]])
-    alone = told_apart(own, own, own)
+    alone = contrastive_loss(own, own, own)
     assert float(alone) == pytest.approx(0, abs=1e-6)
-    other = told_apart(own, own, torch.tensor([[0.8, 0.6]]))
+    other = contrastive_loss(own, own, torch.tensor([[0.8, 0.6]]))
     assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / contextual.TEMPERATURE)), rel=1e-4)
 
 
 def test_a_rewrite_comes_nearer_by_a_few_steps(network, encoder, pairs, tmp_path):
     from bespeak.training.fit import Fit
 
-    learnt = examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.Reader.of(BASE))
+    learnt = examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.EncoderInput.of(BASE))
     vectors = Vectors.of(learnt, encoder, tmp_path / "vectors.db")
-    objective, steps = nearness(network, vectors), plan(learnt, vectors, 0)
+    objective, steps = context_objective(network, vectors), plan(learnt, vectors, 0)
     start = new_adapter(network.shapes, 0)
     losses = [progress.loss for progress in Fit(objective, steps * 6, tmp_path / "c.pt", "a run", start, 1).run()]
     assert losses[-1] < losses[0]

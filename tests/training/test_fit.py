@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_run_is_refused(network, sequences, tmp_path):
 
 def test_a_damaged_checkpoint_is_a_sentence(network, sequences, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(ModelError, match="delete it to begin anew"):
+    with pytest.raises(ModelError, match="delete it to start again"):
         run(network, sequences[:30], tmp_path / "checkpoint.pt")
 
 

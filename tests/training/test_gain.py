@@ -12,9 +12,9 @@ from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.decoding import END
 from bespeak.rewriting.model import MODEL
 from bespeak.training.answers import Gains
-from bespeak.training.candidates import Asked, Sampled
+from bespeak.training.candidates import AnsweredTurn, SampledRewrites
 from bespeak.training.card import gain_card
-from bespeak.training.gain import AFTER, CANDIDATES, TEMPORARY, Scored, Stage, Tools, run_name, summary, train_gain
+from bespeak.training.gain import AFTER, CANDIDATES, TEMPORARY, GainTools, Scored, Stage, run_name, summary, train_gain
 from bespeak.training.job import CHECKPOINT
 from bespeak.training.options import GainOptions, MeanGains
 from bespeak.training.pairs import Conversation, Exchange
@@ -41,11 +41,11 @@ def pairs(tmp_path):
 
 
 def turn(query="q", rewrite="r"):
-    return Asked(0, "own", query, rewrite, "an answer", (Exchange("before"),), ())
+    return AnsweredTurn(0, "own", query, rewrite, "an answer", (Exchange("before"),), ())
 
 
 def scored(greedy, **gains):
-    return Scored(turn(), Sampled(greedy), {text: Gains(value, value, value) for text, value in gains.items()})
+    return Scored(turn(), SampledRewrites(greedy), {text: Gains(value, value, value) for text, value in gains.items()})
 
 
 def test_scores_are_means_and_a_refused_rewrite_is_the_query():
@@ -131,18 +131,18 @@ def tools(network, tokenizer):
         assert (adapter / "adapter.npz").exists()
         yield Writer(tokenizer)
 
-    return Tools(scorer, lambda threads: BagEncoder(dim=256), lambda: network), opened
+    return GainTools(scorer, lambda threads: BagEncoder(dim=256), lambda: network), opened
 
 
 @pytest.fixture
 def adapter(network, tmp_path):
     """Of the narrow network."""
-    from bespeak.training.job import put
+    from bespeak.training.job import write_adapter
     from bespeak.training.network import new_adapter, to_arrays
 
     folder = tmp_path / "mine"
     folder.mkdir()
-    put(folder, to_arrays(new_adapter(network.shapes, 0)))
+    write_adapter(folder, to_arrays(new_adapter(network.shapes, 0)))
     (folder / "CARD.md").write_text("# Mine\n")
     return folder
 
@@ -192,7 +192,7 @@ def test_wrong_data_and_folders_are_sentences(pairs, adapter, tools, tmp_path):
     with pytest.raises(ModelError, match=r"has no adapter.npz: give the folder"):
         train_gain(GainOptions((pairs,), tmp_path / "empty"), tmp_path / "out", None, tools[0])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="holds the adapter to begin with: give another --out"):
+    with pytest.raises(InputError, match="holds the adapter to start from: give another --out"):
         train_gain(GainOptions((pairs,), adapter), adapter, None, tools[0])
 
 
@@ -200,5 +200,5 @@ def test_wrong_data_and_folders_are_sentences(pairs, adapter, tools, tmp_path):
 def test_a_folder_of_another_run_is_refused(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
     train_gain(GainOptions((pairs,), adapter), tmp_path / "out", None, tools[0])
-    with pytest.raises(ModelError, match="is of a run with other data, options or versions"):
+    with pytest.raises(ModelError, match="belongs to a run with other data, options or versions"):
         train_gain(GainOptions((pairs,), adapter, seed=1), tmp_path / "out", None, tools[0])

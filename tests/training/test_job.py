@@ -9,7 +9,7 @@ from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.model import MODEL
 from bespeak.training.card import LICENCES, card
 from bespeak.training.job import CHECKPOINT, prepare, run_name, thinned, train
-from bespeak.training.mixture import TIMES
+from bespeak.training.mixture import SOURCE_WEIGHTS
 from bespeak.training.options import CrossEntropies, TrainingOptions
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
@@ -71,7 +71,7 @@ def test_without_the_extra_it_says_what_to_install(pairs, tmp_path, monkeypatch)
 
 
 def test_every_weighed_source_has_its_licence():
-    assert set(TIMES) <= set(LICENCES)
+    assert set(SOURCE_WEIGHTS) <= set(LICENCES)
 
 
 def test_the_card_says_what_went_in_and_how_it_was_made(tmp_path):

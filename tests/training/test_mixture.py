@@ -51,7 +51,7 @@ def test_every_kind_of_change_is_made_and_counted(tokenizer):
 
 def test_what_is_scored_on_is_not_changed(tokenizer):
     found = list(conversations("own", 3))
-    made = mixture.plain(found, tokenizer)
+    made = mixture.unvaried(found, tokenizer)
     assert [target for sequence in made for target in sequence.targets] == [c.targets[0] for c in found]
     assert all(sequence.changes == () for sequence in made)
     assert mixture.counts(made) == {"source": {"own": 3}, "kind": {"person": 3}, "change": {}}

@@ -14,7 +14,7 @@ from bespeak.models.encoder import digest_of
 from bespeak.models.vectors import VectorCache
 from bespeak.pipeline import turn_text
 from bespeak.records import Document
-from bespeak.training.candidates import SHORTEST_ANSWER, Asked
+from bespeak.training.candidates import SHORTEST_ANSWER, AnsweredTurn
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
@@ -54,7 +54,7 @@ class Answers:
         self._bm25 = Bm25([Document(str(row), {"text": text}) for row, text in enumerate(texts)], ["text"])
         self._vectors, self._encoder = vectors, encoder
 
-    def gains(self, turn: Asked, candidates: Sequence[str]) -> list[Gains]:
+    def gains(self, turn: AnsweredTurn, candidates: Sequence[str]) -> list[Gains]:
         """Of each candidate. Earlier answers of the conversation are left out: they are not what is asked for now."""
         last = turn_text(turn.profile.turns[-1])
         query, latest, *vectors = self._encoder.encode([turn.query, last, *candidates], "query")

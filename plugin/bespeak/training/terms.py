@@ -19,7 +19,7 @@ from bespeak.session.candidates import Candidate, Rarity, find_candidates
 from bespeak.session.features import N_FEATURES
 from bespeak.session.terms import TermPicker
 from bespeak.text import analysis
-from bespeak.training.mixture import TIMES
+from bespeak.training.mixture import SOURCE_WEIGHTS
 from bespeak.training.pairs import Pair, read_pairs
 
 HIDDEN = (48, 24)
@@ -89,7 +89,7 @@ def examples(pairs: Sequence[Pair], rarity: Rarity) -> tuple[list[Candidate], An
         found += some
         features.append(rows)
         wanted += [one.stem in stems for one in some]
-        weights += [TIMES.get(pair.source, 1.0)] * len(some)
+        weights += [SOURCE_WEIGHTS.get(pair.source, 1.0)] * len(some)
     return found, np.concatenate(features), np.array(wanted, np.float32), np.array(weights, np.float32)
 
 
