@@ -1,8 +1,8 @@
-"""Prints nDCG@10 of grids of settings: of the conversational sets, and of the user's weight on MovieLens.
+"""Prints nDCG@10 for grids of settings: on the conversational sets, and of the user's weight on MovieLens.
 
-Vectors and rewrites are kept in the cache folder, so that only the first run is slow.
+Vectors and rewrites are kept in the cache folder, so only the first run is slow.
 
-python scripts/tune_defaults.py --data ../shared/data --cache DIR [--rewriter model|last-turn|none]
+    python scripts/tune_defaults.py --data ../shared/data --cache DIR [--rewriter model|last-turn|none]
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--rewriter", default="model", choices=["model", "last-turn", "none"])
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--every", type=int, default=1, help="every so manieth topic")
-    parser.add_argument("--personal", action="store_true", help="the user's weight on MovieLens, nothing else")
+    parser.add_argument("--every", type=int, default=1, help="use every Nth topic")
+    parser.add_argument("--personal", action="store_true", help="measure only the user's weight on MovieLens")
     options = parser.parse_args()
     if options.personal:
         show_personal(options)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def signals_of(options: argparse.Namespace, name: str) -> Signals:
-    """The set's signals; what had to be computed is kept for the next time, also when interrupted."""
+    """The set's signals. What was computed is kept for the next run, even after an interruption."""
     collection = read_collection(options.data / name).cut(every=options.every)
     folder = options.cache / "evaluation"
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
@@ -65,7 +65,7 @@ def signals_of(options: argparse.Namespace, name: str) -> Signals:
 
 
 def show_personal(options: argparse.Namespace) -> None:
-    """A line a setting: nDCG@10 by length of history, over every fifth user."""
+    """Prints a line for each setting: nDCG@10 by length of history, over every fifth user."""
     data = read_movielens(options.data / "movielens", every=5)
     encoder = KeptEncoder(
         load_encoder(None, options.cache), options.cache / "evaluation", data.movies.digest, progress("movies: vectors")
@@ -110,7 +110,7 @@ def hybrid_grid() -> dict[str, Settings]:
 
 
 def show(title: str, signals: dict[str, Signals], stage: str, grid: dict[str, Settings]) -> None:
-    """A line a setting: nDCG@10 of each set, their mean; best mean first."""
+    """Prints a line for each setting: nDCG@10 of each set and their mean, best mean first."""
     rows = []
     for label, settings in grid.items():
         scores = [float(score_settings(s, settings)[stage].mean()) for s in signals.values()]

@@ -82,7 +82,7 @@ def test_the_card_goes_on_from_that_of_the_first_stage(tmp_path):
     assert text.startswith("# An adapter\nMade so.\n\n## Second stage\n")
     assert "models train-gain --data a.jsonl --data b.jsonl --adapter mine --turns 50 --seed 7\n" in text
     assert "| canard | 20 | CC BY-SA 4.0 (aagohary/canard, dev split) |" in text
-    assert "before 0.300, after 0.450" in text
+    assert "before 0.300 and after 0.450" in text
     assert str(tmp_path) not in text
 
 

@@ -82,7 +82,7 @@ def test_the_card_says_what_went_in_and_how_it_was_made(tmp_path):
     assert "23 targets" in text
     assert "| canard | 20 | CC BY-SA 4.0 (aagohary/canard, dev split) |" in text
     assert "| mine | 3 | as its owner says |" in text
-    assert "95 held-out rewrites, nats a token: 0.750; the base without the adapter 1.500" in text
+    assert "95 held-out rewrites, nats per token: 0.750; the base without the adapter 1.500" in text
     assert "modified version of Gemma 3 270M" in text
     assert str(tmp_path) not in text
 
