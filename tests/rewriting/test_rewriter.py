@@ -90,7 +90,7 @@ def test_last_turn_has_nothing_to_add_without_a_turn():
         ("and when?", Profile(), "no_history"),
     ],
 )
-def test_the_gate_comes_first(query, profile, reason):
+def test_the_gate_is_asked_before_the_rewriter(query, profile, reason):
     rewriter = Counting()
     rewrite = rewrite_query(query, profile, rewriter, 100)
     assert (rewrite.text, rewrite.status, rewrite.reason) == (query, "gated", reason)
@@ -147,13 +147,13 @@ def test_the_cache_keeps_queries_and_models_apart():
 
 
 @pytest.mark.parametrize("status", ["late", "failed", "off"])
-def test_only_whole_rewrites_are_kept(status):
+def test_only_complete_rewrites_are_kept(status):
     kept = Kept()
     assert CachedRewriter(Counting(status=status), kept).rewrite("and when?", PROFILE).status == status
     assert not kept
 
 
-def test_nobody_has_no_cache():
+def test_rewrites_for_strangers_are_not_cached():
     kept = Kept()
     CachedRewriter(Counting(), kept).rewrite("and when?", replace(PROFILE, user=None))
     assert not kept
@@ -200,14 +200,14 @@ def test_a_damaged_model_says_so(built, content):
         choose_rewriter("model", built)
 
 
-def test_a_model_of_older_parts_has_to_be_built_again(built):
+def test_a_model_built_from_older_parts_must_be_built_again(built):
     folder = built / "models" / MODEL
     write_record(folder, ModelRecord(MODEL, "rewriter", describe_files(folder), "terms", "source", "of old"))
     with pytest.raises(ModelError, match="older parts"):
         choose_rewriter("model", built)
 
 
-def test_files_that_are_no_model_are_a_failed_rewrite(built):
+def test_invalid_model_files_give_a_failed_rewrite(built):
     rewrite = rewrite_query("and when?", PROFILE, choose_rewriter("model", built))
     assert (rewrite.text, rewrite.status) == ("and when?", "failed")
     assert "bespeak models build" in rewrite.reason

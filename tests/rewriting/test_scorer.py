@@ -56,7 +56,7 @@ def test_the_first_guess_is_the_query():
     assert guess() == ids("▁Why", "▁did", "▁they", "▁break", "▁up")
 
 
-def test_what_follows_the_latest_words_in_the_prompt_is_guessed_up_to_the_end_of_its_line():
+def test_the_text_after_the_latest_words_in_the_prompt_is_guessed_up_to_its_line_end():
     assert guess("▁Why", "▁did") == ids("▁they", "▁break", "▁up")
     assert guess("▁did", "▁zappa", "▁break") == ids("▁up")
     assert guess("▁up") == []

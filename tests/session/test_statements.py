@@ -34,7 +34,7 @@ def test_statements_that_fit_stay_as_they_are_and_cost_no_vectors():
     assert encoder.texts == []
 
 
-def test_the_nearest_that_fit_stand_in_order_of_time():
+def test_the_nearest_statements_that_fit_keep_their_order():
     profile = said("I cook vegetarian recipes", "I like jazz", "My sister plays chess", "My recipes are quick")
     for encoder in (None, BagEncoder(dim=256)):
         assert chosen("quick vegetarian recipes", profile, 8, encoder) == [

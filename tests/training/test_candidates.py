@@ -82,7 +82,7 @@ def turns():
     return answered_turns(conversation(topic) for topic in TOPICS)
 
 
-def test_a_query_is_answered_where_a_later_one_knows_what_was_said():
+def test_an_answer_is_known_from_a_later_querys_history():
     (asked,) = answered_turns([conversation()])
     assert (asked.query, asked.rewrite, asked.answer) == ("What do they eat?", "What do whales eat?", EAT)
     assert [turn.query for turn in asked.history] == ["Where do whales live?"]
@@ -90,13 +90,13 @@ def test_a_query_is_answered_where_a_later_one_knows_what_was_said():
     assert [statement.text for statement in asked.profile.statements] == ["I dive."]
 
 
-def test_a_first_query_one_with_a_short_answer_and_one_that_nothing_follows_are_left_out():
+def test_first_queries_short_answers_and_last_queries_are_left_out():
     assert {asked.n_before for asked in conversation().targets} == {0, 1, 2, 3}
     assert len(answered_turns([conversation()])) == 1
 
 
 @given(st.integers(0, 30), st.integers(0, 5))
-def test_whole_conversations_are_chosen_and_always_the_same(n, seed):
+def test_conversations_are_chosen_whole_and_reproducibly(n, seed):
     turns = [
         AnsweredTurn(number // 3, "own", f"q{number}", "r", "a", (Exchange("x"),), ()) for number in range(21)
     ]  # seven conversations of three
@@ -108,13 +108,13 @@ def test_whole_conversations_are_chosen_and_always_the_same(n, seed):
     assert all(whole.count(number) == 3 for number in whole)
 
 
-def test_what_weighs_more_is_chosen_more_often():
+def test_sources_with_larger_weights_are_chosen_more_often():
     sources = ["ikat2024"] * 100 + ["camrest"] * 100
     turns = [AnsweredTurn(n, source, "q", "r", "a", (Exchange("x"),), ()) for n, source in enumerate(sources)]
     assert sum(turn.source == "ikat2024" for turn in choose_turns(turns, 50, 0)) > 40
 
 
-def test_candidates_stand_once_and_on_one_line(turns):
+def test_candidates_are_distinct_and_on_one_line(turns):
     sampled = SampledRewrites("What do whales eat?", ("What  do\u00a0they eat", None, "What do they eat"))
     assert sampled.candidates(turns[0]) == ["What do they eat?", "What do whales eat?", "What do they eat"]
     assert SampledRewrites(None).candidates(turns[0]) == ["What do they eat?", "What do whales eat?"]
@@ -129,7 +129,7 @@ def test_samples_differ_from_one_another_and_the_greedy_one_is_without_noise(tur
     assert sampled.samples != sample(turns[0], Undecided(), 6, (1, 0)).samples
 
 
-def test_threads_change_no_text(turns, tmp_path):
+def test_the_number_of_threads_changes_no_text(turns, tmp_path):
     kept = SampleFile(tmp_path / "kept.jsonl", "a run")
     done = []
     sample_all(turns, Undecided(slow=True), kept, 3, 7, done.append)
@@ -139,7 +139,7 @@ def test_threads_change_no_text(turns, tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(cut=st.integers(0, 600))
-def test_a_run_that_was_killed_in_any_byte_goes_on_to_the_same_file(cut, tmp_path_factory):
+def test_a_run_killed_at_any_byte_resumes_to_the_same_file(cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "kept.jsonl"
     turns = answered_turns(conversation(topic) for topic in TOPICS[:3])
     sample_all(turns, Undecided(), SampleFile(path, "a run"), 1, 0, lambda _: None)
@@ -176,7 +176,7 @@ def test_a_fault_of_the_model_ends_the_run(turns, tmp_path):
         ([{"run": "a run"}, ["x"]], "delete it to start again"),
     ],
 )
-def test_another_runs_file_and_a_damaged_one_are_a_sentence(lines, said, tmp_path):
+def test_other_runs_files_and_damaged_files_are_reported(lines, said, tmp_path):
     path = tmp_path / "kept.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ModelError, match=said):

@@ -68,7 +68,7 @@ def test_an_adapter_that_changes_nothing_leaves_the_model_as_it_was(network, enc
     assert cosines.min() > 0.98
 
 
-def test_what_is_alike_is_not_contrastive_loss():
+def test_duplicates_of_the_target_are_no_negatives():
     own = torch.tensor([[1.0, 0.0]])
     alone = contrastive_loss(own, own, own)
     assert float(alone) == pytest.approx(0, abs=1e-6)
@@ -76,7 +76,7 @@ def test_what_is_alike_is_not_contrastive_loss():
     assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / contextual.TEMPERATURE)), rel=1e-4)
 
 
-def test_a_rewrite_comes_nearer_by_a_few_steps(network, encoder, pairs, tmp_path):
+def test_a_few_steps_bring_the_rewrite_nearer(network, encoder, pairs, tmp_path):
     from bespeak.training.fit import Fit
 
     learnt = examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.EncoderInput.of(BASE))
@@ -87,7 +87,7 @@ def test_a_rewrite_comes_nearer_by_a_few_steps(network, encoder, pairs, tmp_path
     assert losses[-1] < losses[0]
 
 
-def test_a_run_writes_a_model_and_goes_on_from_its_checkpoint(pairs, tmp_path, monkeypatch):
+def test_a_run_writes_a_model_and_resumes_from_its_checkpoint(pairs, tmp_path, monkeypatch):
     options = TrainingOptions((pairs,), pairs, passes=0.5)
     scores = train(options, tmp_path / "whole")
     assert scores.n_held_out == 20
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_run_is_refused(pairs, tmp_path):
         train(TrainingOptions((pairs,), pairs, passes=0.5, seed=1), tmp_path / "out")
 
 
-def test_pairs_without_a_session_teach_nothing(tmp_path):
+def test_pairs_without_a_session_are_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"query": "a b", "rewrite": "a b"}), "utf-8")
     with pytest.raises(InputError, match="history"):

@@ -64,7 +64,7 @@ def test_the_spread_is_between_best_and_worst():
     assert scored(None, q=0.4).spread == 0
 
 
-def test_a_run_is_named_after_all_that_it_depends_on():
+def test_a_runs_name_depends_on_all_its_inputs():
     data = [Conversation("own", (Exchange("a", "b"),), ())]
     name = run_name(GainOptions(()), data, [turn()])
     assert name == run_name(GainOptions((), threads=9), data, [turn()])
@@ -76,7 +76,7 @@ def test_a_run_is_named_after_all_that_it_depends_on():
     assert len({name, *others}) == 4
 
 
-def test_the_card_goes_on_from_that_of_the_first_stage(tmp_path):
+def test_the_card_continues_that_of_the_first_stage(tmp_path):
     options = GainOptions((tmp_path / "a.jsonl", tmp_path / "b.jsonl"), tmp_path / "mine", 50, 7)
     text = gain_card("# An adapter\nMade so.\n", options, {"canard": 20}, MeanGains(0.1, 0.2, 0.3, 0.45, 50, 20))
     assert text.startswith("# An adapter\nMade so.\n\n## Second stage\n")
@@ -148,7 +148,7 @@ def adapter(network, tmp_path):
 
 
 @pytest.mark.train
-def test_a_run_writes_a_folder_to_build_from_and_goes_on_from_what_it_holds(pairs, adapter, tools, tmp_path):
+def test_a_run_writes_a_folder_to_build_from_and_resumes_from_it(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
     options, out, seen = GainOptions((pairs,), adapter), tmp_path / "out", []
     scores = train_gain(options, out, seen.append, tools[0])
@@ -183,7 +183,7 @@ def test_a_run_writes_a_folder_to_build_from_and_goes_on_from_what_it_holds(pair
 
 
 @pytest.mark.train
-def test_wrong_data_and_folders_are_sentences(pairs, adapter, tools, tmp_path):
+def test_wrong_data_and_folders_are_reported(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
     (tmp_path / "single.jsonl").write_text(json.dumps({"query": "Why?", "rewrite": "Why?"}) + "\n")
     with pytest.raises(InputError, match="no query of --data has a known answer"):

@@ -35,7 +35,7 @@ def test_what_is_held_out_is_not_trained_on(pairs):
     assert learnt.isdisjoint(scored)
 
 
-def test_a_run_is_named_after_all_that_it_depends_on(pairs):
+def test_a_runs_name_depends_on_all_its_inputs(pairs):
     plain = prepare(TrainingOptions((pairs,)))
     assert prepare(TrainingOptions((pairs,), threads=7)).name == plain.name
     assert prepare(TrainingOptions((pairs, pairs))).name != plain.name
@@ -44,20 +44,20 @@ def test_a_run_is_named_after_all_that_it_depends_on(pairs):
     assert len({run_name(plain.train, 0), run_name(plain.train[1:], 0), run_name(plain.train, 1)}) == 3
 
 
-def test_with_a_file_to_score_on_all_the_data_are_trained_on(pairs):
+def test_with_held_out_pairs_all_other_data_are_trained_on(pairs):
     prepared = prepare(TrainingOptions((pairs,), held_out=pairs))
     people = [t for sequence in prepared.train for t in sequence.targets if t.kind == "person"]
     assert len(people) == 80
     assert sum(len(sequence.targets) for sequence in prepared.held_out) == 80
 
 
-def test_a_file_without_pairs_is_a_sentence(tmp_path):
+def test_a_file_without_pairs_is_reported(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n")
     with pytest.raises(InputError, match="no pairs to train on"):
         prepare(TrainingOptions((tmp_path / "pairs.jsonl",)))
 
 
-def test_not_more_is_scored_than_says_something(pairs):
+def test_the_number_of_held_out_targets_is_bounded(pairs):
     (sequence, *_) = prepare(TrainingOptions((pairs,))).held_out
     assert len(thinned([sequence] * 50)) == 50
     assert len(thinned([sequence] * 4000)) == 400
@@ -74,7 +74,7 @@ def test_every_weighed_source_has_its_licence():
     assert set(SOURCE_WEIGHTS) <= set(LICENCES)
 
 
-def test_the_card_says_what_went_in_and_how_it_was_made(tmp_path):
+def test_the_card_names_the_data_and_the_command(tmp_path):
     counts = {"source": {"canard": 20, "mine": 3}, "kind": {"person": 23}, "change": {"cut": 4}}
     options = TrainingOptions((tmp_path / "a.jsonl", tmp_path / "b.jsonl"), tmp_path / "c.jsonl", 0.5, 7)
     text = card(options, counts, CrossEntropies(1.5, 0.75, 95))
@@ -88,7 +88,7 @@ def test_the_card_says_what_went_in_and_how_it_was_made(tmp_path):
 
 
 @pytest.mark.train
-def test_a_run_writes_a_folder_to_build_from_and_goes_on_from_its_checkpoint(pairs, tmp_path, network):
+def test_a_run_writes_a_folder_to_build_from_and_resumes_from_its_checkpoint(pairs, tmp_path, network):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
     seen = []
     scores = train(TrainingOptions((pairs,), passes=0.5), tmp_path / "out", seen.append, network)

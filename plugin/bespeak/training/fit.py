@@ -35,7 +35,7 @@ P = TypeVar("P")
 
 
 class Schedule(NamedTuple):
-    """Of the learning rate: a linear rise, then a linear fall."""
+    """The learning rate: a linear rise, then a linear fall."""
 
     highest: float
     warm_up_steps: int
