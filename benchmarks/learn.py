@@ -1,14 +1,14 @@
-"""`bespeak learn` on a million events, and what a personal ranking costs beside many events and many users, in one run.
+"""Measures `bespeak learn` on a million events, and the cost of a personal ranking with many events and many users.
 
     python benchmarks/learn.py [--events 1000000] [--people 1000000] [--seed 1]
 
-Events are drawn, not real. A user has as many of them as a log-normal number (sigma 1) of the mean asked for; seven of
-ten are of documents of the user's own circle (one of 50), the others of any; within either, documents are drawn by
-Zipf's law (exponent 1). Of ten events six are clicks, two views, one a purchase and one a rating. The command runs as a
-process of its own on two cores, and its peak is the most memory that it held. `few` are a tenth of the events.
+The events are random. The number of a user's events is log-normal (sigma 1). Seven of ten are on documents of the
+user's own circle (one of 50), the others on any document; in both, documents follow Zipf's law (exponent 1). Of ten
+events six are clicks, two views, one a purchase and one a rating. The command runs as a separate process on two cores;
+its peak is the most memory that it held. `few` are a tenth of the events.
 
-A query is what a search does for its user: read the profile, rank 100 hits by what was learnt. Its cost is CPU time,
-which does not grow with what else the machine does.
+A query does what a search does for its user: it reads the profile and ranks 100 hits by what was learnt. Its cost is
+CPU time, which other work on the machine hardly affects.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ YEAR_S = 365 * 86_400
 CIRCLES, OWN, SIGMA = 50, 0.7, 1.0
 ACTIONS = ("click",) * 6 + ("view",) * 2 + ("purchase", "rating")
 N_HITS, N_DOCS, ROUNDS = 100, 2_000, 300
-BEGUN = 1_000
+FEW_USERS = 1_000
 HISTORIES = (10, 2_000, 10_000)
-"""Events of the users whose queries are timed, first among so many users."""
+"""Numbers of events of the users whose queries are timed."""
 
 
 class Shape(NamedTuple):
@@ -51,13 +51,13 @@ class Shape(NamedTuple):
 
 
 SHAPES = {"many users": Shape(100_000, 20_000), "busy users": Shape(7_500, 9_000)}
-"""At a million events. The second has fewer users than documents, the other matrix to solve."""
+"""For a million events. The second has fewer users than documents, so the other matrix is solved."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--people", type=int, default=1_000_000, help="users of the larger store of the second part")
+    parser.add_argument("--people", type=int, default=1_000_000, help="users of the larger store in the second part")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
@@ -79,11 +79,11 @@ def compare_learning(name: str, shape: Shape, n_events: int, seed: int, folder: 
             f"{name}: {n} events, {users} users, {shape.n_docs} documents: {seconds:.1f} s, peak {peak:.0f} MB",
             flush=True,
         )
-    print(f"{name}: an event of all costs {each[1] / each[0]:.2f} of one of the few")
+    print(f"{name}: an event costs {each[1] / each[0]:.2f} times what it costs among a tenth of the events")
 
 
 def learn(folder: Path) -> tuple[float, float]:
-    """Seconds and megabytes at the peak of `bespeak learn`."""
+    """Seconds and peak megabytes of `bespeak learn`."""
     command = [sys.executable, "-m", "bespeak_cli", "--data-dir", str(folder), "learn"]
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
@@ -95,14 +95,14 @@ def learn(folder: Path) -> tuple[float, float]:
 
 
 def compare_queries(n_people: int, seed: int, folder: Path) -> None:
-    """Of users of few events and of many, among a thousand users and among a million."""
-    fill(folder, drawn(20_000, Shape(BEGUN, N_DOCS), seed))
+    """Compares users with few and many events, among a thousand users and among a million."""
+    fill(folder, drawn(20_000, Shape(FEW_USERS, N_DOCS), seed))
     for n_events in HISTORIES:
         fill(folder, of_one(f"one of {n_events}", n_events, seed))
     learn(folder)
     store = SqliteStore(folder / "bespeak.db")
-    few = queries(store, folder, BEGUN)
-    store.add(event(n, f"one more {n}", n % N_DOCS, "click", n % YEAR_S) for n in range(n_people - BEGUN))
+    few = queries(store, folder, FEW_USERS)
+    store.add(event(n, f"one more {n}", n % N_DOCS, "click", n % YEAR_S) for n in range(n_people - FEW_USERS))
     many = queries(store, folder, n_people)
     store.close()
     for fewer, more in itertools.pairwise(HISTORIES):
@@ -110,11 +110,11 @@ def compare_queries(n_people: int, seed: int, folder: Path) -> None:
             f"a user of {more} events to one of {fewer}: {few[more] / few[fewer]:.2f}, {many[more] / many[fewer]:.2f}"
         )
     for n_events in HISTORIES:
-        print(f"{n_people} users to {BEGUN}, a user of {n_events} events: {many[n_events] / few[n_events]:.2f}")
+        print(f"{n_people} users to {FEW_USERS}, a user of {n_events} events: {many[n_events] / few[n_events]:.2f}")
 
 
 def queries(store: SqliteStore, folder: Path, n_people: int) -> dict[int, float]:
-    """Milliseconds at the median by number of events."""
+    """Median milliseconds by number of events."""
     found = {}
     for n_events in HISTORIES:
         p50, p95 = timed(query(store, LearntFolder(folder), UserKey("", f"one of {n_events}")))
@@ -136,7 +136,7 @@ def query(store: SqliteStore, folder: LearntFolder, user: UserKey) -> Callable[[
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Milliseconds of this thread's CPU at the median and at the 95th percentile, after one run that is not counted."""
+    """Median and 95th percentile of this thread's CPU milliseconds, after one run that is not counted."""
     took = []
     for _ in range(ROUNDS + 1):
         began = time.thread_time()
@@ -173,7 +173,7 @@ def of_one(user: str, n_events: int, seed: int) -> Iterator[Event]:
 
 
 def zipf(draw: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """`(size,)` of places below `n`; the first is drawn twice as often as the second."""
+    """`(size,)` random places below `n`; the first is drawn twice as often as the second."""
     share = 1 / np.arange(1, n + 1)
     return draw.choice(n, size=size, p=share / share.sum())
 

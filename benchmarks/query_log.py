@@ -1,10 +1,10 @@
-"""A query log to rewrite: lines for `bespeak rewrite`, and the events that its users' histories are made of.
+"""Makes a query log to rewrite: lines for `bespeak rewrite`, and the events of its users' histories.
 
     python benchmarks/query_log.py PAIRS... --out FOLDER [--lines N] [--asked N] [--seed N]
 
 PAIRS are files of conversations (JSON lines of `query`, `history` and `statements`). `--asked` of their queries are
-drawn; each is a user's, whose session holds the earlier turns and answers, and who said the statements. The log asks
-them again and again: each once, then the r-th of a drawn order as often as 1/r (Zipf). FOLDER gets:
+drawn. Each belongs to one user, whose session holds the earlier turns and answers, and who made the statements. The log
+contains each query once, and then repeats the r-th query of a random order in proportion to 1/r (Zipf). FOLDER gets:
 
 - `events.ndjson`, for `bespeak events load`
 - `queries.jsonl`: `id`, `query`, `user`, `session`
@@ -44,7 +44,7 @@ def events(user: str, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def draw(n_asked: int, n_lines: int, rng: random.Random) -> list[int]:
-    """Places of the asked queries, in the order of the log."""
+    """Indices of the drawn queries, in the order of the log."""
     weights = [1 / rank for rank in range(1, n_asked + 1)]
     drawn = [*range(n_asked)][:n_lines] + rng.choices(range(n_asked), weights, k=max(0, n_lines - n_asked))
     rng.shuffle(drawn)

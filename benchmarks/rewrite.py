@@ -1,16 +1,16 @@
-"""Batches against one query at a time, and against llama.cpp with the same base, prompts and number of words written.
+"""Compares batches with one query at a time, and with llama.cpp on the same base, prompts and number of tokens.
 
     python benchmarks/rewrite.py FILE [--lines N] [--rounds N] [--llama N] [--cores N] [--cache-dir DIR]
 
-FILE is what `bespeak rewrite` takes, as JSON lines; N of those that have a history, from the middle, are rewritten in
-each way, one way after another, in each round; a way's fastest round counts. The ways:
+FILE is the input of `bespeak rewrite` as JSON lines. N of its lines with a history, from the middle, are rewritten in
+each way in each round; the fastest round of each way counts. The ways:
 
-- `one at a time`: as for queries of unconnected users, nothing of a session kept
-- `one, kept`: line after line, what was read of a session kept
-- `batch P x T`: P processes of T threads, as `bespeak rewrite --workers P` does it, without files
-- `llama.cpp`: one at a time, what a prompt has in common with the one before kept; the first lines alone (`--llama`);
-  as it was published (Q4_K_M) and in eight bits (Q8_0), beside `one at a time` and `one, kept` of these lines. Left out
-  where it is not installed:
+- `one at a time`: as for queries of unrelated users, nothing of a session is kept
+- `one, kept`: line after line, what was read of a session is kept
+- `batch P x T`: P processes of T threads, as `bespeak rewrite --workers P`, without files
+- `llama.cpp`: one at a time, keeping what a prompt has in common with the one before; only the first lines (`--llama`),
+  as published (Q4_K_M) and in eight bits (Q8_0), with `one at a time` and `one, kept` of the same lines. Left out if it
+  is not installed:
 
       CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python
 """
@@ -39,23 +39,23 @@ from bespeak.batch.workers import rewrite_chunks
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.reading import rewrite_query
 from bespeak.records import Profile, UserKey
-from bespeak.rewriting.batched import ROWS
-from bespeak.rewriting.rewriter import choose_rewriter
+from bespeak.rewriting.model import ROWS
+from bespeak.rewriting.opening import choose_rewriter
 
 CHUNK = 128
 WARMING = 16
-"""Lines that each process rewrites before time is taken."""
+"""Lines that each process rewrites before the measurement."""
 
 
 class Spent(NamedTuple):
-    """Of one query, in milliseconds; CPU of all processes."""
+    """Time per query in milliseconds; CPU time of all processes."""
 
     wall_ms: float
     cpu_ms: float
 
 
 class Clock:
-    """From its making until `per` is asked."""
+    """Measures from its creation until `per` is called."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), cpu_seconds()
@@ -66,7 +66,7 @@ class Clock:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it has ended."""
+    """CPU seconds of this process and of its ended children."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in spent)
 
@@ -89,7 +89,7 @@ def one_by_one(lines: Sequence[bytes], cache: Path, cores: int, kept: bool) -> t
 
 
 def of_session(profile: Profile) -> Profile:
-    """As a user of whom this conversation alone is known."""
+    """The profile of a user with only this conversation."""
     first = f"{profile.statements[:1]} {profile.turns[0].query if profile.turns else ''}"
     return replace(profile, user=UserKey("benchmark", first), session_id="s")
 
@@ -128,7 +128,7 @@ def by_llama(lines: Sequence[bytes], written: Sequence[str], cache: Path, cores:
 
 
 def measure(lines: Sequence[bytes], cores: int, cache: Path, n_llama: int) -> Iterator[tuple[str, Spent]]:
-    """Raises AssertionError where a batch does not write what one query at a time gives."""
+    """Raises AssertionError if a batch writes other rewrites than one query at a time."""
     spent, expected = one_by_one(lines, cache, cores, kept=False)
     yield "one at a time", spent
     for name, work in {

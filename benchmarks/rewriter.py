@@ -1,14 +1,14 @@
-"""What a rewrite costs: cold, in a running session, and in one whose prompt was read ahead; beside llama.cpp.
+"""Measures the cost of a rewrite: cold, in a running session, and with a prompt read ahead; and that of llama.cpp.
 
     python benchmarks/rewriter.py DATA [--queries N] [--cache-dir DIR] [--threads N]
 
-DATA is a judged folder as `bespeak evaluate --data` takes it; those of its queries are asked whose prompts are
-nearest to 300 tokens. `cold`: nothing of the session was read before; `session`: the turn before was rewritten;
-`warm`: the prompt was also read ahead. CPU is that of all threads of the process. Memory is that of a process of its
-own, with encoder, rewriter and engine loaded and all queries rewritten.
+DATA is a judged folder, as for `bespeak evaluate --data`; the queries with prompts nearest to 300 tokens are used.
+`cold`: nothing of the session was read before; `session`: the turn before was rewritten; `warm`: the prompt was also
+read ahead. CPU time covers all threads of the process. Memory is measured in a separate process, with encoder, rewriter
+and engine loaded and all queries rewritten.
 
 llama.cpp runs the same base, without an adapter, on the same text, and writes as many tokens as the rewrite has: as
-it was published (Q4_K_M), and in eight bits (Q8_0). It is left out where it is not installed:
+published (Q4_K_M), and in eight bits (Q8_0). It is left out if it is not installed:
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python
 """
@@ -32,12 +32,12 @@ import platformdirs
 from bespeak.evaluation.topics import Topic, read_collection
 from bespeak.records import Profile, Statement, UserKey
 from bespeak.rewriting.decoding import LanguageModel, prompt
-from bespeak.rewriting.rewriter import find_model
+from bespeak.rewriting.model import find_model
 from bespeak.rewriting.scorer import OnnxScorer
 
 
 class Cost(NamedTuple):
-    """Of one rewrite."""
+    """The cost of one rewrite."""
 
     wall_ms: float
     cpu_ms: float
@@ -45,8 +45,8 @@ class Cost(NamedTuple):
     tokens: int
 
 
-def measure(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall and CPU time in milliseconds."""
+def time_ms(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU time of `work`, in milliseconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return (time.perf_counter() - wall) * 1000, (time.process_time() - cpu) * 1000
@@ -60,11 +60,11 @@ class Ours:
     def rewrite(self, topic: Topic, profile: Profile) -> Cost:
         counts = self.scorer.counts
         runs, tokens = counts.runs, counts.tokens
-        spent = measure(lambda: self.model.rewrite(topic.text, profile))
+        spent = time_ms(lambda: self.model.rewrite(topic.text, profile))
         return Cost(*spent, counts.runs - runs, counts.tokens - tokens)
 
     def costs(self, topic: Topic, number: int) -> Iterator[tuple[str, Cost]]:
-        """One for each way to come to the query."""
+        """The cost of the query, for each state of the session."""
         for way in ("cold", "session", "warm"):
             profile = replace(topic.profile, user=UserKey("benchmark", f"{way} {number}"), session_id="s")
             if way != "cold":
@@ -75,7 +75,7 @@ class Ours:
 
 
 class Llama:
-    """One file of the base in llama.cpp."""
+    """The base in llama.cpp, from one file."""
 
     def __init__(self, path: Path, threads: int) -> None:
         from llama_cpp import Llama as Model
@@ -83,17 +83,17 @@ class Llama:
         self._model = Model(str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def costs(self, before: str, text: str, written: str) -> Iterator[tuple[str, Cost]]:
-        """`before`: the prompt of the turn before; what both begin with is kept by llama.cpp itself."""
+        """`before` is the prompt of the turn before; llama.cpp itself keeps what both have in common."""
         n_new = len(self._tokens(written)) or 1
         for way in ("cold", "session"):
             self._model.reset()
             if way == "session":
                 self._write(self._tokens(before), 1)
             tokens = self._tokens(text)
-            yield way, Cost(*measure(lambda tokens=tokens: self._write(tokens, n_new)), n_new, len(tokens) + n_new)
+            yield way, Cost(*time_ms(lambda tokens=tokens: self._write(tokens, n_new)), n_new, len(tokens) + n_new)
 
     def complete(self, text: str, written: str) -> None:
-        """Reads the text and writes as much as `written` is, whatever it says."""
+        """Reads the text and writes as many tokens as `written` has."""
         self._write(self._tokens(text), len(self._tokens(written)) or 1)
 
     def _tokens(self, text: str) -> list[int]:
@@ -107,7 +107,7 @@ class Llama:
 
 @contextlib.contextmanager
 def llamas(threads: int) -> Iterator[dict[str, Llama]]:
-    """llama.cpp by precision; none where it, or the base, is not installed."""
+    """llama.cpp by precision; empty if llama.cpp or the base is not installed."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             import llama_cpp
@@ -126,7 +126,7 @@ def llamas(threads: int) -> Iterator[dict[str, Llama]]:
 
 
 def chosen(folder: Path, tokenizer: Any, n_queries: int) -> list[Topic]:
-    """Of the queries with a turn before them those with prompts nearest to 300 tokens, in the order of the file."""
+    """The queries with an earlier turn whose prompts are nearest to 300 tokens, in the order of the file."""
     topics = [topic for topic in read_collection(folder).topics if topic.history]
     sizes = {topic.query_id: len(prompt(topic.text, topic.profile, tokenizer)) for topic in topics}
     kept = {topic.query_id for topic in sorted(topics, key=lambda t: abs(sizes[t.query_id] - 300))[:n_queries]}
@@ -154,10 +154,10 @@ def show(costs: dict[tuple[str, str], list[Cost]]) -> None:
 
 
 def compare(ours: Ours, topics: Sequence[Topic], threads: int) -> dict[tuple[str, str], list[Cost]]:
-    """Costs by system and way; every query is asked of all systems before the next one."""
+    """Costs by system and state; each query runs on all systems before the next one."""
     tokenizer, costs = ours.scorer.tokenizer, {}
     with llamas(threads) as others:
-        for number, topic in enumerate([topics[0], *topics], start=-1):  # the first one loads everything
+        for number, topic in enumerate([topics[0], *topics], start=-1):  # the first run loads everything
             profile = topic.profile
             earlier = replace(profile, turns=profile.turns[:-1])
             texts = [text_of(profile.turns[-1].query, earlier, tokenizer), text_of(topic.text, profile, tokenizer)]
@@ -169,24 +169,24 @@ def compare(ours: Ours, topics: Sequence[Topic], threads: int) -> dict[tuple[str
     return costs
 
 
-def show_digest(cache: Path, n_queries: int) -> None:
-    """What it costs to choose among statements, by how many there are."""
+def show_selection(cache: Path, n_queries: int) -> None:
+    """Prints the cost of selecting statements, by their number."""
     from bespeak.models.encoder import RememberingEncoder, load_encoder
     from bespeak.session.statements import choose_statements
 
-    print("\nstatements   choosing, CPU ms: first   later")
+    print("\nstatements   selecting, CPU ms: first  later")
     for n in (100, 1_000, 10_000):
         encoder = RememberingEncoder(load_encoder(None, cache))
         profile = Profile(statements=tuple(Statement(f"I own thing {i} and like it.", f"s{i}") for i in range(n)))
         spent = [
-            measure(lambda i=i, p=profile, e=encoder: choose_statements(f"is thing {i} any good", p, len, 219, e))[1]
+            time_ms(lambda i=i, p=profile, e=encoder: choose_statements(f"is thing {i} any good", p, len, 219, e))[1]
             for i in range(n_queries + 1)
         ]
         print(f"{n:10}{spent[0]:26.0f}{np.median(spent[1:]):8.0f}")
 
 
 def show_memory(folder: Path, cache: Path, n_queries: int) -> None:
-    """Resident and proportional memory of this process, with everything loaded."""
+    """Prints the memory of this process, with everything loaded."""
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.models.encoder import load_encoder
     from bespeak.session.context import load_context
@@ -203,10 +203,10 @@ def show_memory(folder: Path, cache: Path, n_queries: int) -> None:
                 context.encode(topic.text, topic.profile)
             ours.model.rewrite(topic.text, topic.profile)
         lines = Path("/proc/self/status").read_text().splitlines()
-        told = {
+        memory_mb = {
             line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))
         }
-        print(f"\nmemory with encoders, rewriter and engine: {told['VmRSS']} MB, at most {told['VmHWM']} MB")
+        print(f"\nmemory with encoders, rewriter and engine: {memory_mb['VmRSS']} MB, at most {memory_mb['VmHWM']} MB")
         engine.close()
 
 
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=40)
     parser.add_argument("--cache-dir", type=Path, default=platformdirs.user_cache_path("bespeak"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory", action="store_true", help="Only the memory, of this process.")
+    parser.add_argument("--memory", action="store_true", help="Measure only the memory of this process.")
     options = parser.parse_args()
     if options.memory:
         show_memory(options.data, options.cache_dir, options.queries)
@@ -226,7 +226,7 @@ def main() -> None:
     sizes = [len(prompt(topic.text, topic.profile, ours.scorer.tokenizer)) for topic in topics]
     print(f"{len(topics)} queries, prompts of {min(sizes)} to {max(sizes)} tokens, median {np.median(sizes):.0f}\n")
     show(compare(ours, topics, options.threads))
-    show_digest(options.cache_dir, min(10, options.queries))
+    show_selection(options.cache_dir, min(10, options.queries))
     sys.stdout.flush()
     subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory"], check=True)
 

@@ -1,10 +1,10 @@
-"""Compares encoders on judged collections: dense nDCG@10, bytes, CPU time against the first one named.
+"""Compares encoders on judged collections: nDCG@10 of dense retrieval, size, and CPU time.
 
     python scripts/compare_encoders.py MODEL… --data DIR… [--prefix TEXT]
 
-MODEL is a name or a folder as `--encoder` takes it. Prints a Markdown table; times are CPU milliseconds of one thread,
-medians over single texts, so that other work on the machine moves them little. nDCG@10 is of the query as typed, and of
-the person's rewrite where the collection has one; `--prefix` adds rows with that text before each query.
+MODEL is a name or a folder, as for `--encoder`. Prints a Markdown table. Times are CPU milliseconds of one thread, the
+median over single texts, so other work on the machine hardly affects them. nDCG@10 is given for the query as typed and,
+if the collection has them, for people's rewrites; `--prefix` adds rows with that text before each query.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", nargs="+", type=Path, required=True)
-    parser.add_argument("--prefix", help="also measured with this before each query")
+    parser.add_argument("--prefix", help="also measure with this text before each query")
     options = parser.parse_args()
     collections = [read_collection(folder) for folder in options.data]
     heads = [c.name + suffix for c in collections for suffix in ([""] + [", person"] * has_rewrites(c))]
@@ -52,7 +52,7 @@ def has_rewrites(collection: Collection) -> bool:
 
 
 def costs(encoder: OnnxEncoder, collection: Collection, folder: Path) -> list[str]:
-    """Megabytes of the model; CPU milliseconds a query, and a document cut to about 200 tokens."""
+    """Size of the model in MB; CPU milliseconds for a query, and for a document cut to about 200 tokens."""
     documents = [" ".join(" ".join(d.source.values()).split()[:150]) for d in collection.documents[:TIMED]]
     queries = [topic.text for topic in collection.topics[:TIMED]]
     size = sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6
@@ -69,12 +69,12 @@ def median_ms(encoder: OnnxEncoder, texts: Sequence[str]) -> float:
 
 
 def ndcg(encoder: OnnxEncoder, collection: Collection, vectors: Matrix) -> list[float]:
-    """Mean nDCG@10 of the queries as typed, then of the rewrites if there are any."""
-    asked = [[t.text for t in collection.topics]]
+    """Mean nDCG@10 of the queries as typed, then of people's rewrites if there are any."""
+    queries = [[t.text for t in collection.topics]]
     if has_rewrites(collection):
-        asked.append([t.human_rewrite or "" for t in collection.topics])
+        queries.append([t.human_rewrite or "" for t in collection.topics])
     found = []
-    for texts in asked:
+    for texts in queries:
         nearest = np.argsort(-(encoder.encode(texts, kind="query") @ vectors.T), axis=1, kind="stable")[:, :100]
         run = {
             topic.query_id: [collection.documents[i].doc_id for i in row]

@@ -1,14 +1,14 @@
-"""Makes the rewriter's vocabulary: the tokens of Gemma's that its texts need, about one in five.
+"""Makes the rewriter's vocabulary: the tokens of Gemma that its texts need, about one in five.
 
     python scripts/prune_vocabulary.py OUT DATA.jsonl ...
 
 Needs the extra `rewriter`. DATA are rewriting examples, one JSON object a line (`query`, `rewrite`, `statements`,
-`history` of `query` and `response`). Writes OUT/tokenizer.json, OUT/vocabulary.npz (`rows`: for each new token its
-row in the base's embedding).
+`history` of `query` and `response`). Writes OUT/tokenizer.json and OUT/vocabulary.npz (`rows`: each new token's row in
+the base's embedding).
 
-Kept are the control tokens, all 256 bytes (so that any text survives a round trip), the first `--ascii` tokens of
-printable ASCII, short Latin ones, and every token that the examples use; and for each of these the smaller tokens
-that it is merged from, so that every example is cut exactly as by the whole vocabulary.
+It keeps the control tokens, all 256 bytes (so that any text survives a round trip), the first `--ascii` tokens of
+printable ASCII, short Latin tokens, and every token that the examples use; also the smaller tokens that these merge
+from, so that every example is tokenised as with the full vocabulary.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tokenizers import Tokenizer
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 NEW_LINES = ["\n", "\n\n"]
-NORMAL = 1  # the GGUF's type of an ordinary token; others are control tokens, markup and bytes
+NORMAL = 1  # the GGUF type of an ordinary token; others are control tokens, markup and bytes
 
 
 def read_base(path: Path) -> tuple[list[str], list[float], list[int]]:
-    """Each token of a GGUF file with its score (a higher one is merged first) and its type, by id."""
+    """The tokens of a GGUF file with their scores (higher ones are merged first) and types, by id."""
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
@@ -43,7 +43,7 @@ def read_base(path: Path) -> tuple[list[str], list[float], list[int]]:
 
 
 def merges_of(scores: dict[str, float], mergeable: set[str]) -> list[list[str]]:
-    """Every way to make one mergeable token of two others, best score first: byte-pair encoding as SentencePiece's."""
+    """Every merge of two tokens into a mergeable one, best score first, as in SentencePiece's byte-pair encoding."""
     found = []
     for token in mergeable:
         splits = [(token[:i], token[i:]) for i in range(1, len(token))]
@@ -65,7 +65,7 @@ def path_of(token: str, scores: dict[str, float]) -> set[str]:
 
 
 def make_tokenizer(vocabulary: list[str], merges: list[list[str]]) -> dict[str, object]:
-    """As `tokenizer.json`. Control tokens are in the vocabulary only: no text that a user types becomes one."""
+    """The content of `tokenizer.json`. Control tokens are only in the vocabulary, so no typed text becomes one."""
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     model = {
@@ -82,7 +82,7 @@ def make_tokenizer(vocabulary: list[str], merges: list[list[str]]) -> dict[str, 
 
 
 def texts_of(path: Path) -> Iterator[str]:
-    """All that the model reads or writes in a file of examples, white space as it is fed."""
+    """All texts that the model reads or writes in a file of examples, with their white space normalised."""
     with path.open(encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             turns = [text for turn in row["history"] for text in (turn["query"], turn["response"])]
@@ -91,13 +91,13 @@ def texts_of(path: Path) -> Iterator[str]:
             yield " " + " ".join(row["rewrite"].split())
 
 
-def choose(tokens: list[str], scores: dict[str, float], used: set[str], n_ascii: int) -> set[str]:
-    plain = [token for token in tokens if token in scores and all(" " < c <= "~" or c == "▁" for c in token)]
+def choose_tokens(tokens: list[str], scores: dict[str, float], used: set[str], n_ascii: int) -> set[str]:
+    ascii_only = [token for token in tokens if token in scores and all(" " < c <= "~" or c == "▁" for c in token)]
     latin = [
         token for token in tokens
         if token in scores and len(token) <= 2 and all(c < "ɐ" or c in "▁–—‘’“”…•€" for c in token)
     ]  # fmt: skip
-    keep = set(plain[:n_ascii]) | set(latin) | used
+    keep = set(ascii_only[:n_ascii]) | set(latin) | used
     return keep.union(*(path_of(token, scores) for token in keep))
 
 
@@ -114,11 +114,11 @@ def main() -> None:
     normal = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
     scores = {token: score for token, score in zip(tokens, all_scores, strict=True) if token in normal}
     vocabulary = CONTROL + BYTES + NEW_LINES
-    whole = Tokenizer.from_str(json.dumps(make_tokenizer(vocabulary + sorted(normal), merges_of(scores, normal))))
+    full = Tokenizer.from_str(json.dumps(make_tokenizer(vocabulary + sorted(normal), merges_of(scores, normal))))
     texts = list(dict.fromkeys(text for path in options.data for text in texts_of(path)))
-    cut = [encoding.tokens for encoding in whole.encode_batch(texts)]
+    cut = [encoding.tokens for encoding in full.encode_batch(texts)]
     used = {token for found in cut for token in found} & normal
-    keep = choose(tokens, scores, used, options.ascii)
+    keep = choose_tokens(tokens, scores, used, options.ascii)
     kept_scores = {token: scores[token] for token in tokens if token in keep}
     vocabulary += kept_scores
     made = make_tokenizer(vocabulary, merges_of(kept_scores, set(kept_scores)))
@@ -132,8 +132,8 @@ def check(out: Path, texts: list[str], cut: list[list[str]]) -> None:
     small = Tokenizer.from_file(str(out / "tokenizer.json"))
     for text, expected, found in zip(texts, cut, small.encode_batch(texts), strict=True):
         if found.tokens != expected or small.decode(found.ids) != text:
-            raise SystemExit(f"cut otherwise than by the whole vocabulary: {text!r}\n{expected}\n{found.tokens}")
-    print(f"{small.get_vocab_size()} tokens, {len(texts)} texts cut as by the whole vocabulary")
+            raise SystemExit(f"the full vocabulary tokenises {text!r} differently:\n{expected}\n{found.tokens}")
+    print(f"{small.get_vocab_size()} tokens, {len(texts)} texts tokenised as with the full vocabulary")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Prints nDCG@10 of grids of settings: of the conversational sets, and of the user's weight on MovieLens.
+"""Prints nDCG@10 for grids of settings: on the conversational sets, and of the user's weight on MovieLens.
 
-Vectors and rewrites are kept in the cache folder, so that only the first run is slow.
+Vectors and rewrites are kept in the cache folder, so only the first run is slow.
 
-python scripts/tune_defaults.py --data ../shared/data --cache DIR [--rewriter model|last-turn|none]
+    python scripts/tune_defaults.py --data ../shared/data --cache DIR [--rewriter model|last-turn|none]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bespeak.evaluation.systems import load_collection, unhurried
 from bespeak.evaluation.topics import read_collection
 from bespeak.models.encoder import load_encoder
 from bespeak.parts import Models, open_parts
-from bespeak.rewriting.rewriter import choose_rewriter
+from bespeak.rewriting.opening import choose_rewriter
 from bespeak.settings import Settings, Weights
 
 SETS = ("ikat", "dialogue", "mtragun")
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--rewriter", default="model", choices=["model", "last-turn", "none"])
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--every", type=int, default=1, help="every so manieth topic")
-    parser.add_argument("--personal", action="store_true", help="the user's weight on MovieLens, nothing else")
+    parser.add_argument("--every", type=int, default=1, help="use every Nth topic")
+    parser.add_argument("--personal", action="store_true", help="measure only the user's weight on MovieLens")
     options = parser.parse_args()
     if options.personal:
         show_personal(options)
@@ -64,7 +64,7 @@ def readings_of(options: argparse.Namespace, name: str) -> Readings:
 
 
 def show_personal(options: argparse.Namespace) -> None:
-    """A line a setting: nDCG@10 by length of history, over every fifth user."""
+    """Prints a line for each setting: nDCG@10 by length of history, over every fifth user."""
     data = read_movielens(options.data / "movielens", every=5)
     encoder = KeptEncoder(
         load_encoder(None, options.cache), options.cache / "evaluation", data.movies.digest, progress("movies: vectors")

@@ -29,3 +29,25 @@ def test_what_concerns_somebody_is_forgotten():
     assert [kept.get(("ann", 1)), kept.get(("bob", 2)), len(kept)] == [None, 2, 2]
     kept.clear()
     assert len(kept) == 0
+
+
+def test_sizes_are_bounded_and_what_is_too_large_takes_no_room():
+    kept = RecentlyUsed[str, bytes](10, size_of=len)
+    kept.put("a", b"1234")
+    kept.put("b", b"123456")
+    kept.put("c", b"12345678901")
+    assert ("a" in kept, "b" in kept, "c" in kept) == (True, True, False)
+    kept.put("a", b"12345")
+    assert ("a" in kept, "b" in kept) == (True, False)
+
+
+def test_a_value_begun_before_something_was_forgotten_is_not_kept():
+    kept = RecentlyUsed[str, int](10)
+    before = kept.n_forgotten
+    kept.put("a", 1, before)
+    kept.forget(lambda key: key == "b")
+    kept.put("a", 2, before)
+    assert kept.get("a") == 1
+    kept.clear()
+    kept.put("a", 3, kept.n_forgotten)
+    assert kept.get("a") == 3

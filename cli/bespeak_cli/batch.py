@@ -44,7 +44,7 @@ def prepare(ctx: click.Context, options: dict[str, Any]) -> tuple[OpenTools, dic
 def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
     """Builds the model if needed. If that fails, the run fails: a file is never rewritten by a lesser rewriter."""
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import find_model
+    from bespeak.rewriting.model import find_model
     from bespeak_cli.parts import build_with_progress
 
     if options["rewriter"] == "model":
@@ -61,8 +61,8 @@ def make_tools(folders: Folders, options: dict[str, Any]) -> Tools:
     from bespeak.batch.storage import shown
     from bespeak.batch.work import Tools
     from bespeak.models.encoder import load_encoder
-    from bespeak.rewriting.batched import ROWS
-    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.rewriting.model import ROWS
+    from bespeak.rewriting.opening import choose_rewriter
 
     cache, model = folders.cache, options["rewriter"] == "model"
     encoder = load_encoder(options["encoder"], cache) if model else None

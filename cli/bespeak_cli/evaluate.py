@@ -189,7 +189,7 @@ def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
 def open_model(ctx: click.Context) -> Rewriter:
     """The language model, built if missing. Never another rewriter: its scores would be taken for the model's."""
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.rewriting.opening import choose_rewriter
     from bespeak_cli.parts import build_with_progress
 
     try:

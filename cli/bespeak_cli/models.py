@@ -48,7 +48,7 @@ def as_line(record: ModelRecord, folder: Path, cache: Path) -> str:
 
 def adapter_in_use(record: ModelRecord, cache: Path) -> str:
     """Which adapter a built rewriter was made with."""
-    from bespeak.rewriting.rewriter import made_from
+    from bespeak.rewriting.model import made_from
 
     if record.made == made_from(None):
         return "shipped adapter"

@@ -59,7 +59,7 @@ def say(sentence: str) -> None:
 def build_if_missing(name: RewriterName, cache: Path) -> RewriterName:
     """The rewriter to open: "last-turn" in place of a language model that can be neither found nor built."""
     from bespeak.errors import ModelError
-    from bespeak.rewriting.rewriter import find_model
+    from bespeak.rewriting.model import find_model
 
     if name != "model":
         return name

@@ -13,7 +13,7 @@ from bespeak_cli.progress import Progress as ProgressBar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bespeak.training.fit import Progress
+    from bespeak.training.fit import FitStep
     from bespeak.training.gain import Stage
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
@@ -79,11 +79,11 @@ def train(ctx: click.Context, /, **options: Any) -> None:
 
     An interrupted training resumes when you repeat the command. Needs the extra 'train'.
     """
-    from bespeak.training.job import Options
     from bespeak.training.job import train as train_adapter
+    from bespeak.training.options import TrainingOptions
 
     folder = options.pop("out") or ctx.obj.cache / "training"
-    scores = train_adapter(Options(**options), folder, report_steps())
+    scores = train_adapter(TrainingOptions(**options), folder, report_steps())
     click.echo(
         f"Cross-entropy of {scores.n_held_out} held-out rewrites: {scores.adapter:.3f} nats per token "
         f"(the base without an adapter: {scores.base:.3f})",
@@ -112,11 +112,11 @@ def train_gain(ctx: click.Context, /, **options: Any) -> None:
     It learns from conversations in --data in which the answer to a query is known: the history of a later query
     contains it. An interrupted training resumes when you repeat the command. Needs the extra 'train'.
     """
-    from bespeak.training.gain import Options
     from bespeak.training.gain import train_gain as train_further
+    from bespeak.training.options import GainOptions
 
     folder = options.pop("out") or ctx.obj.cache / "training-gain"
-    scores = train_further(Options(**options), folder, report_stages())
+    scores = train_further(GainOptions(**options), folder, report_stages())
     click.echo(
         f"Mean gain of {scores.n_turns} queries, {scores.n_learnt} of them learnt from: as typed {scores.query:.3f}, "
         f"rewritten by a person {scores.person:.3f}, by the adapter before {scores.before:.3f} and after "
@@ -158,10 +158,10 @@ def train_context(ctx: click.Context, /, **options: Any) -> None:
     An interrupted training resumes when you repeat the command. Needs the extra 'train'.
     """
     from bespeak.training.contextual import train as train_encoder
-    from bespeak.training.job import Options
+    from bespeak.training.options import TrainingOptions
 
     folder = options.pop("out") or ctx.obj.cache / "models" / "context"
-    scores = train_encoder(Options(**options), folder, report_steps())
+    scores = train_encoder(TrainingOptions(**options), folder, report_steps())
     click.echo(
         f"Mean cosine to {scores.n_held_out} held-out rewrites: of the query as typed {scores.query:.3f}, "
         f"with its session {scores.context:.3f}",
@@ -170,7 +170,7 @@ def train_context(ctx: click.Context, /, **options: Any) -> None:
     click.echo(str(folder))
 
 
-def report_steps(line_every_s: float = LINE_EVERY_S) -> Callable[[Progress], None]:
+def report_steps(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep], None]:
     """Shows the step, the mean loss of the last 50 steps and the speed."""
     from collections import deque
     from time import monotonic
@@ -179,7 +179,7 @@ def report_steps(line_every_s: float = LINE_EVERY_S) -> Callable[[Progress], Non
     losses: deque[float] = deque(maxlen=50)
     n_targets, started = 0, 0.0  # since the first step, whose preparation takes a minute and would distort the speed
 
-    def report(progress: Progress) -> None:
+    def report(progress: FitStep) -> None:
         nonlocal n_targets, started
         n_targets, started = (n_targets + progress.n_targets, started) if losses else (0, monotonic())
         losses.append(progress.loss)
@@ -191,13 +191,13 @@ def report_steps(line_every_s: float = LINE_EVERY_S) -> Callable[[Progress], Non
     return report
 
 
-def report_stages(line_every_s: float = LINE_EVERY_S) -> Callable[[Progress | Stage], None]:
+def report_stages(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep | Stage], None]:
     """Like `report_steps`, also for the stages before and after the steps."""
     from bespeak.training.gain import Stage
 
     report_step, bars = report_steps(line_every_s), dict[str, ProgressBar]()
 
-    def report(progress: Progress | Stage) -> None:
+    def report(progress: FitStep | Stage) -> None:
         if isinstance(progress, Stage):
             bar = bars.setdefault(progress.what, ProgressBar(progress.what, line_every_s=line_every_s))
             bar.update(progress.done, progress.size)

@@ -102,7 +102,7 @@ def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: S
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
     from bespeak.parts import Models
-    from bespeak.rewriting.rewriter import choose_rewriter
+    from bespeak.rewriting.opening import choose_rewriter
     from bespeak_cli.evaluate import make_bench, open_model
     from bespeak_cli.progress import Progress
 

@@ -17,30 +17,50 @@ Value = TypeVar("Value")
 class RecentlyUsed(Generic[Key, Value]):
     """At most `limit` entries, each for `life_s` seconds after it was put; the one least recently used goes first.
 
-    May be used from several threads.
+    With `size_of`, `limit` bounds the sum of the entries' sizes, and a larger entry is not kept. May be used from
+    several threads.
     """
 
-    def __init__(self, limit: int, life_s: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
-        self._entries: TTLCache[Key, Value] = TTLCache(limit, life_s, timer=clock)
+    def __init__(
+        self,
+        limit: float,
+        life_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+        size_of: Callable[[Value], float] | None = None,
+    ) -> None:
+        self._entries: TTLCache[Key, Value] = TTLCache(limit, life_s, timer=clock, getsizeof=size_of)
+        self._n_forgotten = 0
         self._lock = threading.Lock()
+
+    @property
+    def n_forgotten(self) -> int:
+        """How often `forget` or `clear` was called."""
+        return self._n_forgotten
 
     def get(self, key: Key) -> Value | None:
         with self._lock:
             found: Value | None = self._entries.get(key)
             return found
 
-    def put(self, key: Key, value: Value) -> None:
+    def put(self, key: Key, value: Value, n_forgotten: int | None = None) -> None:
+        """Keeps the value, unless something was forgotten since `n_forgotten` was read: it may be about that."""
         with self._lock:
-            self._entries[key] = value
+            if n_forgotten not in (None, self._n_forgotten):
+                return
+            self._entries.pop(key, None)
+            if self._entries.getsizeof(value) <= self._entries.maxsize:
+                self._entries[key] = value
 
     def forget(self, concerns: Callable[[Key], bool]) -> None:
         """Drops every entry whose key `concerns` accepts."""
         with self._lock:
+            self._n_forgotten += 1
             for key in [key for key in self._entries if concerns(key)]:
                 self._entries.pop(key, None)
 
     def clear(self) -> None:
         with self._lock:
+            self._n_forgotten += 1
             self._entries.clear()
 
     def __contains__(self, key: Key) -> bool:

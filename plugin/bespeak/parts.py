@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, get_arg
 
 from bespeak.errors import ModelError, UsageError
 from bespeak.records import Profile, UserKey
-from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, RewriteCache, Rewriter, choose_rewriter
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, RewriteCache, Rewriter
 from bespeak.settings import Settings
 
 if TYPE_CHECKING:

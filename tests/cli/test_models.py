@@ -56,13 +56,13 @@ def test_verify_names_damaged_models_and_fails(run, made):
     (made / "model.onnx").write_bytes(b"0123")
     result = run("verify")
     assert result.exit_code == 1
-    assert "4 bytes in place of 10" in result.stderr
+    assert "4 bytes instead of 10" in result.stderr
     assert result.stderr.endswith("models are damaged: mine\n")
     assert default_model("encoder") in result.stdout
 
 
-def test_list_shows_the_adapter_of_the_rewriter(run, tmp_path):
-    from bespeak.rewriting.rewriter import MODEL, made_from
+def test_list_says_with_which_adapter_the_rewriter_is_built(run, tmp_path):
+    from bespeak.rewriting.model import MODEL, made_from
 
     folder = tmp_path / "cache" / "models" / MODEL
     folder.mkdir(parents=True)

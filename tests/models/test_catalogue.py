@@ -49,7 +49,7 @@ def change_unseen(path):
 
 
 @pytest.mark.parametrize("name", sorted(manifest()))
-def test_a_shipped_model_is_whole_and_lists_all_its_files(name):
+def test_a_shipped_model_is_intact_and_lists_all_its_files(name):
     folder = asset_folder("onnx_models") / name
     assert verify(folder) == manifest()[name]
     assert describe_files(folder) == manifest()[name].files
@@ -98,7 +98,7 @@ def test_a_record_is_read_as_it_was_written(model):
 
 
 @pytest.mark.parametrize(("name", "changes"), [("tokenizer.json", True), ("model.onnx", True), ("CARD.md", False)])
-def test_the_version_changes_with_what_is_computed_with(model, name, changes):
+def test_the_version_changes_with_files_that_affect_results(model, name, changes):
     before = read_record(model).version
     (model / name).write_text("[]")
     after = ModelRecord("tiny", "encoder", describe_files(model), "MIT", "here", "by hand").version
@@ -108,7 +108,7 @@ def test_the_version_changes_with_what_is_computed_with(model, name, changes):
 def test_a_file_cut_short_is_named_with_both_sizes(model, cache):
     verify(model, cache)
     (model / "model.onnx").write_bytes(b"01234")
-    with pytest.raises(ModelError, match=r"model\.onnx .* has 5 bytes in place of 10, so it was cut short: "):
+    with pytest.raises(ModelError, match=r"model\.onnx .* has 5 bytes instead of 10, so it was cut short: "):
         verify(model, cache)
 
 
@@ -141,7 +141,7 @@ def test_without_a_cache_folder_every_byte_is_checked_each_time(model, cache):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"PATH": 3}', '{"PATH": [10, 1, 2, null]}', "\udcff"])
-def test_a_broken_memory_is_made_anew(model, cache, content):
+def test_broken_remembered_digests_are_computed_again(model, cache, content):
     path = str((model / "model.onnx").resolve())
     (cache / "verified.json").write_bytes(content.replace("PATH", path).encode("utf-8", "surrogateescape"))
     assert verify(model, cache).name == "tiny"

@@ -85,7 +85,7 @@ def test_any_text_has_a_finite_unit_vector(text):
     assert np.linalg.norm(found[0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_is_its_character():
+def test_a_lone_surrogate_is_replaced_and_a_pair_is_its_character():
     assert well_formed("a\ud83db") == "a\ufffdb"
     assert well_formed("\ud83d\ude00") == "😀"
     assert well_formed("plain 😀") == "plain 😀"
@@ -149,7 +149,7 @@ def test_a_bad_configuration_is_an_error(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
-def test_a_file_of_rubbish_is_an_error(tmp_path, name):
+def test_an_unreadable_file_is_an_error(tmp_path, name):
     (make_tiny(tmp_path) / name).write_bytes(b"rubbish")
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
         load_encoder(str(tmp_path))
@@ -171,7 +171,7 @@ def test_a_shipped_model_cut_short_is_an_error(tmp_path):
     write_record(folder, manifest()[default_model("encoder")])
     with (folder / "model.onnx").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(ModelError, match=r"1000 bytes in place of .* cut short"):
+    with pytest.raises(ModelError, match=r"1000 bytes instead of .* cut short"):
         load_encoder(str(folder))
 
 
@@ -217,7 +217,7 @@ class Counting(BagEncoder):
         return super().encode(texts, kind)
 
 
-def test_what_is_done_before_the_deadline_is_kept():
+def test_texts_encoded_before_the_deadline_are_kept():
     counting = Counting()
     found = encode_until(counting, ["a", "b", "stop", "c"], deadline=Deadline.after_ms(None))
     assert np.array_equal(found, BagEncoder().encode(["a", "b", "stop"]))
@@ -254,7 +254,7 @@ def test_a_text_is_encoded_once_for_each_kind():
     assert (remembering.name, remembering.dim) == (counting.name, counting.dim)
 
 
-def test_the_text_that_was_not_used_for_longest_is_forgotten():
+def test_the_least_recently_used_text_is_forgotten():
     counting = Counting()
     remembering = RememberingEncoder(counting, size=2)
     for text in ("a", "b", "a", "c", "a", "b"):
@@ -271,7 +271,7 @@ def test_all_can_be_forgotten():
     assert len(counting.asked) == 2
 
 
-def test_what_is_encoded_while_all_is_forgotten_is_not_remembered():
+def test_texts_in_progress_while_all_is_forgotten_are_not_remembered():
     class Forgetting(Counting):
         def encode(self, texts, kind="document"):
             remembering.forget(UserKey("t", "u"))

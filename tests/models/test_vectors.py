@@ -17,7 +17,7 @@ DIM = 48
 
 
 def vector_of(doc_id, dim=DIM):
-    """The same for an id in every process."""
+    """The same vector for an id in every process."""
     found = np.random.default_rng(list(doc_id.encode("utf-8", "surrogatepass"))).standard_normal(dim)
     return (found / np.linalg.norm(found)).astype(np.float32)
 
@@ -31,7 +31,7 @@ def numbered(start, end):
 
 
 def assert_true(found, versions=("1",)):
-    """Whatever is found is what was put."""
+    """Everything that was found is what was put."""
     for doc_id, (version, vector) in found.items():
         assert version in versions
         assert np.array_equal(vector, vector_of(doc_id))
@@ -87,27 +87,27 @@ def test_vectors_come_back_bit_for_bit(cache):
     assert cache.fault == ""
 
 
-def test_what_was_never_put_is_not_found(cache):
+def test_unknown_documents_are_not_found(cache):
     assert cache.get("s", ["a"]) == {}
     cache.put("s", rows_of(["a"]))
     assert set(cache.get("s", ["b", "a", "c", "a"])) == {"a"}
     assert cache.get("s", []) == {}
 
 
-def test_spaces_do_not_meet(cache):
+def test_spaces_are_separate(cache):
     cache.put("s", rows_of(["a"]))
     assert cache.get("", ["a"]) == cache.get("s2", ["a"]) == {}
     cache.put("s2", {"a": ("2", vector_of("other"))})
     assert_true(cache.get("s", ["a"]))
 
 
-def test_a_newer_version_takes_the_place_of_the_older(cache):
+def test_a_newer_version_replaces_the_older(cache):
     cache.put("s", {"a": ("1", vector_of("old"))})
     cache.put("s", rows_of(["a"], "2"))
     assert_true(cache.get("s", ["a"]), ["2"])
 
 
-def test_another_cache_on_the_file_finds_them(cache, open_cache):
+def test_another_cache_of_the_same_file_finds_them(cache, open_cache):
     cache.put("s", rows_of(["a"]))
     assert_true(open_cache().get("s", ["a"]))
     cache.close()
@@ -119,9 +119,8 @@ ANY_TEXT = st.text(st.characters(codec=None), max_size=30)
 
 @settings(max_examples=60)
 @given(ids=st.lists(ANY_TEXT, unique=True, max_size=8), space=ANY_TEXT, version=ANY_TEXT)
-def test_any_text_is_an_id_a_space_and_a_version(tmp_path_factory, ids, space, version):
-    cache = VectorCache(tmp_path_factory.getbasetemp() / "any.db")
-    cache.drop(space)
+def test_any_text_can_be_an_id_a_space_or_a_version(tmp_path_factory, ids, space, version):
+    cache = VectorCache(tmp_path_factory.mktemp("any") / "vectors.db")
     cache.put(space, rows_of(ids, version))
     found = cache.get(space, ids)
     cache.close()
@@ -129,7 +128,7 @@ def test_any_text_is_an_id_a_space_and_a_version(tmp_path_factory, ids, space, v
     assert_true(found, [version])
 
 
-def test_long_ids_that_differ_at_their_ends_differ(cache):
+def test_long_ids_that_differ_at_their_ends_are_distinct(cache):
     ids = ["x" * 100_000 + end for end in "ab"]
     cache.put("s", rows_of(ids))
     assert len(cache.get("s", ids)) == 2
@@ -139,14 +138,14 @@ def test_long_ids_that_differ_at_their_ends_differ(cache):
 @pytest.mark.parametrize(
     "odd", [np.zeros(0), np.ones((1, DIM)), np.float32(1), np.full(DIM, np.nan), np.array([1, np.inf])], ids=str
 )
-def test_what_is_no_vector_is_left_out(cache, odd):
+def test_invalid_vectors_are_left_out(cache, odd):
     cache.put("s", {"odd": ("1", np.asarray(odd, np.float32)), **rows_of(["a"])})
     assert set(cache.get("s", ["odd", "a"])) == {"a"}
     cache.put("s", {"odd": ("1", np.asarray(odd, np.float32))})
     assert (set(cache.get("s", ["odd", "a"])), cache.fault) == ({"a"}, "")
 
 
-def test_vectors_of_another_length_than_the_newest_are_left_out(cache):
+def test_vectors_of_other_lengths_than_the_newest_are_left_out(cache):
     cache.put("s", {doc_id: ("1", vector_of(doc_id, 7)) for doc_id in ("a", "b")})
     cache.put("s", rows_of(["b", "c"]))
     assert set(cache.get("s", ["a", "b", "c"])) == {"b", "c"}
@@ -160,7 +159,7 @@ def test_the_oldest_are_evicted(open_cache):
     assert set(found) == set(numbered(920, 1020))
 
 
-def test_what_is_put_again_is_young_again(open_cache):
+def test_a_vector_that_is_put_again_counts_as_new(open_cache):
     cache = open_cache(rows=100)
     cache.put("s", rows_of(numbered(0, 100)))
     cache.put("s", rows_of(["doc-0"], "2"))
@@ -170,7 +169,7 @@ def test_what_is_put_again_is_young_again(open_cache):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_more_at_once_than_may_be_kept(open_cache, rows):
+def test_putting_more_than_the_limit_keeps_the_last(open_cache, rows):
     cache = open_cache(rows=rows)
     cache.put("s", rows_of(numbered(0, 20)))
     assert set(cache.get("s", numbered(0, 20))) == set(numbered(20 - rows, 20))
@@ -183,13 +182,6 @@ def test_a_lowered_limit_is_reached(open_cache):
         cache.put("s", {f"more-{i}": ("1", np.ones(1, np.float32))})
     assert cache.get("s", numbered(0, 20_000)) == {}
     assert len(cache.get("s", [f"more-{i}" for i in range(10)])) == 10
-
-
-def test_a_dropped_space_is_gone_and_no_other(cache):
-    for space in ("s", "t", ""):
-        cache.put(space, rows_of(numbered(0, 300)))
-    cache.drop("s")
-    assert [len(cache.get(space, numbered(0, 300))) for space in ("s", "t", "")] == [0, 300, 300]
 
 
 def test_threads_share_it(cache):
@@ -217,7 +209,6 @@ def test_after_closing_nothing_is_found_or_kept(cache, open_cache):
     cache.close()
     cache.close()
     cache.put("s", rows_of(["b"]))
-    cache.drop("s")
     assert cache.get("s", ["a", "b"]) == {}
     assert set(open_cache().get("s", ["a", "b"])) == {"a"}
 
@@ -254,7 +245,7 @@ def test_processes_share_it(path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_writer_that_is_killed_leaves_a_sound_file(path, seed):
+def test_a_killed_writer_leaves_an_intact_file(path, seed):
     chance = random.Random(seed)
     writer = write_in_another_process(path, 0, 100_000)
     for _ in range(chance.randint(0, 20)):
@@ -277,7 +268,7 @@ def filled(path, n_rows=400):
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_of_a_damaged_file_no_wrong_vector_comes(tmp_path_factory, data):
+def test_a_damaged_file_never_gives_a_wrong_vector(tmp_path_factory, data):
     path = filled(tmp_path_factory.mktemp("damaged") / "vectors.db")
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 20))):
@@ -289,14 +280,13 @@ def test_of_a_damaged_file_no_wrong_vector_comes(tmp_path_factory, data):
         for start in (0, 200, 400):
             assert_true(cache.get("s", numbered(0, 600)))
             cache.put("s", rows_of(numbered(start, start + 100)))
-        cache.drop("s")
         assert_true(cache.get("s", numbered(0, 600)))
 
 
 @pytest.mark.parametrize(
     "content", [b"rubbish" * 1000, b"SQLite format 3\0" + b"\xff" * 10_000], ids=["other file", "damaged header"]
 )
-def test_a_damaged_file_is_begun_anew(path, cache, content):
+def test_a_damaged_file_is_replaced(path, cache, content):
     path.write_bytes(content)
     assert cache.get("s", ["a"]) == {}
     assert "damaged" in cache.fault
@@ -304,7 +294,7 @@ def test_a_damaged_file_is_begun_anew(path, cache, content):
     assert path.with_name("vectors.db.damaged").read_bytes() == content
 
 
-def test_damage_under_a_running_cache_is_begun_anew(path, cache):
+def test_a_file_damaged_while_in_use_is_replaced(path, cache):
     cache.put("s", rows_of(numbered(0, 100)))
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
@@ -314,7 +304,7 @@ def test_damage_under_a_running_cache_is_begun_anew(path, cache):
     works(cache)
 
 
-def test_a_file_that_is_taken_away_is_made_again(path, cache):
+def test_a_deleted_file_is_made_again(path, cache):
     works(cache)
     for file in path.parent.glob("vectors.db*"):
         file.unlink()
@@ -322,8 +312,8 @@ def test_a_file_that_is_taken_away_is_made_again(path, cache):
     works(cache)
 
 
-def test_what_another_begun_anew_is_not_taken_away(path, open_cache):
-    """Both have the damaged file open; the second to see it finds the new one."""
+def test_a_file_that_another_cache_replaced_is_not_moved_away(path, open_cache):
+    """Both caches have the damaged file open; the second to notice finds the new file."""
     filled(path)
     first, second = open_cache(), open_cache()
     for cache in (first, second):
@@ -337,13 +327,13 @@ def test_what_another_begun_anew_is_not_taken_away(path, open_cache):
     assert set(first.get("s", ["a"])) == set(second.get("s", ["a"])) == {"a"}
 
 
-def test_a_file_of_another_version_is_begun_anew(path, cache):
+def test_a_file_of_another_version_is_replaced(path, cache):
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE older (x)")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 99")
     cache.get("s", ["a"])
-    assert "another Bespeak" in cache.fault
+    assert "another version of Bespeak" in cache.fault
     works(cache)
 
 
@@ -352,7 +342,6 @@ def test_another_programs_database_is_left_alone(path, cache):
         connection.execute("CREATE TABLE events (x)")
     before = path.read_bytes()
     cache.put("s", rows_of(["a"]))
-    cache.drop("s")
     assert cache.get("s", ["a"]) == {}
     assert "another program's database" in cache.fault
     cache.close()
@@ -360,7 +349,7 @@ def test_another_programs_database_is_left_alone(path, cache):
     assert [file.name for file in path.parent.glob("vectors*")] == ["vectors.db"]
 
 
-def test_a_file_that_is_locked_is_left_alone_for_a_while(path, open_cache, clock):
+def test_a_locked_file_is_left_alone_for_a_while(path, open_cache, clock):
     filled(path)
     cache = open_cache()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -375,7 +364,7 @@ def test_a_file_that_is_locked_is_left_alone_for_a_while(path, open_cache, clock
     works(cache)
 
 
-def test_who_reads_does_not_wait_for_who_writes(path, open_cache):
+def test_readers_do_not_wait_for_writers(path, open_cache):
     filled(path)
     cache = open_cache()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -386,24 +375,23 @@ def test_who_reads_does_not_wait_for_who_writes(path, open_cache):
 
 
 @pytest.mark.parametrize("place", ["a folder", "under a file", "too long a name"])
-def test_a_place_that_cannot_be_written_holds_nothing(tmp_path, open_cache, clock, place):
+def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, open_cache, clock, place):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
     places = {"a folder": "folder", "under a file": "file/vectors.db", "too long a name": "x" * 999}
     cache = open_cache(tmp_path / places[place])
     for _ in range(2):
         cache.put("s", rows_of(["a"]))
-        cache.drop("s")
         assert cache.get("s", ["a"]) == {}
         assert "cannot be written" in cache.fault
         clock.now += REST_S
 
 
-def test_a_folder_that_is_not_there_is_made(tmp_path, open_cache):
+def test_a_missing_folder_is_made(tmp_path, open_cache):
     works(open_cache(tmp_path / "new" / "folder" / "vectors.db"))
 
 
-def test_on_a_full_disk_the_older_ones_are_still_found(path):
+def test_on_a_full_disk_older_vectors_are_still_found(path):
     """A limit on the size of the process's files stands for the end of the disk."""
     filled(path)
     code = """

@@ -48,7 +48,7 @@ def expected(events, tenant):
 
 
 @given(st.lists(done(), max_size=40))
-def test_strengths_are_summed_and_of_ratings_the_newest_counts_whatever_the_order(events):
+def test_strengths_are_summed_and_the_newest_rating_counts_in_any_order(events):
     found = gather(events)
     assert set(found) == {e.user.tenant for e in events}
     for tenant, behaviour in found.items():
@@ -64,5 +64,5 @@ def test_columns_are_small_numbers():
     assert [column.dtype for column in (found.users, found.docs, found.values)] == [np.int32, np.int32, np.float32]
 
 
-def test_events_of_no_document_are_left_out():
+def test_events_without_a_document_are_left_out():
     assert gather([new_event(UserKey("", "u"), "query", START, text="q")]) == {}

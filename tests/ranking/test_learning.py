@@ -97,7 +97,7 @@ def test_fewer_users_than_documents_give_the_same_weights():
     assert here[0, 0] == pytest.approx(there[0, 0], rel=0.02)
 
 
-def test_what_others_did_together_goes_first():
+def test_documents_that_others_chose_together_come_first():
     found = learnt_of(crowd())
     ranking = ranked(window("amelie", "notting", "runner"), profile(*bought("me", "alien")), found)
     assert ranking.hits[0].hit.doc_id == "runner"
@@ -109,7 +109,7 @@ def test_a_user_without_preferences_is_ranked_as_without():
     assert ranked(hits, Profile(), learnt_of(crowd())).hits == ranked(hits, Profile()).hits
 
 
-def test_who_prefers_only_what_is_not_learnt_gets_what_is_liked_by_many():
+def test_a_user_with_only_unknown_preferences_gets_popular_documents():
     found = learnt_of([*crowd(), *(e for n in range(5) for e in bought(f"more{n}", "notting"))])
     known = profile(*bought("me", "new document"))
     ranking = ranked(window("amelie", "notting", "other"), known, found)
@@ -123,7 +123,7 @@ def test_popularity_counts_less_the_more_is_known():
     assert many[0] == pytest.approx(few[0] / 2)
 
 
-def test_three_stars_say_what_somebody_chose():
+def test_a_middling_rating_still_shows_interest():
     rated = new_event(UserKey("", "me"), "rating", START, doc_id="alien", title="Alien", value=3)
     hits = window("amelie", "notting", "runner")
     ranking = ranked(hits, profile(rated), learnt_of(crowd()))
@@ -258,7 +258,7 @@ def test_a_pair_of_fewer_than_three_people_has_no_weight():
     assert found.shares(["alien"], profile(*bought("me", "rare")).preferences)[0, 0] == 0
 
 
-def test_a_document_of_fewer_than_three_people_is_not_told():
+def test_a_document_of_fewer_than_three_people_is_not_learnt():
     assert "rare" not in learnt_of([*crowd(), *bought("s", "rare", "alien")]).doc_ids
 
 
@@ -323,7 +323,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_is_told_and_read_again_once_it_is_whole(tmp_path, damage):
+def test_a_damaged_file_is_reported_and_read_again_once_it_is_intact(tmp_path, damage):
     path, found = learnt_path(tmp_path, ""), learnt_of(crowd())
     write_learnt(path, found)
     path.write_bytes(damage(path.read_bytes()))

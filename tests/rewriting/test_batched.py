@@ -1,4 +1,4 @@
-"""Texts that are read together come out as if each were read alone."""
+"""Texts that are read together come out as if each was read alone."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +8,17 @@ import pytest
 
 from bespeak.errors import ModelError
 from bespeak.records import Profile, Statement, Turn
-from bespeak.rewriting.batched import ROWS, JointScorer, LatestPrompts, Meeting, Row
+from bespeak.rewriting.batched import Batcher, JointScorer, LatestPrompts, RowRunner
 from bespeak.rewriting.decoding import LanguageModel
-from bespeak.rewriting.rewriter import choose_rewriter, find_model
-from bespeak.rewriting.scorer import CACHES, NOTHING, SETTLED, Counts
+from bespeak.rewriting.model import CACHES, ROWS, find_model
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.scorer import BLOCK_TOKENS, EMPTY_MEMORY, NO_PROMPT, ReadPrompt, RunCounts
 
 WIDTH = 5
 
 
 class Session:
-    """Gives each scored token the score of its own id, and as memory the number of tokens; notes each run's rows."""
+    """A fake session: a scored token's scores are its id, a row's memory is its number; it notes each run's rows."""
 
     def __init__(self, fails=()):
         self.rows, self._fails = [], set(fails)
@@ -30,17 +31,17 @@ class Session:
         return [scores, *(np.full((1, 1, 1, 1), int(name.split(".")[1])) for name in wanted[1:])]
 
 
-def together(meeting, asked):
-    """Each row's text asks for its lists of tokens, one after another; all begin at once."""
+def together(batcher, asked):
+    """Each row runs its lists of tokens one after another; all rows start at once."""
     begun = threading.Barrier(len(asked))
 
     def write(row):
         found = []
-        with meeting.joined():
+        with batcher.joined():
             begun.wait()
             for token_ids in asked[row]:
                 try:
-                    scores, memory = Row(row, meeting).run(token_ids, NOTHING, 2)
+                    scores, memory = RowRunner(row, batcher).run(token_ids, EMPTY_MEMORY, 2)
                     found.append((scores[:, 0].tolist(), int(memory[CACHES[0]].item())))
                 except ModelError as error:
                     found.append(str(error))
@@ -50,10 +51,10 @@ def together(meeting, asked):
         return dict(zip(asked, threads.map(write, asked), strict=True))
 
 
-def test_each_text_gets_its_own_and_all_are_read_in_one_run():
+def test_each_text_gets_its_own_scores_from_one_run():
     session = Session()
     asked = {0: [[1, 2, 3], [4, 5]], 3: [[6, 7]], ROWS - 1: [[8, 9], [10, 11], [12, 13, 14, 15]]}
-    found = together(Meeting(session, Counts()), asked)
+    found = together(Batcher(session, RunCounts()), asked)
     assert found == {
         row: [([float(n) for n in token_ids[-2:]], row) for token_ids in lists] for row, lists in asked.items()
     }
@@ -65,7 +66,7 @@ def test_each_text_gets_its_own_and_all_are_read_in_one_run():
 
 
 def test_a_run_that_fails_fails_its_texts_and_not_the_next_run():
-    found = together(Meeting(Session(fails=[1]), Counts()), {0: [[1, 2], [3, 4]], 1: [[5, 6], [7, 8]]})
+    found = together(Batcher(Session(fails=[1]), RunCounts()), {0: [[1, 2], [3, 4]], 1: [[5, 6], [7, 8]]})
     assert [texts[0] for texts in found.values()] == [
         "the language model failed (out of memory): run 'bespeak models verify'"
     ] * 2
@@ -76,22 +77,22 @@ def memory(n_tokens):
     return {"0.key": np.zeros((1, 1, n_tokens, 256), np.float32)}
 
 
-def test_the_prompt_that_begins_most_alike_is_given_away_and_the_oldest_go():
+def test_the_prompt_with_the_longest_common_start_is_taken_and_the_oldest_go():
     prompts, long = LatestPrompts(limit_bytes=300 * 1024), list(range(200))
-    prompts.put(long[:100], memory(100))
-    prompts.put([*long[:70], *[0] * 30], memory(100))
+    prompts.put(ReadPrompt(long[:100], memory(100)))
+    prompts.put(ReadPrompt([*long[:70], *[0] * 30], memory(100)))
     assert len(prompts.take(long)[0]) == 100
     assert prompts.take(long)[0][70:] == [0] * 30
-    assert prompts.take(long) == ([], {})
-    prompts.put(long[: SETTLED - 1], memory(10))
-    assert prompts.take(long) == ([], {})  # too short to be of use
+    assert prompts.take(long) is NO_PROMPT
+    prompts.put(ReadPrompt(long[: BLOCK_TOKENS - 1], memory(10)))
+    assert prompts.take(long) is NO_PROMPT  # too short to be of use
     for n in range(4):
-        prompts.put([n] * 100, memory(100))
-    assert prompts.take([0] * 100) == ([], {})
+        prompts.put(ReadPrompt([n] * 100, memory(100)))
+    assert prompts.take([0] * 100) is NO_PROMPT
     assert [len(prompts.take([n] * 100)[0]) for n in (1, 2, 3)] == [100] * 3
-    prompts.put(long, memory(200))
+    prompts.put(ReadPrompt(long, memory(200)))
     prompts.clear()
-    assert prompts.take(long) == ([], {})
+    assert prompts.take(long) is NO_PROMPT
 
 
 @pytest.mark.model
@@ -116,7 +117,7 @@ def test_the_real_model_writes_together_what_it_writes_alone(rewriter_cache):
     alone = choose_rewriter("model", rewriter_cache)
     scorer = JointScorer(find_model(rewriter_cache)[0])
     model = LanguageModel(scorer, "1")
-    with ThreadPoolExecutor(ROWS + 1) as threads:  # one more than there are rows: it waits
+    with ThreadPoolExecutor(ROWS + 1) as threads:  # one more than there are rows, so one waits
         made = list(threads.map(lambda pair: model.rewrite(*pair), asked))
     assert [rewrite.text for rewrite in made] == [alone.rewrite(*pair).text for pair in asked]
     assert len({rewrite.text for rewrite in made}) > len(bands)

@@ -9,10 +9,13 @@ from tokenizers import Tokenizer
 
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder, verify
-from bespeak.rewriting.build import LEVELS, MAX_TOKENS, Base, Graph, build_rewriter, quantise_blocks, use_adapter
+from bespeak.rewriting.build import build_rewriter, use_adapter
 from bespeak.rewriting.decoding import MAX_NEW_TOKENS
-from bespeak.rewriting.rewriter import MODEL, PARTS, find_model, made_from
+from bespeak.rewriting.graph import LEVELS, Graph, quantise_blocks
+from bespeak.rewriting.model import MODEL, PARTS, find_model, made_from
+from bespeak.rewriting.network import MAX_TOKENS
 from bespeak.rewriting.scorer import OnnxScorer
+from bespeak.rewriting.weights import Base
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `rewriter`)")
 
@@ -58,7 +61,7 @@ def test_damaged_base_weights_leave_nothing(tmp_path, base, error):
     ("number", "sentence"),
     [(errno.ENOSPC, "no space left .*--cache-dir"), (errno.EACCES, "cannot build .*--cache-dir")],
 )
-def test_a_disk_that_does_not_take_it_leaves_nothing(tmp_path, base, number, sentence):
+def test_a_full_disk_leaves_nothing(tmp_path, base, number, sentence):
     def assemble(path):
         raise OSError(number, "no")
 
@@ -68,13 +71,13 @@ def test_a_disk_that_does_not_take_it_leaves_nothing(tmp_path, base, number, sen
     assert leftovers(tmp_path) == []
 
 
-def test_a_cache_that_is_no_folder_is_a_sentence(tmp_path):
+def test_a_cache_that_is_no_folder_is_reported(tmp_path):
     (tmp_path / "models").write_text("a file")
     with pytest.raises(ModelError, match="give a writable --cache-dir"):
         build_rewriter(tmp_path)
 
 
-def test_what_a_killed_build_left_is_cleared_and_never_taken(tmp_path, base):
+def test_leftovers_of_a_killed_build_are_cleared_and_never_used(tmp_path, base):
     left = tmp_path / "models" / f".{MODEL}-killed" / "done"
     left.mkdir(parents=True)
     (left / "model.onnx").write_bytes(b"half")
@@ -108,7 +111,7 @@ def matrices(value=1.0):
     return {"query.A": np.full((1, 640), value, np.float16), "query.B": np.ones((1024, 1), np.float16)}
 
 
-def test_an_own_adapter_is_another_model_than_the_shipped_one_until_that_is_taken_again(tmp_path, trained):
+def test_an_own_adapter_is_a_different_model_until_the_shipped_one_is_used_again(tmp_path, trained):
     shipped = made_from(tmp_path)
     use_adapter(tmp_path, trained(**matrices()))
     own = made_from(tmp_path)
@@ -131,14 +134,14 @@ def test_an_own_adapter_is_another_model_than_the_shipped_one_until_that_is_take
         ({"strange.A": np.ones((1, 640)), "strange.B": np.ones((640, 1))}, "strange.A does not fit"),
     ],
 )
-def test_what_is_no_adapter_leaves_the_one_in_use(tmp_path, trained, matrices, sentence):
+def test_an_invalid_adapter_leaves_the_one_in_use(tmp_path, trained, matrices, sentence):
     before = made_from(tmp_path)
     with pytest.raises(ModelError, match=sentence):
         use_adapter(tmp_path, trained(**matrices))
     assert made_from(tmp_path) == before
 
 
-def test_a_damaged_adapter_and_a_folder_of_something_else_are_sentences(tmp_path, trained):
+def test_damaged_adapters_and_other_folders_are_reported(tmp_path, trained):
     folder = trained(**matrices())
     (folder / "adapter.npz").write_bytes(b"PK half")
     with pytest.raises(ModelError, match="is no adapter"):
@@ -162,7 +165,7 @@ def test_an_adapter_is_merged_into_the_base(tmp_path, trained):
     np.testing.assert_array_equal(base.merged(5, "attn_q"), weights)
     np.testing.assert_array_equal(base.merged(6, "attn_q"), weights + 2 * 0.5)
     wrong = trained(**{"query.A": np.ones((1, 8)), "query.B": np.ones((1024, 1))})
-    with pytest.raises(ModelError, match=r"\(1, 8\) and \(1024, 1\), which do not fit to \(1024, 640\)"):
+    with pytest.raises(ModelError, match=r"\(1, 8\) and \(1024, 1\), which do not fit \(1024, 640\)"):
         Base(tmp_path / "base.gguf", wrong).merged(6, "attn_q")
 
 
@@ -212,7 +215,7 @@ def test_tokenizer_and_vocabulary_fit_together():
     assert len(set(rows.tolist())) == len(rows)
 
 
-def test_the_terms_travel_with_the_weights():
+def test_the_terms_accompany_the_weights():
     notice = (SHIPPED / "NOTICE").read_text()
     assert "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in notice
     assert "modified" in notice
@@ -220,7 +223,7 @@ def test_the_terms_travel_with_the_weights():
 
 
 @pytest.mark.model
-def test_the_built_model_is_whole_and_stays(rewriter_cache):
+def test_the_built_model_is_intact_and_is_kept(rewriter_cache):
     folder, _ = find_model(rewriter_cache)
     assert {"NOTICE", "GEMMA_TERMS.md", "CARD.md"} <= set(verify(folder).files)
     before = (folder / "model.onnx").stat().st_mtime_ns

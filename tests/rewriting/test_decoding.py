@@ -24,7 +24,8 @@ from bespeak.rewriting.decoding import (
     refuse,
 )
 from bespeak.rewriting.grounding import sources
-from bespeak.rewriting.rewriter import choose_rewriter, run_rewriter
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.rewriter import run_rewriter
 from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 from fakes import BagEncoder
 
@@ -58,7 +59,7 @@ class Scripted:
         self.fed: list[list[int]] = []
 
     @contextmanager
-    def begin(self, budget_ms, whose=None):
+    def begin(self, budget_ms, session_key=None):
         yield self._feed
 
     def forget(self, user):
@@ -95,12 +96,12 @@ def test_the_models_words_become_the_rewrite_with_their_sources():
     ]
 
 
-def test_a_word_that_nobody_said_cannot_come_out():
+def test_words_from_no_source_cannot_be_written():
     rewrite = said(" Why did Zappa trombone")
     assert "trombone" not in rewrite.text
 
 
-def test_a_word_that_was_begun_for_another_one_is_taken_back():
+def test_a_word_begun_instead_of_another_is_taken_back():
     class Sure(Scripted):
         wants = 50.0
 
@@ -109,19 +110,19 @@ def test_a_word_that_was_begun_for_another_one_is_taken_back():
     assert "trophy" not in rewrite.text
 
 
-def test_free_decoding_says_that_a_word_is_free():
+def test_free_decoding_marks_words_without_a_source():
     rewrite = LanguageModel(Scripted(" Zappa break trombone"), "1", grounded=False).rewrite(QUERY, BAND)
     assert rewrite.text == "Zappa break trombone"
     assert [(t.text, t.source) for t in rewrite.terms] == [("Zappa", "turn"), ("trombone", "free")]
     assert rewrite.model.endswith("1 free")
 
 
-def test_a_rewrite_that_only_spells_otherwise_is_the_query():
+def test_a_rewrite_that_differs_only_in_spelling_is_the_query():
     assert said(" Why, did they break up").text == QUERY
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_what_is_not_done_in_time_is_late(steps):
+def test_a_rewrite_that_exceeds_its_budget_is_late(steps):
     rewrite = said(" Why did Zappa break up?", late_after=steps)
     assert (rewrite.status, rewrite.text, rewrite.reason) == ("late", QUERY, "not done in 100 ms")
 
@@ -139,12 +140,12 @@ def test_what_is_not_done_in_time_is_late(steps):
         (" why " + "x" * 100, "the model found no end"),
     ],
 )
-def test_what_is_no_rewrite_is_refused(text, reason):
+def test_texts_that_cannot_be_rewrites_are_refused(text, reason):
     rewrite = LanguageModel(Scripted(text), "1", grounded=False).rewrite(QUERY, BAND)
     assert (rewrite.status, rewrite.text, rewrite.reason) == ("failed", QUERY, reason)
 
 
-def test_a_whole_long_answer_is_refused():
+def test_a_complete_long_answer_is_refused():
     answer = "one two three four five six seven eight nine ten"
     profile = Profile(turns=(Turn("q", answer, "t"),))
     assert refuse(f"Why {answer}?", "Why?", profile) == "the model repeated an answer"
@@ -161,7 +162,7 @@ def test_an_earlier_query_is_no_rewrite_of_another_one():
     assert (rewrite.status, rewrite.text) == ("failed", "and he")
 
 
-def test_a_text_without_any_word_of_what_was_asked_is_no_rewrite():
+def test_a_text_without_any_word_of_the_query_is_no_rewrite():
     profile = Profile(turns=(Turn("What is the capital of Peru?", "Lima", "t1"),))
     assert refuse("What are the capital of Peru?", "carrots", profile) == "the model dropped what was asked"
     assert refuse("What is a carrot of Peru?", "carrots", profile) == ""  # a form of the same word
@@ -181,7 +182,7 @@ def test_a_text_in_another_script_is_no_rewrite():
 @given(
     st.text(max_size=20), st.lists(st.text(max_size=20), max_size=3), st.text(max_size=20), st.integers(0, 2**32 - 1)
 )
-def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said_before, wanted, seed):
+def test_only_words_of_the_sources_are_written_whatever_the_model_prefers(query, said_before, wanted, seed):
     profile = Profile(turns=tuple(Turn(text, text[::-1], "t") for text in said_before))
     rewrite = LanguageModel(Scripted(wanted, seed), "1").rewrite(query, profile)
     assert is_grounded(rewrite.text, query, profile)
@@ -190,7 +191,7 @@ def test_whatever_the_model_wants_only_words_that_were_said_come_out(query, said
 
 @given(st.lists(st.sampled_from(["Zappa", "McCoy", "1,969.5", "WH-1000XM5", "iPhone", "3rd"]), min_size=1, max_size=4),
        st.text(max_size=30), st.integers(0, 2**32 - 1))  # fmt: skip
-def test_names_and_numbers_come_out_exactly_as_they_went_in(names, wanted, seed):
+def test_names_and_numbers_are_written_exactly_as_given(names, wanted, seed):
     profile = Profile(turns=(Turn(" ".join(names), "", "t"),))
     rewrite = LanguageModel(Scripted(f" {' '.join(names).swapcase()} {wanted}", seed), "1").rewrite("and it", profile)
     odd = [w for w in words(rewrite.text) if fold(w) not in FUNCTION_WORDS and not inner_words(w)]
@@ -224,7 +225,7 @@ def test_the_prompt_reads_more_of_the_last_answer_than_of_others():
     ]  # fmt: skip
 
 
-def test_a_tokenizer_without_bytes_is_a_sentence():
+def test_a_tokenizer_without_bytes_is_reported():
     class Mute(Scripted):
         def _feed(self, token_ids, past):
             return np.full(3, 0, np.float32), None
@@ -240,7 +241,7 @@ def test_no_more_tokens_than_the_limit():
     assert len(scorer.fed) == 1 + MAX_NEW_TOKENS  # the prompt, then each token
 
 
-def test_of_more_statements_than_fit_those_that_concern_the_query_are_read_and_named():
+def test_if_not_all_statements_fit_the_relevant_ones_are_read_and_named():
     texts = [f"My number {n} is a thing that I like to keep." for n in range(200)]
     texts[3] = "I am allergic to peanuts."
     profile = Profile(statements=tuple(Statement(text, f"s{n}") for n, text in enumerate(texts)))
@@ -250,12 +251,12 @@ def test_of_more_statements_than_fit_those_that_concern_the_query_are_read_and_n
     assert [(t.text, t.event_id) for t in rewrite.terms if t.source == "statement"] == [("peanuts", "s3")]
 
 
-def test_rewriters_that_choose_statements_by_other_vectors_are_other_rewriters():
+def test_the_encoder_that_selects_statements_is_part_of_the_version():
     versions = {LanguageModel(Scripted(), "1", encoder=e).version for e in (None, BagEncoder(), BagEncoder(name="b"))}
     assert len(versions) == 3
 
 
-def test_what_is_read_ahead_is_how_every_prompt_begins():
+def test_every_prompt_starts_with_what_is_read_ahead():
     scorer = Scripted()
     model = LanguageModel(scorer, "1")
     model.warm(BAND)
@@ -290,7 +291,7 @@ def test_the_model_stays_grounded_on_odd_queries(model, query):
 
 @pytest.mark.model
 @pytest.mark.parametrize("budget_ms", [1, 10])
-def test_the_model_ends_in_the_middle_of_a_run(model, budget_ms):
+def test_the_model_stops_in_the_middle_of_a_run(model, budget_ms):
     model.rewrite(QUERY, BAND)  # loaded
     assert model.rewrite(QUERY, BAND, budget_ms).status == "late"
     assert model.rewrite(QUERY, BAND, 60_000).status == "full"
@@ -298,7 +299,7 @@ def test_the_model_ends_in_the_middle_of_a_run(model, budget_ms):
 
 @pytest.mark.model
 @pytest.mark.parametrize("budget_ms", [None, 60_000])
-def test_the_model_ends_with_the_deadline_that_it_is_asked_under(model, budget_ms):
+def test_the_model_stops_at_the_callers_deadline(model, budget_ms):
     model.rewrite(QUERY, BAND)  # loaded
     with Deadline.after_ms(10).held():
         assert model.rewrite(QUERY, BAND, budget_ms).status == "late"

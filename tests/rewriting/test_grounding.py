@@ -37,7 +37,7 @@ def accepts(text, query="", sources=()):
         " C++ tofu",
     ],
 )
-def test_words_of_the_sources_and_function_words_may_come(text):
+def test_words_of_the_sources_and_function_words_are_allowed(text):
     assert accepts(text, "disband", ["Zappa's break-up in 1,969.5 C++ tofu"])
 
 
@@ -61,11 +61,11 @@ def test_words_of_the_sources_and_function_words_may_come(text):
         "",
     ],
 )
-def test_nothing_else_may_come(text):
+def test_nothing_else_is_allowed(text):
     assert not accepts(text, "disband", ["Zappa's break-up in 1,969.5 C++ tofu"])
 
 
-def test_a_word_may_come_piece_by_piece():
+def test_a_word_may_be_written_in_pieces():
     begun = Grounded(Lexicon("", ["Zappa disband"])).after(b" Za")
     assert begun is not None
     assert begun.after(b"x") is None
@@ -75,7 +75,7 @@ def test_a_word_may_come_piece_by_piece():
     assert whole.may_end()
 
 
-def test_a_character_may_come_byte_by_byte():
+def test_a_character_may_be_written_in_bytes():
     follow = Grounded(Lexicon("", ["東京"]))
     for byte in "東京".encode():
         follow = follow.after(bytes([byte]))
@@ -83,7 +83,7 @@ def test_a_character_may_come_byte_by_byte():
 
 
 @given(st.lists(st.text(max_size=30), max_size=3), st.text(max_size=40))
-def test_what_is_accepted_holds_no_other_word(sources, text):
+def test_an_accepted_text_contains_no_other_word(sources, text):
     if accepts(text, "", sources):
         allowed = {word for source in sources for word in words(source)}
         allowed |= {inner for word in allowed for inner in inner_words(word)}
@@ -97,7 +97,7 @@ def test_a_source_itself_is_accepted_word_by_word(source):
     assert all(accepts(f" {word}", "", [source]) for word in words(source))
 
 
-def test_each_new_word_names_the_newest_turn_that_gave_it():
+def test_each_new_word_names_the_newest_turn_that_contains_it():
     text = "When did Zappa and the Mothers of Invention disband as a vegetarian group?"
     assert attribute(text, "When did they disband?", BAND) == (
         Term("Zappa", "turn", "t2", "In late 1969, Zappa broke up the band."),
@@ -118,5 +118,5 @@ def test_another_form_of_a_word_is_the_same_word():
     assert attribute("Disbanding!", "disband", BAND) == ()
 
 
-def test_a_word_that_nobody_said_is_free():
+def test_a_word_from_no_source_is_free():
     assert attribute("disband trombone", "disband", BAND) == (Term("trombone", "free"),)

@@ -7,16 +7,9 @@ from bespeak.errors import ModelError, StoreError
 from bespeak.models.catalogue import ModelRecord, describe_files, write_record
 from bespeak.records import Preference, Profile, Rewrite, Statement, Term, Turn, UserKey
 from bespeak.rewriting.decoding import DECODING
-from bespeak.rewriting.rewriter import (
-    MODEL,
-    CachedRewriter,
-    LastTurn,
-    Unchanged,
-    choose_rewriter,
-    find_model,
-    made_from,
-    run_rewriter,
-)
+from bespeak.rewriting.model import MODEL, find_model, made_from
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, Unchanged, run_rewriter
 from fakes import ADA, ScriptedRewriter
 
 PROFILE = Profile(ADA, turns=(Turn("who broke up the band", "Frank Zappa, in late 1969", "t1"),), version="p1")
@@ -139,13 +132,13 @@ def test_the_cache_keeps_queries_and_models_apart():
 
 
 @pytest.mark.parametrize("status", ["late", "failed", "off"])
-def test_only_whole_rewrites_are_kept(status):
+def test_only_complete_rewrites_are_kept(status):
     kept = Kept()
     assert CachedRewriter(Counting(status=status), kept).rewrite("and when?", PROFILE).status == status
     assert not kept
 
 
-def test_nobody_has_no_cache():
+def test_rewrites_for_strangers_are_not_cached():
     kept = Kept()
     CachedRewriter(Counting(), kept).rewrite("and when?", replace(PROFILE, user=None))
     assert not kept
@@ -192,14 +185,14 @@ def test_a_damaged_model_says_so(built, content):
         choose_rewriter("model", built)
 
 
-def test_a_model_of_older_parts_has_to_be_built_again(built):
+def test_a_model_built_from_older_parts_must_be_built_again(built):
     folder = built / "models" / MODEL
     write_record(folder, ModelRecord(MODEL, "rewriter", describe_files(folder), "terms", "source", "of old"))
     with pytest.raises(ModelError, match="older parts"):
         choose_rewriter("model", built)
 
 
-def test_files_that_are_no_model_are_a_failed_rewrite(built):
+def test_invalid_model_files_give_a_failed_rewrite(built):
     rewrite = run_rewriter("and when?", PROFILE, choose_rewriter("model", built))
     assert (rewrite.text, rewrite.status) == ("and when?", "failed")
     assert "bespeak models build" in rewrite.reason

@@ -1,4 +1,4 @@
-"""What is guessed and kept changes how soon a text is done, and not the text."""
+"""Guesses and kept prompts make a text faster to write; they do not change it."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from tokenizers.models import WordLevel
 
 from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.rewriting.decoding import LanguageModel
-from bespeak.rewriting.rewriter import choose_rewriter, find_model
-from bespeak.rewriting.scorer import DRAFTED, Kept, Lookup, OnnxScorer, common
+from bespeak.rewriting.model import find_model
+from bespeak.rewriting.opening import choose_rewriter
+from bespeak.rewriting.scorer import DRAFT_TOKENS, Lookup, OnnxScorer, ReadPrompt, SessionPrompt, n_common
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 WORDS = [
@@ -51,67 +52,78 @@ def guess(*made):
     return Lookup(Words()).guess([*PROMPT, *ids(*made)], len(PROMPT))
 
 
-def test_a_rewrite_is_first_guessed_to_be_the_query():
+def test_the_first_guess_is_the_query():
     assert guess() == ids("▁Why", "▁did", "▁they", "▁break", "▁up")
 
 
-def test_what_follows_the_latest_words_in_the_prompt_is_guessed_up_to_the_end_of_its_line():
+def test_the_text_after_the_latest_words_in_the_prompt_is_guessed_up_to_its_line_end():
     assert guess("▁Why", "▁did") == ids("▁they", "▁break", "▁up")
     assert guess("▁did", "▁zappa", "▁break") == ids("▁up")
     assert guess("▁up") == []
 
 
-def test_the_same_word_with_a_capital_is_the_same():
+def test_a_capital_letter_makes_no_difference():
     assert guess("▁zappa") == guess("▁Zappa") == []
     assert guess("▁Why")[:1] == ids("▁did")
 
 
-def test_nothing_is_guessed_where_nothing_is_alike():
+def test_nothing_is_guessed_without_a_match():
     assert guess("▁?") == []
 
 
-def test_no_more_is_guessed_than_is_worth_it():
+def test_guesses_are_bounded():
     long = ids("<bos>", "Q", ":", "▁", *["▁they"] * 30, "\n", "R", ":")
-    assert len(Lookup(Words()).guess(long, len(long))) == DRAFTED
+    assert len(Lookup(Words()).guess(long, len(long))) == DRAFT_TOKENS
+
+
+def scorer_with(tmp_path, prompts, kept_bytes=1 << 20):
+    """A scorer that has read these prompts, by session, each token 1 KB."""
+    scorer = OnnxScorer(tmp_path, kept_bytes=kept_bytes)
+    for session_key, token_ids in prompts.items():
+        read(scorer, session_key).put(ReadPrompt(token_ids, memory(len(token_ids))))
+    return scorer
 
 
 def memory(n_tokens):
     return {"past.0.key": np.zeros((1, 1, n_tokens, 256), np.float32)}
 
 
-def test_what_was_read_is_kept_by_user_and_session_within_its_bounds():
-    kept = Kept(limit_bytes=10 * 1024)
-    kept.put((ADA, "s"), [1, 2, 3], memory(3), kept.n_forgotten)
-    kept.put((ADA, "t"), [1, 2], memory(2), kept.n_forgotten)
-    kept.put((BOB, "s"), [4], memory(1), kept.n_forgotten)
-    assert [kept.get(whose)[0] for whose in ((ADA, "s"), (ADA, "t"), (BOB, "s"))] == [[1, 2, 3], [1, 2], [4]]
-    kept.put((BOB, "t"), [5] * 5, memory(5), kept.n_forgotten)
-    assert [kept.get(whose)[0] for whose in ((ADA, "s"), (ADA, "t"), (BOB, "t"))] == [[], [1, 2], [5] * 5]
-    kept.put((BOB, "u"), [5] * 50, memory(50), kept.n_forgotten)
-    assert kept.get((BOB, "u"))[0] == []
+def read(scorer, session_key):
+    return SessionPrompt(scorer._prompts, session_key, scorer._prompts.n_forgotten)
 
 
-def test_who_is_forgotten_leaves_nothing_and_what_was_under_way_brings_nothing_back():
-    kept = Kept(limit_bytes=1 << 20)
-    kept.put((ADA, "s"), [1], memory(1), kept.n_forgotten)
-    kept.put((BOB, "s"), [1], memory(1), kept.n_forgotten)
-    begun = kept.n_forgotten
-    kept.forget(ADA)
-    kept.put((ADA, "t"), [1], memory(1), begun)
-    assert [kept.get(whose)[0] for whose in ((ADA, "s"), (ADA, "t"), (BOB, "s"))] == [[], [], [1]]
-    assert kept.get((UserKey("shop", "bob"), "s"))[0] == []
+def known(scorer, *session_keys):
+    return [read(scorer, session_key).take([]).token_ids for session_key in session_keys]
+
+
+def test_prompts_are_kept_by_user_and_session_within_bounds(tmp_path):
+    prompts = {(ADA, "s"): [1, 2, 3], (ADA, "t"): [1, 2], (BOB, "s"): [4]}
+    scorer = scorer_with(tmp_path, prompts, 10 * 1024)
+    assert known(scorer, *prompts) == [[1, 2, 3], [1, 2], [4]]
+    read(scorer, (BOB, "t")).put(ReadPrompt([5] * 5, memory(5)))
+    assert known(scorer, (ADA, "s"), (ADA, "t"), (BOB, "t")) == [[], [1, 2], [5] * 5]
+    read(scorer, (BOB, "u")).put(ReadPrompt([5] * 50, memory(50)))
+    assert known(scorer, (BOB, "u")) == [[]]
+
+
+def test_nothing_of_a_forgotten_user_is_kept_even_if_a_text_was_in_progress(tmp_path):
+    scorer = scorer_with(tmp_path, {(ADA, "s"): [1], (BOB, "s"): [1]})
+    in_progress = read(scorer, (ADA, "t"))
+    scorer.forget(ADA)
+    in_progress.put(ReadPrompt([1], memory(1)))
+    assert known(scorer, (ADA, "s"), (ADA, "t"), (BOB, "s"), (UserKey("shop", "bob"), "s")) == [[], [], [1], []]
 
 
 @pytest.mark.parametrize(
     ("one", "other", "n"), [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2], [1, 3], 1), ([1], [1], 1)]
 )
-def test_the_common_beginning_of_two_texts(one, other, n):
-    assert common(one, other) == common(other, one) == n
+def test_the_common_start_of_two_texts(one, other, n):
+    assert n_common(one, other) == n_common(other, one) == n
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("text", [BRIEF, LONG])
-def test_the_real_model_writes_the_same_whatever_was_guessed_and_kept(rewriter_cache, text):
+def test_the_real_model_writes_the_same_text_whatever_was_guessed_and_kept(rewriter_cache, text):
     said = (Statement(text, "s1"),)
     turns = [
         Turn("What group disbanded?", "Zappa and the Mothers of Invention", "t1"),
@@ -131,7 +143,7 @@ def test_the_real_model_writes_the_same_whatever_was_guessed_and_kept(rewriter_c
 
 
 @pytest.mark.model
-def test_after_warming_the_next_rewrite_reads_the_query_alone_and_is_the_same(rewriter_cache):
+def test_after_warming_the_next_rewrite_reads_only_the_query_and_is_the_same(rewriter_cache):
     turns = (Turn("What group disbanded?", "Zappa and the Mothers of Invention broke up in 1969", "t1"),)
     scorers, made = [], []
     for warm in (False, True):

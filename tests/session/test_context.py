@@ -63,11 +63,11 @@ def test_the_query_comes_first_then_the_last_turn_then_earlier_queries_and_state
     assert read == [ASKED, "third?", "three", "second?", "first?", "I study law.", "I like Spain."]
 
 
-def test_a_query_without_a_session_is_read_as_it_is(tokenizer):
+def test_a_query_without_a_session_is_read_unchanged(tokenizer):
     assert session_text(ASKED, Profile(), tokenizer) == ASKED
 
 
-def test_of_many_statements_those_are_read_that_share_words_with_the_query(tokenizer):
+def test_of_many_statements_those_that_share_words_with_the_query_are_read(tokenizer):
     many = [Statement(f"On day {n} I ate bread number {n} at home with my friends.", f"s{n}") for n in range(200)]
     profile = Profile(statements=(Statement("My cost limit is ten euros.", "s"), *many), turns=(TURN,))
     text = session_text(ASKED, profile, tokenizer)
@@ -90,7 +90,7 @@ def test_never_more_tokens_are_read_than_the_encoder_takes(query, turns, stateme
     assert n_tokens(session_text(query, profile, tokenizer), tokenizer) <= MAX_TOKENS + 4
 
 
-def test_what_is_meant_comes_near(encoder, shipped):
+def test_the_vector_is_near_the_meaning(encoder, shipped):
     documents = encoder.encode(["Tickets for the Alhambra are 19 euros.", "The bus to the airport is 3 euros."])
     alone = encoder.encode([ASKED], "query")[0]
     read = shipped.encode(ASKED, Profile(turns=(TURN,)))
@@ -122,11 +122,11 @@ def made(tmp_path):
     return folder
 
 
-def test_one_that_was_made_goes_before_the_shipped_one(made, tmp_path, encoder):
+def test_a_model_in_the_cache_is_used_before_the_shipped_one(made, tmp_path, encoder):
     assert load_context(encoder, tmp_path).encoder.name.startswith("context@")
 
 
-def test_a_damaged_one_is_said_so(made, tmp_path, encoder):
+def test_a_damaged_model_is_reported(made, tmp_path, encoder):
     (made / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="cut short"):
         load_context(encoder, tmp_path)
@@ -170,7 +170,7 @@ def test_what_the_session_adds_is_shared_among_what_was_said(reading, profile, n
         assert shares[event_id] == pytest.approx(added * share, abs=1e-6)
 
 
-def test_picked_words_say_whose_it_is(reading):
+def test_picked_words_name_the_event(reading):
     profile = Profile(statements=(SPARE,), turns=(TURN,))
     picked = [Term("law", "statement", "s1"), Term("Alhambra", "turn", "t1"), Term("winter", "turn", "t1")]
     asked = vector_of(reading, profile, picked=tuple(picked))

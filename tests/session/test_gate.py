@@ -53,7 +53,7 @@ KNOWN = Profile(turns=(Turn("who founded the band", "Frank Zappa", "e1"),))
         "McDonald's",
     ],
 )
-def test_natural_questions_go_on(query):
+def test_natural_questions_pass_the_gate(query):
     assert decline(query, KNOWN) == ""
 
 
@@ -139,7 +139,7 @@ def test_a_long_query_is_left_alone(query):
     assert decline(query, KNOWN) == "too_long"
 
 
-def test_a_user_who_refused_comes_before_every_other_reason():
+def test_a_refusal_is_the_first_reason():
     assert decline('"quoted"', Profile(turns=KNOWN.turns, consent=False)) == "refused"
 
 

@@ -1,7 +1,7 @@
 """Which statements of a long history are read."""
 
 from bespeak.records import Profile, Statement, Turn
-from bespeak.session.statements import CANDIDATES, candidates, choose_statements, fit
+from bespeak.session.statements import CANDIDATES, all_fit, candidates, choose_statements
 from fakes import BagEncoder
 
 
@@ -34,7 +34,7 @@ def test_statements_that_fit_stay_as_they_are_and_cost_no_vectors():
     assert encoder.texts == []
 
 
-def test_the_nearest_that_fit_stand_in_order_of_time():
+def test_the_nearest_statements_that_fit_keep_their_order():
     profile = said("I cook vegetarian recipes", "I like jazz", "My sister plays chess", "My recipes are quick")
     for encoder in (None, BagEncoder(dim=256)):
         assert chosen("quick vegetarian recipes", profile, 8, encoder) == [
@@ -66,5 +66,5 @@ def test_no_more_is_measured_than_is_needed():
         measured.append(text)
         return 1
 
-    assert not fit(said(*map(str, range(1000))).statements, size, 9)
+    assert not all_fit(said(*map(str, range(1000))).statements, size, 9)
     assert len(measured) == 10

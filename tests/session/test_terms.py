@@ -13,7 +13,9 @@ from bespeak.ranking.tuned import LAST_TURN_BESIDE_SESSION, PICKED_WEIGHT
 from bespeak.reading import clauses, encode_reading, query_vector, turn_text
 from bespeak.records import Profile, Rewrite, Statement, Turn
 from bespeak.rewriting.rewriter import Unchanged
-from bespeak.session.terms import PICKED, Candidate, candidates, load_terms
+from bespeak.session.candidates import Candidate, Rarity, find_candidates
+from bespeak.session.features import FEATURES, N_FEATURES, WordFeatures
+from bespeak.session.terms import MAX_TERMS, load_terms
 from bespeak.settings import Settings
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
@@ -32,10 +34,10 @@ def test_names_of_the_last_turn_are_picked_with_their_event(terms):
     picked = terms.pick(ASKED, Profile(turns=(TURN,)))
     assert {"Mothers", "Zappa"} <= {term.text for term in picked}
     assert {term.event_id for term in picked} == {"t1"}
-    assert len(picked) <= PICKED
+    assert len(picked) <= MAX_TERMS
 
 
-def test_nothing_is_picked_of_nothing(terms):
+def test_nothing_is_picked_from_an_empty_session(terms):
     assert terms.pick(ASKED, Profile()) == ()
     assert terms.pick("?", Profile(turns=(Turn("", "", "t1"),), statements=(Statement("", "s1"),))) == ()
 
@@ -45,14 +47,14 @@ def test_words_of_the_query_are_not_picked_again(terms):
     assert {"mothers", "invention"}.isdisjoint(term.text.casefold() for term in picked)
 
 
-def test_a_query_that_stands_alone_takes_less(terms):
+def test_a_query_that_stands_alone_takes_fewer_words(terms):
     leaning, alone = ("Why did they do it?", "How do I bake sourdough bread at home with whole wheat flour?")
     n_leaning, n_alone = (len(terms.pick(query, Profile(turns=(TURN,)))) for query in (leaning, alone))
     assert n_alone < n_leaning
 
 
 def read_by_definition(statements, given, meant):
-    """`stem → how often, words shared with the query, word, statement`, a word after the other."""
+    """`stem → count, words shared with the query, word, statement`, computed word by word."""
     found = {}
     for place, text in enumerate(statements):
         shares = len(set(analysis.terms(text)) & meant)
@@ -70,12 +72,12 @@ TEXTS = st.lists(WORDS, max_size=7).map(" ".join)
 
 @settings(max_examples=200)
 @given(TEXTS, st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=2))
-def test_statements_give_what_each_word_by_itself_would(terms, query, statements, turns):
+def test_words_of_statements_are_counted_as_defined(terms, query, statements, turns):
     profile = Profile(
         statements=tuple(Statement(text, f"s{n}") for n, text in enumerate(statements)),
         turns=tuple(Turn(text, "Zappa left", f"t{n}") for n, text in enumerate(turns)),
     )
-    found, features = candidates(query, profile, {"band": 0.5}, 1.0)
+    found, features = find_candidates(query, profile, Rarity({"band": 0.5}, 1.0))
     meant = {s for w in words(query) if fold(w) not in FUNCTION_WORDS for s in analysis.terms(w)}
     seen = {one.stem for one in found if one.source == "turn"}
     expected = read_by_definition(statements, set(analysis.terms(query)), meant)
@@ -86,12 +88,14 @@ def test_statements_give_what_each_word_by_itself_would(terms, query, statements
     ]  # fmt: skip
     for one, row in said:
         n, shares, _, _ = expected[one.stem]
-        assert row[[9, 18, 21, 29]] == pytest.approx(
-            [np.log1p(n), 0.5 if one.stem == "band" else 1.0, float(shares > 0), min(shares, 3) / 2]
-        )
+        features_of_word = WordFeatures(*row[: len(WordFeatures._fields)])
+        assert features_of_word.log_count == pytest.approx(np.log1p(n))
+        assert features_of_word.rarity == (0.5 if one.stem == "band" else 1.0)
+        assert features_of_word.beside_query_word == (shares > 0)
+        assert features_of_word.shared_with_query == min(shares, 3) / 2
 
 
-def test_read_anew_or_kept_the_picks_are_the_same_and_a_forgotten_user_is_not_kept(terms):
+def test_kept_statements_give_the_same_picks_and_are_dropped_with_a_user(terms):
     statements = tuple(Statement(f"I heard Zappa play number {n} with the Mothers", f"s{n}") for n in range(30))
     profiles = [Profile(statements=statements[:n], turns=(TURN,)) for n in (30, 3, 29)]
     anew = []
@@ -101,12 +105,25 @@ def test_read_anew_or_kept_the_picks_are_the_same_and_a_forgotten_user_is_not_ke
     kept = [[terms.pick(query, profile) for query in (ASKED, "Which number did Zappa play?")] for profile in profiles]
     assert kept == anew
     assert any(term.source == "statement" for picks in anew for picked in picks for term in picked)
-    assert terms._read.cache_info().currsize
+    assert len(terms._statements)
     terms.forget(ADA)
-    assert not terms._read.cache_info().currsize
+    assert not len(terms._statements)
 
 
-def test_a_damaged_network_is_said_so(tmp_path):
+def test_the_shipped_network_reads_the_named_features_in_their_order(terms):
+    """The columns that the shipped network was trained with, for one word of a turn and one of a statement."""
+    assert terms._layers[0][0].shape[0] == N_FEATURES == len(set(FEATURES))
+    profile = Profile(turns=(TURN,), statements=(Statement("I sing in a band, and I compose.", "s1"),))
+    found, features = find_candidates(ASKED, profile, Rarity({"zappa": 0.5}, 1.0))
+    rows = {one.stem: row.tolist() for one, row in zip(found, features, strict=True)}
+    query = [0, 1, *[0] * 8, 1, 0, 1 / 6, 0.4, 1, 0, 0.25, len(TURN.response) / 300, 0, 0, 0]
+    zappa = [0, 1, *[0] * 7, np.log(2), 1 / 3, 0, 1, 1, 1, 0, 0, 0.5, 0.5, 1, 4 / 30, 0, 0.01, 1, 0, 1, 1, 0, 0, 0]
+    compose = [*[0] * 9, np.log(2), *[0] * 7, 0.7, 1, 1, 3, *[0] * 7, 1, 0]
+    assert rows["zappa"] == pytest.approx(zappa + query)
+    assert rows["compos"] == pytest.approx(compose + query)
+
+
+def test_a_damaged_network_is_reported(tmp_path):
     (tmp_path / "terms.npz").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="models verify"):
         load_terms(tmp_path)
@@ -137,7 +154,7 @@ def test_the_last_turn_alone_is_not_searched():
     assert clauses(reading_of(ASKED, Profile(turns=(TURN,)), picked=()), Settings(last_turn_weight=0.1)) == ()
 
 
-def test_a_hit_is_explained_by_picked_words_too(terms):
+def test_picked_words_explain_a_hit_too(terms):
     picked = terms.pick(ASKED, Profile(turns=(TURN,)))
     rewrite = Rewrite(ASKED, f"{ASKED} {picked[0].text}", (picked[0],))
     said = reading_of(ASKED, Profile(turns=(TURN,)), rewrite=rewrite, picked=picked).explained

@@ -33,7 +33,7 @@ def test_terms(text, expected):
     assert terms(text) == expected
 
 
-def test_tokens_name_their_place():
+def test_tokens_have_their_position():
     text = "“Dogs” the café’s"
     assert [(token.term, text[token.start : token.end]) for token in tokens(text)] == [
         ("dog", "Dogs"),

@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from bespeak.models.catalogue import asset_folder
-from bespeak.rewriting.build import HEAD, N_HEADS, N_LAYERS
-from bespeak.rewriting.rewriter import MODEL
+from bespeak.rewriting.gemma import HEAD, N_HEADS, N_LAYERS
+from bespeak.rewriting.model import MODEL
 
 WIDTH, WIDE = 16, 24
 SHAPES = {

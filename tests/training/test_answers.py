@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bespeak.training.answers import Answers, Gains, encode_all, gain, texts_of
-from bespeak.training.candidates import Asked
+from bespeak.training.candidates import AnsweredTurn
 from bespeak.training.pairs import Conversation, Exchange
 from fakes import BagEncoder
 
@@ -22,7 +22,7 @@ TEXTS = [LIVE, WHALES, *OTHERS]
 
 
 def asked(*before):
-    return Asked(0, "own", "What do they eat?", "What do whales eat?", WHALES, tuple(before), ())
+    return AnsweredTurn(0, "own", "What do they eat?", "What do whales eat?", WHALES, tuple(before), ())
 
 
 @pytest.fixture

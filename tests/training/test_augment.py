@@ -10,8 +10,8 @@ from bespeak.training.augment import (
     titled,
     unanswered,
     with_ellipsis,
+    with_full_queries,
     with_switch,
-    with_whole,
 )  # fmt: skip
 from bespeak.training.pairs import Conversation, Exchange, Target
 
@@ -35,7 +35,7 @@ CHANGES = {
     "dropped": dropped,
     "crossed": lambda c, rng: crossed(c, OTHERS, rng),
     "titled": titled,
-    "whole": lambda c, rng: with_whole(c, rng, 0.5),
+    "whole": lambda c, rng: with_full_queries(c, rng, 0.5),
     "switch": lambda c, rng: with_switch(c, ASKED, rng),
     "ellipsis": lambda c, rng: with_ellipsis(c, rng, 0.5),
 }
@@ -43,14 +43,14 @@ SEEDS = range(30)
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_seed_decides_it_all(name):
+def test_the_same_seed_gives_the_same_variants(name):
     made = [CHANGES[name](DESERTS, random.Random(seed)) for seed in SEEDS]
     assert made == [CHANGES[name](DESERTS, random.Random(seed)) for seed in SEEDS]
     assert len(set(made)) > 1
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_people_wrote_stays(name):
+def test_peoples_rewrites_stay(name):
     for seed in SEEDS:
         made = CHANGES[name](DESERTS, random.Random(seed))
         assert tuple(target for target in made.targets if target.kind == "person") == DESERTS.targets
@@ -62,7 +62,7 @@ def test_shuffling_keeps_every_statement():
         assert sorted(shuffled(DESERTS, random.Random(seed)).statements) == sorted(DESERTS.statements)
 
 
-def test_statements_that_concern_it_are_never_dropped():
+def test_relevant_statements_are_never_dropped():
     left = {text for seed in SEEDS for text in dropped(DESERTS, random.Random(seed), 1.0).statements}
     assert left == {"I own a farm."}  # used by whoever rewrote
     about = Conversation("s", (), (Target(0, "stop singing", "stop singing"),), ("I sing.", "I paint."))
@@ -71,12 +71,12 @@ def test_statements_that_concern_it_are_never_dropped():
     assert not concerns("I paint.", about)
 
 
-def test_what_others_said_of_it_is_not_crossed_in():
+def test_relevant_statements_of_others_are_not_mixed_in():
     added = {text for seed in SEEDS for text in crossed(DESERTS, OTHERS, random.Random(seed)).statements}
     assert added - set(DESERTS.statements) == set(OTHERS) - {"I eat deserts."}  # it has a statement about deserts
 
 
-def test_crossing_keeps_the_order_of_ones_own():
+def test_mixing_in_keeps_the_order_of_own_statements():
     for seed in SEEDS:
         made = crossed(DESERTS, OTHERS, random.Random(seed))
         assert [text for text in made.statements if text in DESERTS.statements] == list(DESERTS.statements)
@@ -86,7 +86,7 @@ def test_answers_are_left_out():
     assert [turn.response for turn in unanswered(DESERTS).turns] == ["", ""]
 
 
-def test_titles_stand_for_answers():
+def test_titles_replace_answers():
     seen = {turn.response for seed in SEEDS for turn in titled(DESERTS, random.Random(seed)).turns}
     assert {"", "Overgrazing, mostly", "Planting trees helps"} <= seen
     assert "Desertification Be Stopped" in seen  # of the question as a person rewrote it
@@ -99,14 +99,14 @@ def test_a_page_gives_its_title():
     assert {"Zappa", "Zappa - Disbandment"} <= seen
 
 
-def test_a_whole_query_needs_nothing():
-    made = with_whole(DESERTS, random.Random(0), 1.0)
+def test_a_full_query_needs_no_rewrite():
+    made = with_full_queries(DESERTS, random.Random(0), 1.0)
     added = [target for target in made.targets if target.kind == "whole"]
     assert [(target.n_before, target.query) for target in added] == [(t.n_before, t.rewrite) for t in DESERTS.targets]
     assert all(target.query == target.rewrite for target in added)
 
 
-def test_another_topic_is_left_as_it_is():
+def test_a_query_on_another_topic_stays_unchanged():
     made = [with_switch(DESERTS, ASKED, random.Random(seed)).targets for seed in SEEDS]
     added = {target for targets in made for target in targets if target.kind == "switch"}
     assert all(target.query == target.rewrite for target in added)
@@ -115,7 +115,7 @@ def test_another_topic_is_left_as_it_is():
     assert {target.n_before for target in added} == {1, 2}
 
 
-def test_no_topic_is_switched_to_what_is_talked_of():
+def test_a_topic_switch_never_stays_on_the_topic():
     assert with_switch(DESERTS, ["How much do deserts grow?"], random.Random(0)) == DESERTS
 
 
@@ -138,7 +138,7 @@ def test_a_phrase_that_the_turn_before_names_can_be_left_out():
         ("Can desertification be stopped?", "What would the costs be of desertification?"),  # no end
     ],
 )
-def test_else_nothing_is_left_out(before, whole):
+def test_otherwise_nothing_is_left_out(before, whole):
     asked = Conversation("s", (Exchange(before),), (Target(1, "And the costs?", whole),))
     assert all(with_ellipsis(asked, random.Random(seed), 1.0) == asked for seed in SEEDS)
 

@@ -14,7 +14,15 @@ from tokenizers.models import BPE
 
 from bespeak.errors import ModelError
 from bespeak.rewriting.decoding import END
-from bespeak.training.candidates import Asked, Kept, Sampled, answered, choose, sample, sample_all
+from bespeak.training.candidates import (
+    AnsweredTurn,
+    SampledRewrites,
+    SampleFile,
+    answered_turns,
+    choose_turns,
+    sample,
+    sample_all,
+)
 from bespeak.training.pairs import Conversation, Exchange, Target
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets")
@@ -51,7 +59,7 @@ class Undecided:
         self._runs, self._slow = count(), slow
 
     @contextmanager
-    def begin(self, budget_ms, whose=None):
+    def begin(self, budget_ms, session_key=None):
         yield self._feed
 
     def forget(self, user):
@@ -71,45 +79,45 @@ class Undecided:
 
 @pytest.fixture
 def turns():
-    return answered(conversation(topic) for topic in TOPICS)
+    return answered_turns(conversation(topic) for topic in TOPICS)
 
 
-def test_a_query_is_answered_where_a_later_one_knows_what_was_said():
-    (asked,) = answered([conversation()])
+def test_an_answer_is_known_from_a_later_querys_history():
+    (asked,) = answered_turns([conversation()])
     assert (asked.query, asked.rewrite, asked.answer) == ("What do they eat?", "What do whales eat?", EAT)
     assert [turn.query for turn in asked.history] == ["Where do whales live?"]
     assert asked.profile.turns[0].response == LIVE
     assert [statement.text for statement in asked.profile.statements] == ["I dive."]
 
 
-def test_a_first_query_one_with_a_short_answer_and_one_that_nothing_follows_are_left_out():
+def test_first_queries_short_answers_and_last_queries_are_left_out():
     assert {asked.n_before for asked in conversation().targets} == {0, 1, 2, 3}
-    assert len(answered([conversation()])) == 1
+    assert len(answered_turns([conversation()])) == 1
 
 
 @given(st.integers(0, 30), st.integers(0, 5))
-def test_whole_conversations_are_chosen_and_always_the_same(n, seed):
+def test_conversations_are_chosen_whole_and_reproducibly(n, seed):
     turns = [
-        Asked(number // 3, "own", f"q{number}", "r", "a", (Exchange("x"),), ()) for number in range(21)
+        AnsweredTurn(number // 3, "own", f"q{number}", "r", "a", (Exchange("x"),), ()) for number in range(21)
     ]  # seven conversations of three
-    chosen = choose(turns, n, seed)
-    assert chosen == choose(turns, n, seed)
+    chosen = choose_turns(turns, n, seed)
+    assert chosen == choose_turns(turns, n, seed)
     assert len(chosen) == min(n, len(turns))
     assert len({turn.query for turn in chosen}) == len(chosen)
     whole = [turn.conversation for turn in chosen[: n // 3 * 3]]
     assert all(whole.count(number) == 3 for number in whole)
 
 
-def test_what_weighs_more_is_chosen_more_often():
+def test_sources_with_larger_weights_are_chosen_more_often():
     sources = ["ikat2024"] * 100 + ["camrest"] * 100
-    turns = [Asked(n, source, "q", "r", "a", (Exchange("x"),), ()) for n, source in enumerate(sources)]
-    assert sum(turn.source == "ikat2024" for turn in choose(turns, 50, 0)) > 40
+    turns = [AnsweredTurn(n, source, "q", "r", "a", (Exchange("x"),), ()) for n, source in enumerate(sources)]
+    assert sum(turn.source == "ikat2024" for turn in choose_turns(turns, 50, 0)) > 40
 
 
-def test_candidates_stand_once_and_on_one_line(turns):
-    sampled = Sampled("What do whales eat?", ("What  do\u00a0they eat", None, "What do they eat"))
-    assert sampled.of(turns[0]) == ["What do they eat?", "What do whales eat?", "What do they eat"]
-    assert Sampled(None).of(turns[0]) == ["What do they eat?", "What do whales eat?"]
+def test_candidates_are_distinct_and_on_one_line(turns):
+    sampled = SampledRewrites("What do whales eat?", ("What  do\u00a0they eat", None, "What do they eat"))
+    assert sampled.candidates(turns[0]) == ["What do they eat?", "What do whales eat?", "What do they eat"]
+    assert SampledRewrites(None).candidates(turns[0]) == ["What do they eat?", "What do whales eat?"]
 
 
 def test_samples_differ_from_one_another_and_the_greedy_one_is_without_noise(turns):
@@ -121,8 +129,8 @@ def test_samples_differ_from_one_another_and_the_greedy_one_is_without_noise(tur
     assert sampled.samples != sample(turns[0], Undecided(), 6, (1, 0)).samples
 
 
-def test_threads_change_no_text(turns, tmp_path):
-    kept = Kept(tmp_path / "kept.jsonl", "a run")
+def test_the_number_of_threads_changes_no_text(turns, tmp_path):
+    kept = SampleFile(tmp_path / "kept.jsonl", "a run")
     done = []
     sample_all(turns, Undecided(slow=True), kept, 3, 7, done.append)
     assert done == [1, 2, 3, 4, 5]
@@ -131,20 +139,20 @@ def test_threads_change_no_text(turns, tmp_path):
 
 @settings(max_examples=30)
 @given(cut=st.integers(0, 600))
-def test_a_run_that_was_killed_in_any_byte_goes_on_to_the_same_file(cut, tmp_path_factory):
+def test_a_run_killed_at_any_byte_resumes_to_the_same_file(cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "kept.jsonl"
-    turns = answered(conversation(topic) for topic in TOPICS[:3])
-    sample_all(turns, Undecided(), Kept(path, "a run"), 1, 0, lambda _: None)
+    turns = answered_turns(conversation(topic) for topic in TOPICS[:3])
+    sample_all(turns, Undecided(), SampleFile(path, "a run"), 1, 0, lambda _: None)
     whole = path.read_bytes()
     path.write_bytes(whole[: min(cut, len(whole))])
-    kept = Kept(path, "a run")
+    kept = SampleFile(path, "a run")
     n_left = len(kept.found)
     assert n_left == max(0, whole[: min(cut, len(whole))].count(b"\n") - 1)
     done = []
     sample_all(turns, Undecided(), kept, 1, 0, done.append)
     assert done == list(range(n_left + 1, 4))
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
-    assert Kept(path, "a run").found == kept.found
+    assert SampleFile(path, "a run").found == kept.found
 
 
 def test_a_fault_of_the_model_ends_the_run(turns, tmp_path):
@@ -153,20 +161,23 @@ def test_a_fault_of_the_model_ends_the_run(turns, tmp_path):
             raise ModelError("the model is damaged")
 
     with pytest.raises(ModelError, match="is damaged"):
-        sample_all(turns, Broken(), Kept(tmp_path / "kept.jsonl", "a run"), 1, 0, lambda _: None)
+        sample_all(turns, Broken(), SampleFile(tmp_path / "kept.jsonl", "a run"), 1, 0, lambda _: None)
 
 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([{"run": "another"}], "is of a run with other data, options or versions: give another --out, or delete it"),
-        (["nothing"], "delete it to begin anew"),
-        ([{"run": "a run"}, {"turn": 0}], "delete it to begin anew"),
-        ([{"run": "a run"}, ["x"]], "delete it to begin anew"),
+        (
+            [{"run": "another"}],
+            "belongs to a run with other data, options or versions: give another --out",
+        ),
+        (["nothing"], "delete it to start again"),
+        ([{"run": "a run"}, {"turn": 0}], "delete it to start again"),
+        ([{"run": "a run"}, ["x"]], "delete it to start again"),
     ],
 )
-def test_another_runs_file_and_a_damaged_one_are_a_sentence(lines, said, tmp_path):
+def test_other_runs_files_and_damaged_files_are_reported(lines, said, tmp_path):
     path = tmp_path / "kept.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ModelError, match=said):
-        Kept(path, "a run")
+        SampleFile(path, "a run")

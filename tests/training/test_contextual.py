@@ -12,10 +12,11 @@ from bespeak.errors import InputError, ModelError  # noqa: E402
 from bespeak.models.catalogue import asset_folder, default_model, read_record  # noqa: E402
 from bespeak.models.encoder import OnnxEncoder, load_encoder, read_config  # noqa: E402
 from bespeak.training import contextual  # noqa: E402
-from bespeak.training.contextual import Vectors, examples, nearness, plan, told_apart, train  # noqa: E402
+from bespeak.training.contextual import Vectors, context_objective, contrastive_loss, examples, plan, train  # noqa: E402
 from bespeak.training.encoder import BertEncoder, merged, read_weights  # noqa: E402
-from bespeak.training.job import Options, read_all  # noqa: E402
+from bespeak.training.job import read_all  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
+from bespeak.training.options import TrainingOptions  # noqa: E402
 
 BASE = asset_folder("onnx_models") / default_model("encoder")
 TEXTS = ["How much does it cost?", "Is the Alhambra open in winter? [SEP] It opens at half past eight."]
@@ -67,27 +68,27 @@ def test_an_adapter_that_changes_nothing_leaves_the_model_as_it_was(network, enc
     assert cosines.min() > 0.98
 
 
-def test_what_is_alike_is_not_told_apart():
+def test_duplicates_of_the_target_are_no_negatives():
     own = torch.tensor([[1.0, 0.0]])
-    alone = told_apart(own, own, own)
+    alone = contrastive_loss(own, own, own)
     assert float(alone) == pytest.approx(0, abs=1e-6)
-    other = told_apart(own, own, torch.tensor([[0.8, 0.6]]))
+    other = contrastive_loss(own, own, torch.tensor([[0.8, 0.6]]))
     assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / contextual.TEMPERATURE)), rel=1e-4)
 
 
-def test_a_rewrite_comes_nearer_by_a_few_steps(network, encoder, pairs, tmp_path):
+def test_a_few_steps_bring_the_rewrite_nearer(network, encoder, pairs, tmp_path):
     from bespeak.training.fit import Fit
 
-    learnt = examples(read_all([pairs]), Options((pairs,), passes=2), contextual.Reader.of(BASE))
+    learnt = examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.EncoderInput.of(BASE))
     vectors = Vectors.of(learnt, encoder, tmp_path / "vectors.db")
-    objective, steps = nearness(network, vectors), plan(learnt, vectors, 0)
+    objective, steps = context_objective(network, vectors), plan(learnt, vectors, 0)
     start = new_adapter(network.shapes, 0)
     losses = [progress.loss for progress in Fit(objective, steps * 6, tmp_path / "c.pt", "a run", start, 1).run()]
     assert losses[-1] < losses[0]
 
 
-def test_a_run_writes_a_model_and_goes_on_from_its_checkpoint(pairs, tmp_path, monkeypatch):
-    options = Options((pairs,), pairs, passes=0.5)
+def test_a_run_writes_a_model_and_resumes_from_its_checkpoint(pairs, tmp_path, monkeypatch):
+    options = TrainingOptions((pairs,), pairs, passes=0.5)
     scores = train(options, tmp_path / "whole")
     assert scores.n_held_out == 20
     assert read_config(tmp_path / "whole").of == load_encoder().name
@@ -112,13 +113,13 @@ def test_a_run_writes_a_model_and_goes_on_from_its_checkpoint(pairs, tmp_path, m
 
 
 def test_a_checkpoint_of_another_run_is_refused(pairs, tmp_path):
-    train(Options((pairs,), pairs, passes=0.5), tmp_path / "out")
+    train(TrainingOptions((pairs,), pairs, passes=0.5), tmp_path / "out")
     with pytest.raises(ModelError, match="another --out"):
-        train(Options((pairs,), pairs, passes=0.5, seed=1), tmp_path / "out")
+        train(TrainingOptions((pairs,), pairs, passes=0.5, seed=1), tmp_path / "out")
 
 
-def test_pairs_without_a_session_teach_nothing(tmp_path):
+def test_pairs_without_a_session_are_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"query": "a b", "rewrite": "a b"}), "utf-8")
     with pytest.raises(InputError, match="history"):
-        train(Options((path,), path), tmp_path / "out")
+        train(TrainingOptions((path,), path), tmp_path / "out")

@@ -7,8 +7,8 @@ import pytest
 
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder
-from bespeak.rewriting.build import ADAPTED
-from bespeak.rewriting.rewriter import MODEL
+from bespeak.rewriting.gemma import ADAPTED
+from bespeak.rewriting.model import MODEL
 from bespeak.training.packing import Layout, pack
 from bespeak.training.pairs import Conversation, Exchange, Target
 
@@ -109,12 +109,12 @@ def same(one, other):
     return all(torch.equal(one.adapter[name], other.adapter[name]) for name in one.adapter)
 
 
-def test_it_learns(network, sequences, tmp_path):
+def test_the_loss_falls(network, sequences, tmp_path):
     fit = run(network, sequences[:150], tmp_path / "checkpoint.pt")
     assert score(network, sequences[150:], fit.adapter, 2) < score(network, sequences[150:], {}, 2) - 0.1
 
 
-def test_a_run_that_was_ended_reaches_the_same_adapter(network, sequences, tmp_path):
+def test_an_interrupted_run_reaches_the_same_adapter(network, sequences, tmp_path):
     n_steps = len(steps(sequences[:120]))
     unbroken = run(network, sequences[:120], tmp_path / "unbroken.pt")
     run(network, sequences[:120], tmp_path / "broken.pt", 3)
@@ -125,13 +125,13 @@ def test_a_run_that_was_ended_reaches_the_same_adapter(network, sequences, tmp_p
     assert same(resumed, unbroken)
 
 
-def test_an_ended_checkpoint_is_not_taken_for_one(network, sequences, tmp_path):
+def test_an_incomplete_checkpoint_is_not_used(network, sequences, tmp_path):
     (tmp_path / "checkpoint.pt.partial").write_bytes(b"half")
     start = new_adapter(network.shapes, 0)
     assert Fit(cross_entropy(network), steps(sequences[:120]), tmp_path / "checkpoint.pt", "a run", start, 2).step == 0
 
 
-def test_threads_change_the_time_alone(network, sequences, tmp_path):
+def test_the_number_of_threads_changes_only_the_time(network, sequences, tmp_path):
     one = run(network, sequences[:40], tmp_path / "one.pt", threads=1)
     assert same(one, run(network, sequences[:40], tmp_path / "three.pt", threads=3))
 
@@ -142,9 +142,9 @@ def test_a_checkpoint_of_another_run_is_refused(network, sequences, tmp_path):
         run(network, sequences[:30], tmp_path / "checkpoint.pt", name="another")
 
 
-def test_a_damaged_checkpoint_is_a_sentence(network, sequences, tmp_path):
+def test_a_damaged_checkpoint_is_reported(network, sequences, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(ModelError, match="delete it to begin anew"):
+    with pytest.raises(ModelError, match="delete it to start again"):
         run(network, sequences[:30], tmp_path / "checkpoint.pt")
 
 

@@ -10,24 +10,13 @@ import pytest
 from bespeak.errors import InputError, ModelError
 from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.decoding import END
-from bespeak.rewriting.rewriter import MODEL
+from bespeak.rewriting.model import MODEL
 from bespeak.training.answers import Gains
-from bespeak.training.candidates import Asked, Sampled
+from bespeak.training.candidates import AnsweredTurn, SampledRewrites
 from bespeak.training.card import gain_card
-from bespeak.training.gain import (
-    AFTER,
-    CANDIDATES,
-    TEMPORARY,
-    Options,
-    Scored,
-    Scores,
-    Stage,
-    Tools,
-    run_name,
-    summary,
-    train_gain,
-)
+from bespeak.training.gain import AFTER, CANDIDATES, TEMPORARY, GainTools, Scored, Stage, run_name, summary, train_gain
 from bespeak.training.job import CHECKPOINT
+from bespeak.training.options import GainOptions, MeanGains
 from bespeak.training.pairs import Conversation, Exchange
 from fakes import BagEncoder
 
@@ -52,11 +41,11 @@ def pairs(tmp_path):
 
 
 def turn(query="q", rewrite="r"):
-    return Asked(0, "own", query, rewrite, "an answer", (Exchange("before"),), ())
+    return AnsweredTurn(0, "own", query, rewrite, "an answer", (Exchange("before"),), ())
 
 
 def scored(greedy, **gains):
-    return Scored(turn(), Sampled(greedy), {text: Gains(value, value, value) for text, value in gains.items()})
+    return Scored(turn(), SampledRewrites(greedy), {text: Gains(value, value, value) for text, value in gains.items()})
 
 
 def test_scores_are_means_and_a_refused_rewrite_is_the_query():
@@ -75,32 +64,32 @@ def test_the_spread_is_between_best_and_worst():
     assert scored(None, q=0.4).spread == 0
 
 
-def test_a_run_is_named_after_all_that_it_depends_on():
+def test_a_runs_name_depends_on_all_its_inputs():
     data = [Conversation("own", (Exchange("a", "b"),), ())]
-    name = run_name(Options(()), data, [turn()])
-    assert name == run_name(Options((), threads=9), data, [turn()])
+    name = run_name(GainOptions(()), data, [turn()])
+    assert name == run_name(GainOptions((), threads=9), data, [turn()])
     others = [
-        run_name(Options((), seed=1), data, [turn()]),
-        run_name(Options(()), data * 2, [turn()]),
-        run_name(Options(()), data, [turn()] * 2),
+        run_name(GainOptions((), seed=1), data, [turn()]),
+        run_name(GainOptions(()), data * 2, [turn()]),
+        run_name(GainOptions(()), data, [turn()] * 2),
     ]
     assert len({name, *others}) == 4
 
 
-def test_the_card_goes_on_from_that_of_the_first_stage(tmp_path):
-    options = Options((tmp_path / "a.jsonl", tmp_path / "b.jsonl"), tmp_path / "mine", 50, 7)
-    text = gain_card("# An adapter\nMade so.\n", options, {"canard": 20}, Scores(0.1, 0.2, 0.3, 0.45, 50, 20))
+def test_the_card_continues_that_of_the_first_stage(tmp_path):
+    options = GainOptions((tmp_path / "a.jsonl", tmp_path / "b.jsonl"), tmp_path / "mine", 50, 7)
+    text = gain_card("# An adapter\nMade so.\n", options, {"canard": 20}, MeanGains(0.1, 0.2, 0.3, 0.45, 50, 20))
     assert text.startswith("# An adapter\nMade so.\n\n## Second stage\n")
     assert "models train-gain --data a.jsonl --data b.jsonl --adapter mine --turns 50 --seed 7\n" in text
     assert "| canard | 20 | CC BY-SA 4.0 (aagohary/canard, dev split) |" in text
-    assert "before 0.300, after 0.450" in text
+    assert "before 0.300 and after 0.450" in text
     assert str(tmp_path) not in text
 
 
 def test_without_the_extra_it_says_what_to_install(pairs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ModelError, match=r"needs the extra 'train'.*pip install 'bespeak\[train\]'"):
-        train_gain(Options((pairs,)), tmp_path / "out")
+        train_gain(GainOptions((pairs,)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -111,7 +100,7 @@ class Writer:
         self.tokenizer = tokenizer
 
     @contextmanager
-    def begin(self, budget_ms, whose=None):
+    def begin(self, budget_ms, session_key=None):
         yield self._feed
 
     def forget(self, user):
@@ -142,26 +131,26 @@ def tools(network, tokenizer):
         assert (adapter / "adapter.npz").exists()
         yield Writer(tokenizer)
 
-    return Tools(scorer, lambda threads: BagEncoder(dim=256), lambda: network), opened
+    return GainTools(scorer, lambda threads: BagEncoder(dim=256), lambda: network), opened
 
 
 @pytest.fixture
 def adapter(network, tmp_path):
     """Of the narrow network."""
-    from bespeak.training.job import put
+    from bespeak.training.job import write_adapter
     from bespeak.training.network import new_adapter, to_arrays
 
     folder = tmp_path / "mine"
     folder.mkdir()
-    put(folder, to_arrays(new_adapter(network.shapes, 0)))
+    write_adapter(folder, to_arrays(new_adapter(network.shapes, 0)))
     (folder / "CARD.md").write_text("# Mine\n")
     return folder
 
 
 @pytest.mark.train
-def test_a_run_writes_a_folder_to_build_from_and_goes_on_from_what_it_holds(pairs, adapter, tools, tmp_path):
+def test_a_run_writes_a_folder_to_build_from_and_resumes_from_it(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
-    options, out, seen = Options((pairs,), adapter), tmp_path / "out", []
+    options, out, seen = GainOptions((pairs,), adapter), tmp_path / "out", []
     scores = train_gain(options, out, seen.append, tools[0])
     assert (scores.n_turns, scores.n_learnt) == (8, 8)
     assert scores.query == scores.before == scores.after < scores.person  # the scripted model learns nothing
@@ -194,22 +183,22 @@ def test_a_run_writes_a_folder_to_build_from_and_goes_on_from_what_it_holds(pair
 
 
 @pytest.mark.train
-def test_wrong_data_and_folders_are_sentences(pairs, adapter, tools, tmp_path):
+def test_wrong_data_and_folders_are_reported(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
     (tmp_path / "single.jsonl").write_text(json.dumps({"query": "Why?", "rewrite": "Why?"}) + "\n")
     with pytest.raises(InputError, match="no query of --data has a known answer"):
-        train_gain(Options((tmp_path / "single.jsonl",), adapter), tmp_path / "out", None, tools[0])
+        train_gain(GainOptions((tmp_path / "single.jsonl",), adapter), tmp_path / "out", None, tools[0])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no adapter.npz: give the folder"):
-        train_gain(Options((pairs,), tmp_path / "empty"), tmp_path / "out", None, tools[0])
+        train_gain(GainOptions((pairs,), tmp_path / "empty"), tmp_path / "out", None, tools[0])
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="holds the adapter to begin with: give another --out"):
-        train_gain(Options((pairs,), adapter), adapter, None, tools[0])
+    with pytest.raises(InputError, match="holds the adapter to start from: give another --out"):
+        train_gain(GainOptions((pairs,), adapter), adapter, None, tools[0])
 
 
 @pytest.mark.train
 def test_a_folder_of_another_run_is_refused(pairs, adapter, tools, tmp_path):
     pytest.importorskip("gguf", reason="gguf is not installed (extra `train`)")
-    train_gain(Options((pairs,), adapter), tmp_path / "out", None, tools[0])
-    with pytest.raises(ModelError, match="is of a run with other data, options or versions"):
-        train_gain(Options((pairs,), adapter, seed=1), tmp_path / "out", None, tools[0])
+    train_gain(GainOptions((pairs,), adapter), tmp_path / "out", None, tools[0])
+    with pytest.raises(ModelError, match="belongs to a run with other data, options or versions"):
+        train_gain(GainOptions((pairs,), adapter, seed=1), tmp_path / "out", None, tools[0])

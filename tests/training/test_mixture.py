@@ -23,14 +23,14 @@ def as_bytes(packed):
     return [(sequence.token_ids.tobytes(), sequence.labels.tobytes(), sequence.changes) for sequence in packed]
 
 
-def test_a_seed_decides_every_sequence_and_their_order(tokenizer):
+def test_the_same_seed_gives_the_same_sequences_in_order(tokenizer):
     found = list(conversations("own", 30))
     made = as_bytes(mixture.sequences(found, tokenizer, 1))
     assert made == as_bytes(mixture.sequences(found, tokenizer, 1))
     assert made != as_bytes(mixture.sequences(found, tokenizer, 2))
 
 
-def test_sources_are_taken_as_often_as_they_weigh(tokenizer):
+def test_sources_are_used_in_proportion_to_their_weights(tokenizer):
     found = [*conversations("ikat2024", 20), *conversations("own", 20), *conversations("camrest", 200)]
     made = mixture.sequences(found, tokenizer, 0, passes=2.0)
     people = Counter(s.source for s in made for target in s.targets if target.kind == "person")
@@ -49,9 +49,9 @@ def test_every_kind_of_change_is_made_and_counted(tokenizer):
     assert counts["source"]["made"] == pytest.approx(0.06 / 1.06 * n_targets, abs=1)
 
 
-def test_what_is_scored_on_is_not_changed(tokenizer):
+def test_held_out_conversations_are_not_varied(tokenizer):
     found = list(conversations("own", 3))
-    made = mixture.plain(found, tokenizer)
+    made = mixture.unvaried(found, tokenizer)
     assert [target for sequence in made for target in sequence.targets] == [c.targets[0] for c in found]
     assert all(sequence.changes == () for sequence in made)
     assert mixture.counts(made) == {"source": {"own": 3}, "kind": {"person": 3}, "change": {}}

@@ -54,7 +54,7 @@ def branches(packed):
         yield packed.token_ids[before].tolist(), packed.labels[labelled].tolist(), packed.positions[seen].tolist()
 
 
-def test_each_branch_sees_the_very_prompt_of_the_rewriter(layout):
+def test_each_branch_sees_exactly_the_rewriters_prompt(layout):
     (packed,) = pack(ZAPPA, layout, None)
     assert packed.targets == ZAPPA.targets
     for target, (seen, labels, positions) in zip(packed.targets, branches(packed), strict=True):
@@ -64,7 +64,7 @@ def test_each_branch_sees_the_very_prompt_of_the_rewriter(layout):
         assert positions == list(range(len(positions)))
 
 
-def test_of_the_last_turns_answer_a_branch_sees_more_than_of_others(layout):
+def test_a_branch_sees_more_of_the_last_answer_than_of_others(layout):
     turns = tuple(Exchange(f"Which {what} are there?", f"One {what}, " * 30 + "the end") for what in ("tree", "bird"))
     asked = Conversation("s", turns, tuple(Target(n, "And which?", "And which?") for n in range(3)))
     asked = Conversation("s", turns, (*asked.targets[:2], Target(1, turns[1].query, turns[1].query), asked.targets[2]))
@@ -88,7 +88,7 @@ def test_the_history_is_read_once(layout):
     assert len(packed.token_ids) < 0.7 * alone
 
 
-def test_histories_are_cut_where_the_words_still_stand(layout):
+def test_histories_are_cut_only_before_the_targets_words(layout):
     topics = ("whales", "glaciers", "volcanoes", "bridges", "violins", "comets", "orchids", "castles")
     turns = tuple(Exchange(f"Tell me about {topic}.", f"All about {topic}, at length. " * 5) for topic in topics)
     near = Target(8, "How old are they?", "How old are castles?")
@@ -118,7 +118,7 @@ def test_no_window_is_longer_than_what_the_rewriter_reads(layout):
             assert len(seen) <= HISTORY_TOKENS + LAST_ANSWER_TOKENS - ANSWER_TOKENS + 20
 
 
-def test_a_word_that_stands_nowhere_is_not_learnt(layout):
+def test_a_word_without_a_source_is_not_learnt(layout):
     target = Target(0, "Why do wolves howl?", "Why do grey wolves howl?")
     assert pack(Conversation("s", (), (target,)), layout, None) == []  # its only added word
     known = Target(0, target.query, target.rewrite.replace("howl?", "howl in packs at night?"))
@@ -127,7 +127,7 @@ def test_a_word_that_stands_nowhere_is_not_learnt(layout):
     assert layout.tokenizer.decode(learnt[:-1]) == " Why do wolves howl in packs at night?"
 
 
-def test_the_answers_end_that_is_not_read_gives_no_words(layout):
+def test_the_unread_end_of_an_answer_gives_no_words(layout):
     turn = Exchange("What is it?", "word " * (LAST_ANSWER_TOKENS + 5) + "Zanzibar")
     asked = Conversation("s", (turn,), (Target(1, "Where?", "Where is Zanzibar?"),))
     assert pack(asked, layout, None) == []
@@ -138,13 +138,13 @@ def test_rewrites_without_end_are_left_out(layout):
     assert pack(asked, layout, None) == []
 
 
-def test_the_share_of_words_that_nobody_said():
+def test_the_share_of_words_without_a_source():
     target = Target(0, "Why?", "Why did they disband at Dawn?")
     assert unsaid_share(target, Lexicon("Why?", ["Why?"])) == 2 / 5  # disband, Dawn; the others are function words
     assert unsaid_share(Target(0, "Why?", "why"), Lexicon("Why?", [])) == 0
 
 
-def test_of_several_rewrites_each_reads_the_prompt_and_itself(tokenizer):
+def test_each_of_several_rewrites_reads_only_the_prompt_and_itself(tokenizer):
     read = prompt("Why?", Profile(turns=(Turn(TURNS[0].query, TURNS[0].response, ""),)), tokenizer)
     texts = ["Why?", "Why did Zappa disband?", "Why did the group disband?"]
     packed = alternatives(read, texts, tokenizer)

@@ -44,20 +44,20 @@ def test_query_and_rewrite_are_enough(tmp_path):
         '{"query": "a", "rewrite": "b", "history": [{"query": null, "response": 3}]}',
     ],
 )  # fmt: skip
-def test_a_line_that_is_no_pair_is_named(tmp_path, line):
+def test_an_invalid_line_is_named(tmp_path, line):
     path = write(tmp_path, {"query": "a", "rewrite": "b"}, line)
     with pytest.raises(InputError, match=r"line 2 of .*pairs\.jsonl is no pair"):
         list(read_pairs(path))
 
 
-def test_a_file_that_is_no_text_is_a_sentence(tmp_path):
+def test_a_file_that_is_not_text_is_reported(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="give a file of JSON lines"):
         list(read_pairs(path))
 
 
-def test_turns_of_one_conversation_come_together():
+def test_pairs_of_one_conversation_are_joined():
     pairs = [Pair("s", turn.query, turn.query.upper(), ZAPPA[:n]) for n, turn in enumerate(ZAPPA)]
     pairs += [Pair("s", "Why?", "WHY?", ZAPPA), Pair("s", "How?", "HOW?", ZAPPA)]
     (found,) = conversations(pairs)
@@ -76,11 +76,11 @@ def test_turns_of_one_conversation_come_together():
         Pair("s", "Who sang?", "WHO SANG?"),  # another first query
     ],
 )
-def test_what_does_not_go_on_is_another_conversation(other):
+def test_a_pair_that_does_not_continue_starts_another_conversation(other):
     assert len(conversations([Pair("s", "Who disbanded?", "WHO?"), other])) == 2
 
 
-def test_a_pair_stands_in_one_part_alone():
+def test_a_pair_is_in_one_part_only():
     found = [Conversation("s", (), (Target(0, f"q{n}", "r"),)) for n in range(400)]
     learnt, scored = split(found * 2, one_in=10)
     assert {c.targets for c in learnt}.isdisjoint(c.targets for c in scored)

@@ -7,14 +7,14 @@ from bespeak.training.personal import FIELDS, personal_conversations
 OTHERS = ("I collect stamps.", "My aunt paints.", "I never fly.")
 
 
-def test_every_word_of_a_target_stands_in_query_or_statement():
+def test_every_word_of_a_target_is_in_the_query_or_the_statement():
     for made in personal_conversations(300, OTHERS, random.Random(0)):
         (target,) = made.targets
         lexicon = Lexicon(target.query, [target.query, *made.statements])
         assert all(stands for _, stands in standing(target.rewrite, lexicon)), target
 
 
-def test_two_in_three_take_a_word_from_the_statement():
+def test_two_in_three_queries_use_a_word_of_the_statement():
     made = list(personal_conversations(300, OTHERS, random.Random(0)))
     changed = [
         conversation for conversation in made if conversation.targets[0].query != conversation.targets[0].rewrite
@@ -27,13 +27,13 @@ def test_two_in_three_take_a_word_from_the_statement():
         assert any(word.strip("?") in used for word in added)
 
 
-def test_statements_of_others_stand_among_them():
+def test_statements_of_others_are_mixed_in():
     made = list(personal_conversations(100, OTHERS, random.Random(0)))
     assert any(len(conversation.statements) > 2 for conversation in made)
     assert {text for conversation in made for text in conversation.statements} > set(OTHERS)
 
 
-def test_every_query_says_where_its_phrase_goes():
+def test_every_query_marks_the_place_of_its_phrase():
     for field in FIELDS:
         assert all(query.count("{}") == 1 for query in field.queries)
         assert all(statement.count("{}") == 1 for statement in field.statements)

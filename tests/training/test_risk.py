@@ -23,7 +23,7 @@ def choice(tokenizer, texts=TEXTS, gains=(0.2, 0.4, 1.0), person=1):
     return Choice(alternatives(read, texts, tokenizer), np.array(gains, np.float32), person)
 
 
-def test_each_branch_has_the_likelihood_that_it_has_alone(network, tokenizer):
+def test_a_branch_is_as_likely_as_it_is_alone(network, tokenizer):
     adapter = new_adapter(network.shapes, 0)
     log_p, sizes = network.log_likelihoods(choice(tokenizer).sequence, adapter)
     read = prompt(TEXTS[0], BEFORE, tokenizer)
@@ -33,14 +33,14 @@ def test_each_branch_has_the_likelihood_that_it_has_alone(network, tokenizer):
         assert int(size) == n_tokens
 
 
-def test_risk_is_less_the_gain_to_expect():
+def test_risk_is_the_negative_expected_gain():
     log_p, sizes = torch.tensor([-4.0, -4.0]), torch.tensor([2.0, 4.0])
     assert float(risk(log_p, sizes, torch.tensor([1.0, 0.0]), 1)) == pytest.approx(-0.5 + PERSON)
     surer = torch.tensor([-4.0, -400.0])
     assert float(risk(surer, sizes, torch.tensor([1.0, 0.0]), 0)) == pytest.approx(-1 + PERSON * 2)
 
 
-def test_what_gains_becomes_likelier(network, tokenizer, tmp_path):
+def test_candidates_with_gains_become_likelier(network, tokenizer, tmp_path):
     one = choice(tokenizer, ["What do they eat?", "What do whales eat?", "What do horses eat?"], (0.5, 0.0, 1.0), 0)
     objective = minimum_risk(network)
     start = {name: weight.clone() for name, weight in new_adapter(network.shapes, 0).items()}

@@ -47,7 +47,7 @@ def pairs(tmp_path):
     return path
 
 
-def test_what_rewrites_take_is_learnt(pairs, tmp_path):
+def test_words_that_rewrites_use_are_learnt(pairs, tmp_path):
     result = CliRunner().invoke(
         cli, ["models", "train-terms", "--data", str(pairs), "--held-out", str(pairs), "--out", str(tmp_path / "out")]
     )

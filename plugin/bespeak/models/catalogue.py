@@ -1,18 +1,18 @@
-"""Where templates and models lie, what the models are, and whether their files are whole."""
+"""Where templates and models are, what the models are, and whether their files are intact."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache as remember
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from bespeak.errors import ModelError
+from bespeak.files import replacing
 
 ModelKind: TypeAlias = Literal["encoder", "context-encoder", "rewriter", "terms"]
 
@@ -24,7 +24,7 @@ COMPUTED = (".onnx", ".data", ".json")
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a file of a model has to be."""
+    """What a model's file must be."""
 
     sha256: str
     bytes: int
@@ -32,19 +32,19 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """What a model is. One that was made on this machine carries its record in its folder, as `model.json`."""
+    """What a model is. A model made on this machine has its record in its folder, as `model.json`."""
 
     name: str
     kind: ModelKind
     files: Mapping[str, ModelFile]
     licence: str
     source: str
-    made: str  # how, in a sentence
-    default: bool = False  # taken where none is named
+    made: str  # how it was made, in a sentence
+    default: bool = False  # used when no model is named
 
     @property
     def version(self) -> str:
-        """Eight hex digits that change with any file that is computed with; a card or a licence is not."""
+        """Eight hex digits that change with any file that affects results; a card or a licence does not."""
         content = sorted((name, file.sha256) for name, file in self.files.items() if Path(name).suffix in COMPUTED)
         return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()[:8]
 
@@ -70,7 +70,7 @@ def manifest() -> dict[str, ModelRecord]:
 
 
 def default_model(kind: ModelKind) -> str:
-    """Name of the shipped model that is taken where none is named."""
+    """Name of the shipped model that is used when none is named. Raises ModelError."""
     for record in manifest().values():
         if record.kind == kind and record.default:
             return record.name
@@ -78,7 +78,7 @@ def default_model(kind: ModelKind) -> str:
 
 
 def known_models(cache: Path | None) -> Iterator[tuple[ModelRecord, Path]]:
-    """Every shipped model with its folder, then what was made in the cache; a shipped name hides a made one."""
+    """Every shipped model with its folder, then those in the cache; a shipped model hides one of its name."""
     for name, record in manifest().items():
         yield record, asset_folder("onnx_models") / name
     made = sorted((cache / "models").glob(f"*/{RECORD}")) if cache else []
@@ -89,7 +89,7 @@ def known_models(cache: Path | None) -> Iterator[tuple[ModelRecord, Path]]:
 
 
 def model_folder(name: str, cache: Path | None = None) -> Path:
-    """Folder of a shipped model, of one made in the cache (`<cache>/models/<name>`), or of a path given as such."""
+    """Folder of a shipped model, of one in the cache (`<cache>/models/<name>`), or the folder given as `name`."""
     if name in manifest():
         return asset_folder("onnx_models") / name
     if cache and name and Path(name).name == name and (cache / "models" / name / RECORD).is_file():
@@ -104,7 +104,7 @@ def model_folder(name: str, cache: Path | None = None) -> Path:
 
 
 def read_record(folder: Path) -> ModelRecord | None:
-    """What the model in this folder is, by its own record or the shipped list; None where neither knows it."""
+    """The record of the model in this folder, its own or that of the shipped list; None if there is neither."""
     path = folder / RECORD
     if path.is_file():
         try:
@@ -117,7 +117,7 @@ def read_record(folder: Path) -> ModelRecord | None:
 
 
 def write_record(folder: Path, record: ModelRecord) -> None:
-    """Puts the record beside the files it describes; write it last, so that a model with a record is complete."""
+    """Writes the record beside the files it describes. Write it last, so that a model with a record is complete."""
     write_json(folder / RECORD, asdict(record))
 
 
@@ -130,7 +130,7 @@ def parse_record(row: Any, path: Path) -> ModelRecord:
 
 
 def describe_files(folder: Path) -> dict[str, ModelFile]:
-    """Size and sha256 of every file in the folder but the record itself."""
+    """Size and sha256 of every file in the folder, except the record itself."""
     return {
         path.name: ModelFile(digest(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
@@ -139,11 +139,11 @@ def describe_files(folder: Path) -> dict[str, ModelFile]:
 
 
 def verify(folder: Path, cache: Path | None = None) -> ModelRecord:
-    """The record of the model in this folder, once its files are what the record says.
+    """The record of the model in this folder, after checking that its files match the record.
 
-    Sizes are compared each time. The sha256 of a file is computed at first sight and then remembered in the cache
-    folder, until its size, time or inode changes; without a cache folder, or where it cannot be written, each time.
-    A folder without a record gets one with the files as they are. Raises ModelError.
+    Sizes are compared each time. A file's sha256 is remembered in the cache folder and computed again only when the
+    file's size, time or inode changes; without a writable cache folder it is computed each time. A folder without a
+    record gets one for the files as they are. Raises ModelError.
     """
     record = read_record(folder)
     if record is None:
@@ -155,7 +155,7 @@ def verify(folder: Path, cache: Path | None = None) -> ModelRecord:
         found = seen.sha256(folder / name)
         if found != expected.sha256:
             raise ModelError(
-                f"{folder / name} of the model {record.name} has the sha256 {found[:12]}… in place of "
+                f"{folder / name} of the model {record.name} has the sha256 {found[:12]}… instead of "
                 f"{expected.sha256[:12]}…, so it was damaged or changed: {remedy(record)}"
             )
     seen.save()
@@ -172,13 +172,13 @@ def check_size(path: Path, expected: ModelFile, record: ModelRecord) -> None:
     if size != expected.bytes:
         state = "cut short" if size < expected.bytes else "changed"
         raise ModelError(
-            f"{path} of the model {record.name} has {size} bytes in place of {expected.bytes}, so it was {state}: "
+            f"{path} of the model {record.name} has {size} bytes instead of {expected.bytes}, so it was {state}: "
             f"{remedy(record)}"
         )
 
 
 def remedy(record: ModelRecord) -> str:
-    """What brings a damaged model back."""
+    """What the user can do about a damaged model."""
     if record.name in manifest():
         return "install bespeak again"
     if record.kind == "rewriter":
@@ -188,7 +188,7 @@ def remedy(record: ModelRecord) -> str:
 
 
 def foreign_record(folder: Path, cache: Path | None) -> ModelRecord:
-    """A record for an encoder's folder that somebody else made."""
+    """A record for an encoder's folder that was not made by Bespeak. Raises ModelError."""
     seen = Digests(cache)
     files = {}
     for name in ("model.onnx", "tokenizer.json", "config.json"):
@@ -203,7 +203,7 @@ def foreign_record(folder: Path, cache: Path | None) -> ModelRecord:
 
 
 class Digests:
-    """The sha256 of files, remembered in the cache folder for as long as size, time and inode stay the same."""
+    """The sha256 of files, remembered in the cache folder while size, time and inode stay the same."""
 
     def __init__(self, cache: Path | None) -> None:
         self._path = cache / VERIFIED if cache else None
@@ -222,7 +222,7 @@ class Digests:
         return found
 
     def save(self) -> None:
-        """Where the folder cannot be written, the next load computes again."""
+        """Writes the digests to the cache folder; if that fails, the next process computes them again."""
         if self._path and self._changed:
             try:
                 write_json(self._path, self._known)
@@ -238,7 +238,7 @@ class Digests:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file in hex. Raises ModelError where it cannot be read."""
+    """The sha256 of a file in hex. Raises ModelError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -249,13 +249,14 @@ def digest(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all: a reader beside us never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        Path(name).chmod(0o644)  # as the model's other files; a temporary file starts private
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Writes the file as a whole or not at all: other processes never see half a file. Raises OSError."""
+    with replacing_model_file(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+
+
+@contextmanager
+def replacing_model_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """`replacing`, for a file that every user may read. Raises OSError."""
+    with replacing(path, mode, **options) as file:
+        yield file
+    path.chmod(0o644)

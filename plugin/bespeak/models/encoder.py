@@ -1,17 +1,16 @@
-"""The seam to the encoder: texts to vectors, by any sentence-transformers model as ONNX on the CPU."""
+"""The encoder seam: turns texts into vectors, with any sentence-transformers model as ONNX on the CPU."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from bespeak.caching import RecentlyUsed
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import default_model, model_folder, verify
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 TextKind: TypeAlias = Literal["query", "document"]
 
 MAX_CHARS_PER_TOKEN = 64
-"""A text is cut at this many characters per token that the model can take, before it is tokenised."""
+"""Before a text is tokenised, it is cut to this many characters for each token that the model can take."""
 
 
 class Encoder(Protocol):
@@ -32,26 +31,26 @@ class Encoder(Protocol):
     dim: int
 
     def encode(self, texts: Sequence[str], kind: TextKind = "document") -> Matrix:
-        """`(n, dim)`, a row of unit length for each text in order; each text's vector depends on it alone.
+        """`(n, dim)`: a row of unit length for each text, in order. A text's vector does not depend on the other texts.
 
-        May raise Late when the current deadline is over, also in the middle of a run.
+        May raise Late when the current deadline is over, even in the middle of a run.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
-    """What `config.json` of an encoder's folder says."""
+    """The content of `config.json` in an encoder's folder."""
 
     dim: int
-    # Tokens, special ones among them, that the model reads; the rest of a text is left out.
+    # Tokens that the model reads, special ones included; the rest of a text is left out.
     max_tokens: int
-    # Of the last layer's tokens: the first one, or their mean. "none": the model gives one vector a text.
+    # The vector is the last layer's first token ("cls"), or the mean of its tokens; "none": the model pools by itself.
     pooling: Literal["cls", "mean", "none"]
-    # Put before the text.
+    # Put before each text.
     query_prefix: str = ""
     document_prefix: str = ""
-    # Name of the encoder with whose documents its vectors compare; "": its own.
+    # Name of the encoder whose document vectors its own compare with; "": itself.
     of: str = ""
 
     def __post_init__(self) -> None:
@@ -65,9 +64,9 @@ class EncoderConfig:
 
 
 def load_encoder(name: str | None = None, cache: Path | None = None, threads: int | None = None) -> Encoder:
-    """The encoder of this name, or in this folder; the shipped one if not given. Raises ModelError.
+    """The encoder with this name or in this folder; by default the shipped one. Raises ModelError.
 
-    `threads` of one run; as many as there are cores, at most 4, if not given.
+    `threads` is the number of threads of one run; by default the number of cores, at most 4.
     """
     folder = model_folder(name or default_model("encoder"), cache)
     record = verify(folder, cache)
@@ -77,10 +76,10 @@ def load_encoder(name: str | None = None, cache: Path | None = None, threads: in
 
 
 class OnnxEncoder:
-    """A folder of `model.onnx`, `tokenizer.json` and `config.json`, run by onnxruntime.
+    """Runs the model in a folder of `model.onnx`, `tokenizer.json` and `config.json` with onnxruntime.
 
-    Texts are run one at a time: a quantised model takes the scale of its activations from all that it is run on, so
-    that in a batch the neighbours of a text would move its vector, and on a CPU a batch gains nothing.
+    Texts are run one at a time. A quantised model scales its activations over everything in a run, so in a batch the
+    other texts would change a text's vector; and on a CPU batches are no faster.
     """
 
     def __init__(self, folder: Path, threads: int | None = None, name: str | None = None) -> None:
@@ -127,17 +126,15 @@ class OnnxEncoder:
 
 
 class RememberingEncoder:
-    """Another encoder, whose latest `size` vectors are kept in memory: queries and turns come again and again.
+    """Wraps an encoder and keeps its `size` latest vectors in memory, since queries and turns come again and again.
 
-    A vector is kept under a digest of its text, never with the text.
+    A vector is kept under a digest of its text; the text itself is not kept.
     """
 
     def __init__(self, encoder: Encoder, size: int = 10_000) -> None:
         self.name, self.dim = encoder.name, encoder.dim
-        self._encoder, self._size = encoder, size
-        self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
-        self._n_cleared = 0
-        self._lock = threading.Lock()
+        self._encoder = encoder
+        self._vectors: RecentlyUsed[bytes, Vector] = RecentlyUsed(size)
 
     def encode(self, texts: Sequence[str], kind: TextKind = "document") -> Matrix:
         import numpy as np
@@ -146,30 +143,20 @@ class RememberingEncoder:
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def knows(self, texts: Sequence[str], kind: TextKind) -> bool:
-        """Whether all are remembered, so that encoding them takes no time."""
-        with self._lock:
-            return all(digest_of(text, kind) in self._vectors for text in texts)
+        """Whether all of them are remembered, so that encoding them takes no time."""
+        return all(digest_of(text, kind) in self._vectors for text in texts)
 
     def forget(self, _user: UserKey) -> None:
-        """Drops all vectors, for nobody knows whose texts they are of; of what is being encoded meanwhile, too."""
-        with self._lock:
-            self._vectors.clear()
-            self._n_cleared += 1
+        """Drops all vectors, since they do not tell whose texts they are from; also of texts being encoded now."""
+        self._vectors.clear()
 
     def _vector(self, text: str, kind: TextKind) -> Vector:
         digest = digest_of(text, kind)
-        with self._lock:
-            if (known := self._vectors.get(digest)) is not None:
-                self._vectors.move_to_end(digest)
-                return known
-            n_cleared = self._n_cleared
+        if (known := self._vectors.get(digest)) is not None:
+            return known
+        n_forgotten = self._vectors.n_forgotten
         vector: Vector = self._encoder.encode([text], kind)[0]
-        with self._lock:
-            if n_cleared != self._n_cleared:
-                return vector
-            self._vectors[digest] = vector
-            while len(self._vectors) > self._size:
-                self._vectors.popitem(last=False)
+        self._vectors.put(digest, vector, n_forgotten)
         return vector
 
 
@@ -180,7 +167,7 @@ def digest_of(text: str, kind: TextKind) -> bytes:
 def encode_until(
     encoder: Encoder, texts: Sequence[str], kind: TextKind = "document", deadline: Deadline | None = None
 ) -> Matrix:
-    """The rows of the first texts: as many as are done before `deadline` (the current one if not given).
+    """The vectors of as many of the first texts as can be encoded before `deadline` (by default the current one).
 
     `(n_done, dim)`, n_done <= len(texts).
     """
@@ -199,7 +186,7 @@ def encode_until(
 
 
 def well_formed(text: str) -> str:
-    """The text as proper Unicode: two halves of a surrogate pair become their character, a lone half U+FFFD."""
+    """The text as valid Unicode: surrogate pairs become their character, and a lone surrogate becomes U+FFFD."""
     if not any("\ud800" <= c <= "\udfff" for c in text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -228,7 +215,7 @@ def open_tokenizer(folder: Path, max_tokens: int) -> Any:
 
 
 def open_session(path: Path, threads: int | None) -> Any:
-    """A session on the CPU; idle threads sleep in place of spinning, so that a short command wastes no CPU time."""
+    """A session on the CPU. Idle threads sleep instead of spinning, so that a short command wastes no CPU time."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

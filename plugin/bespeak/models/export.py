@@ -1,4 +1,4 @@
-"""Turns a sentence-transformers model into an encoder's folder. Needs the extra `train`."""
+"""Exports a sentence-transformers model as an encoder. Needs the extra `train`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bespeak.errors import ModelError
+from bespeak.files import replace_folder
 from bespeak.models.catalogue import RECORD, ModelRecord, describe_files, write_record
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Precision: TypeAlias = Literal["int8", "fp32"]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LONGEST_TOKENS = 8192
 LOWEST_COSINE: dict[Precision, float] = {"fp32": 0.999, "int8": 0.9}
-"""An export whose vectors are further from the original's, on `PROBES`, is refused."""
+"""An export is refused if a vector of `PROBES` has a lower cosine to the original's."""
 PROBES = (
     "Which of them are open on Sundays?",
     "The bridge was closed for repairs, so the ferry runs twice an hour until the end of March.",
@@ -28,10 +29,10 @@ PROBES = (
 
 
 def export_model(source: str, folder: Path, precision: Precision = "int8") -> ModelRecord:
-    """Writes `model.onnx`, `tokenizer.json`, `config.json` and the record; `folder` is new, or held a model before.
+    """Writes `model.onnx`, `tokenizer.json`, `config.json` and the record to `folder`, which is new or holds a model.
 
-    All of the model's modules, pooling among them, become part of the graph. int8 is by output channel, with one bit
-    left free, since without it sums overflow on processors that lack VNNI. Raises ModelError.
+    All modules of the model, including pooling, become part of the graph. int8 has one scale per output channel and
+    leaves one bit unused, since sums overflow otherwise on processors without VNNI. Raises ModelError.
     """
     model = open_model(source)
     check_target(folder)
@@ -45,16 +46,14 @@ def export_model(source: str, folder: Path, precision: Precision = "int8") -> Mo
             how = f"exported by torch.onnx as {precision}; lowest cosine to the original {cosine:.4f}"
             record = ModelRecord(folder.name, "encoder", describe_files(made), licence(model), source, how)
             write_record(made, record)
-            if folder.exists():
-                folder.rename(Path(work) / "old")
-            made.rename(folder)
+            replace_folder(made, folder)
     except OSError as error:
         raise ModelError(f"cannot write the model to {folder} ({error}): give another folder") from error
     return record
 
 
 def open_model(source: str) -> SentenceTransformer:
-    """The model, with attention written out, as the exporter wants it."""
+    """The model with explicit attention, which the exporter needs. Raises ModelError."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -74,7 +73,7 @@ def open_model(source: str) -> SentenceTransformer:
 
 
 def check_target(folder: Path) -> None:
-    """A folder with something else in it is never replaced."""
+    """Raises ModelError if the folder holds anything other than an exported model."""
     if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} exists and holds no exported model: give a new folder")
 
@@ -91,7 +90,7 @@ def write_files(model: Any, folder: Path, precision: Precision) -> None:
 
 
 def read_config(model: Any) -> dict[str, Any]:
-    """`config.json` as the model's own configuration has it; "none": the graph pools."""
+    """The content of `config.json`, from the model's own configuration; the graph pools, so `pooling` is "none"."""
     prompts = {name: text for name, text in (model.prompts or {}).items() if text}
     default = prompts.get(model.default_prompt_name or "", "")
     longest = model.max_seq_length or model.tokenizer.model_max_length
@@ -105,12 +104,12 @@ def read_config(model: Any) -> dict[str, Any]:
 
 
 def write_graph(model: Any, path: Path) -> None:
-    """One file, with free axes for texts and tokens."""
+    """Writes the graph to one file, with free axes for texts and tokens. Raises ModelError."""
     import torch
 
     names = [name for name in INPUTS if name in model.tokenizer.model_input_names]
 
-    class Whole(torch.nn.Module):  # type: ignore[misc]
+    class Sentences(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -123,7 +122,7 @@ def write_graph(model: Any, path: Path) -> None:
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         torch.onnx.export(
-            Whole().eval(),
+            Sentences().eval(),
             tuple(feeds[name] for name in names),
             path,
             input_names=names,
@@ -155,7 +154,7 @@ def quantise(path: Path) -> None:
 
 
 def compare(model: Any, folder: Path, precision: Precision) -> float:
-    """Lowest cosine between the original's vectors and the export's. Raises ModelError where it is too low."""
+    """Lowest cosine between the vectors of the original and the export. Raises ModelError if it is too low."""
     from bespeak.models.encoder import OnnxEncoder
 
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -165,18 +164,18 @@ def compare(model: Any, folder: Path, precision: Precision) -> float:
     lowest = float((found * expected).sum(axis=1).min())
     if not lowest >= LOWEST_COSINE[precision]:
         raise ModelError(
-            f"the export is not faithful: the lowest cosine to the original is {lowest:.4f}, and has to be "
+            f"the export is not faithful: the lowest cosine to the original is {lowest:.4f}, but must be at least "
             f"{LOWEST_COSINE[precision]} for {precision}: choose fp32, or another model"
         )
     return lowest
 
 
 def licence(model: Any) -> str:
-    """As the model's card names it."""
+    """The licence that the model's card names."""
     found = getattr(model.model_card_data, "license", None)
     return str(found) if found else "unknown"
 
 
 def default_name(source: str) -> str:
-    """A name for the export: the last part of the folder's path or the hub's name."""
+    """A name for the export: the last part of the folder's path, or of its name on the hub."""
     return Path(source).resolve().name if Path(source).is_dir() else source.rstrip("/").rsplit("/", 1)[-1]

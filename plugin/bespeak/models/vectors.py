@@ -1,4 +1,4 @@
-"""Vectors of documents that an index holds no vectors for, kept on disk so that each text is encoded once."""
+"""Keeps on disk the vectors of documents whose index has none, so that each text is encoded only once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ import numpy as np
 if TYPE_CHECKING:
     from bespeak.records import Vector
 
-T = TypeVar("T")
+Found = TypeVar("Found")
 Row: TypeAlias = tuple[int, bytes, bytes, bytes, int]
 """row_no, key, version, vector, checksum."""
 
-ROWS = 1_000_000
+LIMIT_ROWS = 1_000_000
 """About 1.7 GB with vectors of 384 numbers."""
 
 REST_S = 5.0
-"""After a fault the file is left alone for so long, so that not every query pays for it."""
+"""How long the file is left alone after a fault, so that not every query pays for it."""
 
 APPLICATION_ID = 0x42535056  # "BSPV"
 VERSION = 1  # of the table
-# `key` is digests of space and doc_id, so that any text is an id and none is kept. The newest row has the highest
-# `row_no`, also where it replaces one. `checksum` is over the rest of the row: without syncs a power cut may leave
-# pages of two times in one file, which SQLite cannot see.
+# `key` joins digests of space and doc_id: any text can be an id, and no id is stored. The newest row has the highest
+# `row_no`, even if it replaces another row. `checksum` covers the rest of the row: nothing is synced, so a power cut
+# may leave older and newer pages in one file, which SQLite cannot detect.
 TABLE = """CREATE TABLE vectors (row_no INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE ON CONFLICT REPLACE,
     version BLOB NOT NULL, vector BLOB NOT NULL, checksum INTEGER NOT NULL)"""
 ASKED_AT_ONCE = 128
@@ -41,44 +41,42 @@ GET = f"""SELECT row_no, key, version, vector, checksum FROM vectors
 PUT = "INSERT INTO vectors (key, version, vector, checksum) VALUES (?, ?, ?, ?)"
 EVICT = """DELETE FROM vectors WHERE row_no <= (SELECT max(row_no) FROM vectors) - ?
     AND row_no <= (SELECT min(row_no) FROM vectors) + ?"""
-DROP = """DELETE FROM vectors WHERE row_no IN
-    (SELECT row_no FROM vectors WHERE key BETWEEN ? AND ? LIMIT ?)"""
-DELETED_AT_ONCE = 5_000
-PAGE_BYTES = 8192  # five rows of 384 numbers fill a page; of SQLite's usual 4096 bytes two would leave a quarter empty
+EVICTED_AT_ONCE = 5_000
+PAGE_BYTES = 8192  # holds five rows of 384 numbers; SQLite's usual 4096 would hold two and waste a quarter
 CACHED_KIB = 16_384
 
 
 class VectorCache:
-    """The latest `rows` vectors, in one file that any number of threads and processes share.
+    """The latest `rows` vectors, in one file that any number of threads and processes can share.
 
-    Vectors come back bit for bit, so that a page that is ranked by kept vectors fits one that was ranked by new ones.
-    Nothing here raises for the file's sake: one that is locked, full, read-only or not ours holds nothing for a
-    while, and `fault` says why; a damaged one is moved to `<name>.damaged` and begun anew.
+    Vectors come back bit for bit, so pages ranked with kept vectors match pages ranked with new ones. No fault of the
+    file is raised. While the file is locked, full, read-only or another program's, nothing is found or kept, and
+    `fault` says why. A damaged file is moved to `<name>.damaged` and replaced by a new one.
     """
 
     def __init__(
         self,
         path: Path,
-        rows: int = ROWS,
+        rows: int = LIMIT_ROWS,
         *,
         timeout_s: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self._rows = path, rows
-        # Apart, so that who reads never waits for who writes.
-        self._reader, self._writer = (_Door(path, timeout_s, clock) for _ in range(2))
+        # Two connections, so that readers never wait for writers.
+        self._reader, self._writer = (_Connection(path, timeout_s, clock) for _ in range(2))
 
     @property
     def fault(self) -> str:
-        """Why nothing is found or kept, in a sentence; "" where all is well."""
+        """A sentence that says why nothing is found or kept; "" if there is no fault."""
         return self._reader.fault or self._writer.fault
 
     def get(self, space: str, doc_ids: Sequence[str]) -> dict[str, tuple[str, Vector]]:
-        """doc_id -> (version, vector) of those that are kept. A vector as long as the newest one, or none."""
-        start = _start(space)
+        """doc_id -> (version, vector) of the documents that are kept; only vectors as long as the newest one."""
+        start = _space_digest(space)
         asked = {_key(start, doc_id): doc_id for doc_id in doc_ids}
         nothing: list[Row] = []
-        rows = [row for row in self._reader.ask(lambda c: _select(c, list(asked)), nothing) if _is_sound(row)]
+        rows = [row for row in self._reader.use(lambda c: _select(c, list(asked)), nothing) if _is_sound(row)]
         n_bytes = len(max(rows)[3]) if rows else 0
         return {
             asked[key]: (_text(version), np.frombuffer(vector, "<f4"))
@@ -87,36 +85,32 @@ class VectorCache:
         }
 
     def put(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
-        """Keeps these in place of older ones. What is no vector of finite numbers is left out."""
-        start = _start(space)
+        """Keeps these vectors and replaces older ones. Vectors with values that are not finite are left out."""
+        start = _space_digest(space)
         kept = [
             _row(_key(start, doc_id), _bytes(version), np.asarray(vector, "<f4").tobytes())
             for doc_id, (version, vector) in rows.items()
             if _is_vector(vector)
         ]
         if kept:
-            self._writer.ask(lambda connection: _insert(connection, kept, self._rows), None)
-
-    def drop(self, space: str) -> None:
-        """Deletes all of a space: its index is gone, or is to be made anew."""
-        self._writer.ask(lambda connection: _delete(connection, _start(space)), None)
+            self._writer.use(lambda connection: _insert(connection, kept, self._rows), None)
 
     def close(self) -> None:
-        """Nothing is found or kept from now on."""
+        """Closes the file; from now on nothing is found or kept."""
         self._reader.close()
         self._writer.close()
 
 
 class _Foreign(Exception):
-    """A sound database of somebody else's."""
+    """The file is an intact database of another program."""
 
 
 class _OldVersion(Exception):
     pass
 
 
-class _Door:
-    """One connection to the file, for one thread at a time; a new one whenever another file lies there."""
+class _Connection:
+    """One connection to the file, for one thread at a time; it is opened again when the file was replaced."""
 
     def __init__(self, path: Path, timeout_s: float, clock: Callable[[], float]) -> None:
         self.fault = ""
@@ -127,8 +121,8 @@ class _Door:
         self._resting_until = 0.0
         self._closed = False
 
-    def ask(self, act: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """What `act` gives, or `otherwise` where the file cannot be used."""
+    def use(self, act: Callable[[sqlite3.Connection], Found], otherwise: Found) -> Found:
+        """The result of `act`, or `otherwise` if the file cannot be used."""
         with self._lock:
             if self._closed or self._clock() < self._resting_until:
                 return otherwise
@@ -159,15 +153,15 @@ class _Door:
         self._connection = None
 
     def _give_up(self, error: Exception) -> None:
-        kind = _kind(error)
-        self.fault = _sentence(self._path, kind)
+        kind = _error_code(error)
+        self.fault = _explain(self._path, kind)
         if kind not in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "version"):
             self._resting_until = self._clock() + REST_S
             return
-        is_anothers = self._connection is not None and self._file != _identity(self._path)
+        is_replaced = self._connection is not None and self._file != _identity(self._path)
         self._shut()
-        if is_anothers:
-            return  # who saw the damage first has begun anew
+        if is_replaced:
+            return  # another process saw the damage first, and has made a new file
         try:
             _move_away(self._path)
         except OSError:
@@ -179,7 +173,7 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     try:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         is_new = _is_new(connection)
-        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"), timeout_s)
+        _retrying(lambda: connection.execute("PRAGMA journal_mode = WAL"), timeout_s)
         for pragma in ("synchronous = OFF", "temp_store = MEMORY", f"cache_size = -{CACHED_KIB}"):
             connection.execute(f"PRAGMA {pragma}")
         if is_new:
@@ -191,7 +185,7 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
-    """Raises _Foreign and _OldVersion before anything is changed."""
+    """Whether the file is empty. Raises _Foreign and _OldVersion, before anything is changed."""
     application_id, version = _number(connection, "application_id"), _number(connection, "user_version")
     if application_id != APPLICATION_ID:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
@@ -204,14 +198,14 @@ def _is_new(connection: sqlite3.Connection) -> bool:
 
 def _make(connection: sqlite3.Connection) -> None:
     with _writing(connection):
-        if _is_new(connection):  # no other process was faster
+        if _is_new(connection):  # unless another process was faster
             connection.execute(TABLE)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def _select(connection: sqlite3.Connection, keys: list[bytes]) -> list[Row]:
-    """Always as many keys, so that SQLite prepares one statement."""
+    """The rows with these keys. Each statement gets the same number of keys, so that SQLite prepares it once."""
     found: list[Row] = []
     for i in range(0, len(keys), ASKED_AT_ONCE):
         some: list[bytes | None] = [*keys[i : i + ASKED_AT_ONCE]]
@@ -221,15 +215,10 @@ def _select(connection: sqlite3.Connection, keys: list[bytes]) -> list[Row]:
 
 
 def _insert(connection: sqlite3.Connection, rows: Iterable[tuple[object, ...]], limit: int) -> None:
-    """As many row numbers as `limit` are in use, hence at most as many rows. A lowered limit is reached bit by bit."""
+    """Inserts the rows and evicts the oldest beyond `limit`; a lowered limit is reached step by step."""
     with _writing(connection):
         n_added = connection.executemany(PUT, rows).rowcount
-        connection.execute(EVICT, (limit, 2 * n_added + DELETED_AT_ONCE))
-
-
-def _delete(connection: sqlite3.Connection, start: bytes) -> None:
-    while connection.execute(DROP, (start, start + b"\xff" * 17, DELETED_AT_ONCE)).rowcount:
-        pass
+        connection.execute(EVICT, (limit, 2 * n_added + EVICTED_AT_ONCE))
 
 
 @contextmanager
@@ -239,27 +228,27 @@ def _writing(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error):  # what went wrong first is what counts
+        with suppress(sqlite3.Error):  # the first error is the one to report
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         raise
 
 
-def _patiently(act: Callable[[], object], timeout_s: float) -> None:
-    """Two processes that make the file at once: SQLite does not wait for the other's change to WAL by itself."""
+def _retrying(act: Callable[[], object], timeout_s: float) -> None:
+    """Retries while the file is busy: SQLite itself does not wait while another process switches it to WAL."""
     end = time.monotonic() + timeout_s
     while True:
         try:
             act()
             return
         except sqlite3.OperationalError as error:
-            if _kind(error) not in ("SQLITE_BUSY", "SQLITE_LOCKED") or time.monotonic() > end:
+            if _error_code(error) not in ("SQLITE_BUSY", "SQLITE_LOCKED") or time.monotonic() > end:
                 raise
             time.sleep(0.005)
 
 
 def _move_away(path: Path) -> None:
-    """The log goes first: with another file it would be one more damage."""
+    """Moves a damaged file away. Its log goes first: beside a new file it would cause further damage."""
     for end in ("-wal", "-shm"):
         path.with_name(path.name + end).unlink(missing_ok=True)
     with suppress(FileNotFoundError):
@@ -279,8 +268,8 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
     return int(value)
 
 
-def _kind(error: Exception) -> str:
-    """SQLite's primary code, such as SQLITE_BUSY of SQLITE_BUSY_SNAPSHOT."""
+def _error_code(error: Exception) -> str:
+    """SQLite's primary error code, such as SQLITE_BUSY for SQLITE_BUSY_SNAPSHOT."""
     match error:
         case _Foreign():
             return "foreign"
@@ -291,22 +280,22 @@ def _kind(error: Exception) -> str:
     return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
 
 
-def _sentence(path: Path, kind: str) -> str:
+def _explain(path: Path, kind: str) -> str:
     match kind:
         case "SQLITE_BUSY" | "SQLITE_LOCKED":
-            return f"{path} is locked by another process, so no vectors are kept: let it end"
+            return f"{path} is locked by another process, so no vectors are kept: wait until it ends"
         case "SQLITE_READONLY" | "SQLITE_CANTOPEN" | "SQLITE_PERM" | "SQLITE_AUTH":
-            return f"{path} cannot be written, so no vectors are kept: give a folder that can be written"
+            return f"{path} cannot be written, so no vectors are kept: give a writable folder"
         case "SQLITE_FULL":
             return f"the disk of {path} is full, so no more vectors are kept: make room"
         case "SQLITE_NOTADB" | "SQLITE_CORRUPT" | "SQLITE_FORMAT":
-            return f"{path} was damaged and is begun anew: check the disk if that happens again"
+            return f"{path} was damaged and is replaced by a new file: check the disk if that happens again"
         case "version":
-            return f"{path} was made by another Bespeak and is begun anew"
+            return f"{path} was made by another version of Bespeak and is replaced by a new file"
         case "foreign":
             return f"{path} is another program's database, so no vectors are kept: give another file"
         case "SQLITE_IOERR":
-            return f"the disk of {path} reports a fault, so no vectors are kept: check the disk"
+            return f"the disk of {path} reports an error, so no vectors are kept: check the disk"
         case _:
             return f"{path} cannot be used ({kind}), so no vectors are kept: move it away to start anew"
 
@@ -320,7 +309,7 @@ def _row(key: bytes, version: bytes, vector: bytes) -> tuple[Any, ...]:
 
 
 def _is_sound(row: Row) -> bool:
-    """Of a damaged file any value may be anything."""
+    """Whether the row's checksum is right; in a damaged file any value may be of any type."""
     try:
         return _checksum(row[1], row[2], row[3]) == row[4]
     except TypeError:
@@ -331,7 +320,7 @@ def _checksum(key: bytes, version: bytes, vector: bytes) -> int:
     return zlib.crc32(vector, zlib.crc32(version, zlib.crc32(key)))
 
 
-def _start(space: str) -> bytes:
+def _space_digest(space: str) -> bytes:
     return blake2b(_bytes(space), digest_size=8).digest()
 
 

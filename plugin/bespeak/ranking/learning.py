@@ -1,17 +1,16 @@
-"""What people did together, as weights from document to document, in one file for each tenant.
+"""Learns weights between documents from what all users did, and keeps them in one file for each tenant.
 
 EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", 2019): for a matrix X of users and documents
 P = (X'X + ridge I)^-1 and B = I - P diag(P)^-1, so that the diagonal of B is 0; the score of document j for a user
-with interests x is sum_i x_i B_ij. Where there are fewer users than documents P comes from the smaller matrix:
-P = (I - X'(XX' + ridge I)^-1 X) / ridge. A weight is kept only where `MIN_USERS` people did something with both
-documents: nobody's rare pair can be read from what others are shown.
+with interests x is sum_i x_i B_ij. With fewer users than documents P comes from the smaller matrix:
+P = (I - X'(XX' + ridge I)^-1 X) / ridge. A weight is kept only if at least `MIN_USERS` users touched both documents, so
+that no rare pair of one user's shows in what others see.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,36 +21,34 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError, StoreError
+from bespeak.files import replacing
+from bespeak.ranking.behaviour import Behaviour, Floats, Rows
 from bespeak.records import Preference
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from bespeak.ranking.behaviour import Behaviour
-
-Floats: TypeAlias = npt.NDArray[np.float32]
-Rows: TypeAlias = npt.NDArray[np.int32]
-Progress: TypeAlias = Callable[[str], object]
+LearningReport: TypeAlias = Callable[[str], object]
 
 MAGIC = b"bespeak-learnt-1\n"
 MIN_USERS = 3
 MIN_EVENTS = 100
 MAX_ITEMS = 8_000
-"""The documents that most users touched; those beyond have a prior but no neighbours."""
+"""At most this many documents are learnt: those that most users touched."""
 NEIGHBOURS = 500
 RIDGE = 500.0
-"""In units of the mean square of an interest."""
+"""In units of the mean squared interest."""
 PRIOR, PRIOR_HALVED = 0.0045, 10.0
-"""Of popularity beside what the user's own history says, and after how many documents half of that."""
+"""Weight of popularity beside the user's own history, and after how many documents in the history it is halved."""
 RECENT = 3.0
-"""After so many later documents an interest counts 1/sqrt(2)."""
+"""After this many later documents an interest counts 1/sqrt(2)."""
 MIN_SPREAD = 0.5
-"""Of log popularity: where all documents are liked about as much, a new one is not far behind."""
+"""Least standard deviation of log popularity: if all are about equally popular, a new document is not far behind."""
 BLOCK = 512
 
 
 def interests(preferences: Sequence[Preference]) -> Floats:
-    """`(n_preferences,)`: interest x (1 + later / 3)^-0.5, `later` the number of documents touched after it."""
+    """`(n_preferences,)`: interest x (1 + later / 3)^-0.5, with `later` documents touched after it."""
     newest = sorted(range(len(preferences)), key=lambda i: preferences[i].timestamp, reverse=True)
     found = np.zeros(len(preferences), np.float32)
     for later, i in enumerate(newest):
@@ -61,11 +58,11 @@ def interests(preferences: Sequence[Preference]) -> Floats:
 
 @dataclass(frozen=True)
 class Learnt:
-    """For each document its strongest neighbours and how much each speaks for it, and its popularity.
+    """Each document's strongest neighbours with their weights, and its popularity.
 
-    `neighbours` and `weights` are `(n_docs, n_neighbours)`; a weight of 0 fills a row up. `prior` is `(n_docs,)`,
-    the z-score of log(1 + users who liked it) x the root mean square of an interest, `unknown` that of a document
-    that nobody liked.
+    `neighbours` and `weights` are `(n_docs, n_neighbours)`; short rows are filled up with weights of 0. `prior` is
+    `(n_docs,)`: the z-score of log(1 + users who liked it), times the root mean square of an interest; `unknown` is
+    that of a document that nobody liked.
     """
 
     doc_ids: Sequence[str]
@@ -80,7 +77,7 @@ class Learnt:
         return {doc_id: n for n, doc_id in enumerate(self.doc_ids)}
 
     def shares(self, doc_ids: Sequence[str], preferences: Sequence[Preference]) -> Floats:
-        """`(n_docs, n_preferences)`: what each preference gives to each document's score."""
+        """`(n_docs, n_preferences)`: what each preference adds to each document's score."""
         found = np.zeros((len(doc_ids), len(preferences)), np.float32)
         known = [(n, self.row[doc_id]) for n, doc_id in enumerate(doc_ids) if doc_id in self.row]
         place = np.full(len(self.doc_ids), -1, np.int32)
@@ -96,58 +93,73 @@ class Learnt:
         return found * interests(preferences)
 
     def best(self, preferences: Sequence[Preference], n: int) -> list[str]:
-        """The ids of the `n` documents that score highest, best first; ties by their place."""
-        asked = np.zeros(len(self.doc_ids), np.float32)
+        """The ids of the `n` best documents, best first; ties in the order of `doc_ids`."""
+        own = np.zeros(len(self.doc_ids), np.float32)
         for liked, interest in zip(preferences, interests(preferences), strict=True):
             if liked.doc_id in self.row:
-                asked[self.row[liked.doc_id]] = interest
+                own[self.row[liked.doc_id]] = interest
         share = np.float32(PRIOR * PRIOR_HALVED / (PRIOR_HALVED + len(preferences)))
-        scores = (asked[self.neighbours] * self.weights).sum(axis=1) + self.prior * share
+        scores = (own[self.neighbours] * self.weights).sum(axis=1) + self.prior * share
         return [self.doc_ids[row] for row in np.argsort(-scores, kind="stable")[:n]]
 
     def priors(self, doc_ids: Sequence[str], n_preferences: int) -> Floats:
-        """`(n_docs,)`, in the unit of `shares`; the less, the more is known of the user."""
+        """`(n_docs,)`, in the unit of `shares`: popularity, which counts less the more is known of the user."""
         rows = [self.row.get(doc_id, -1) for doc_id in doc_ids]
         found = np.array([self.prior[row] if row >= 0 else self.unknown for row in rows], np.float32)
         return found * np.float32(PRIOR * PRIOR_HALVED / (PRIOR_HALVED + n_preferences))
 
 
-def learn(behaviour: Behaviour, progress: Progress = lambda _step: None) -> Learnt:
-    """Raises `InputError` where too little was done by too few."""
-    from scipy.sparse import csr_matrix
-
+def learn(behaviour: Behaviour, report: LearningReport = lambda _step: None) -> Learnt:
+    """Learns from the behaviour of one tenant's users. Raises InputError if there is too little of it."""
     check_enough(behaviour)
+    chosen = _most_touched(behaviour)
+    x = _matrix(behaviour, chosen)
+    report(f"{x.shape[0]} users, {x.shape[1]} documents, {x.nnz} pairs")
+    neighbours, weights = solve(x, report)
+    prior, unknown = _popularity(x)
+    return Learnt([behaviour.doc_ids[n] for n in chosen], neighbours, weights, prior, unknown)
+
+
+def _most_touched(behaviour: Behaviour) -> npt.NDArray[np.intp]:
+    """The documents that enough users touched, most users first. Raises InputError if there are fewer than two."""
     counts = np.bincount(behaviour.docs, minlength=len(behaviour.doc_ids))
     chosen = np.flatnonzero(counts >= MIN_USERS)
     if len(chosen) < 2:
         raise InputError(f"no two documents were touched by {MIN_USERS} users: load more events, then learn again")
-    chosen = chosen[np.lexsort((chosen, -counts[chosen]))][:MAX_ITEMS]
-    column = np.full(len(counts), -1, np.int32)
+    most_first: npt.NDArray[np.intp] = chosen[np.lexsort((chosen, -counts[chosen]))][:MAX_ITEMS]
+    return most_first
+
+
+def _matrix(behaviour: Behaviour, chosen: npt.NDArray[np.intp]) -> csr_matrix:
+    """`(n_users, n_chosen)`: the users' interests in the chosen documents."""
+    from scipy.sparse import csr_matrix
+
+    column = np.full(len(behaviour.doc_ids), -1, np.int32)
     column[chosen] = np.arange(len(chosen))
     inside = column[behaviour.docs] >= 0
-    shape = (behaviour.n_users, len(chosen))
     at = (behaviour.users[inside], column[behaviour.docs[inside]])
-    x = csr_matrix((behaviour.values[inside], at), shape=shape, dtype=np.float32)
-    progress(f"{shape[0]} users, {shape[1]} documents, {x.nnz} pairs")
-    neighbours, weights = solve(x, progress)
+    return csr_matrix((behaviour.values[inside], at), shape=(behaviour.n_users, len(chosen)), dtype=np.float32)
+
+
+def _popularity(x: csr_matrix) -> tuple[Floats, float]:
+    """`Learnt.prior` and `Learnt.unknown`."""
     liked = np.asarray((x > 0).sum(axis=0), np.float32).ravel()
     logs = np.log1p(liked)
     mean, spread = float(logs.mean()), max(float(logs.std()), MIN_SPREAD)
     unit = float(np.sqrt(np.mean(np.square(x.data)))) / spread
-    prior = ((logs - mean) * unit).astype(np.float32)
-    return Learnt([behaviour.doc_ids[n] for n in chosen], neighbours, weights, prior, -mean * unit)
+    return ((logs - mean) * unit).astype(np.float32), -mean * unit
 
 
 def check_enough(behaviour: Behaviour) -> None:
     if behaviour.n_events < MIN_EVENTS or behaviour.n_users < MIN_USERS:
         raise InputError(
             f"{behaviour.n_events} events of {behaviour.n_users} users are too few to learn from: at least "
-            f"{MIN_EVENTS} of {MIN_USERS} are needed; load more with `bespeak events load`"
+            f"{MIN_EVENTS} events of {MIN_USERS} users are needed; load more with `bespeak events load`"
         )
 
 
-def solve(x: csr_matrix, progress: Progress) -> tuple[Rows, Floats]:
-    """Each document's neighbours and their weights, strongest first, a block of documents at a time."""
+def solve(x: csr_matrix, report: LearningReport) -> tuple[Rows, Floats]:
+    """Each document's strongest neighbours and their weights; works on a block of documents at a time."""
     n_users, n_docs = x.shape
     ridge = np.float32(RIDGE * float(np.mean(np.square(x.data))))
     columns = _dual(x, ridge) if n_users < n_docs else _primal(x, ridge)
@@ -164,7 +176,7 @@ def solve(x: csr_matrix, progress: Progress) -> tuple[Rows, Floats]:
         b[block, np.arange(len(block))] = 0
         rows = np.argpartition(-np.abs(b), kept - 1, axis=0)[:kept]  # (kept, n_block)
         neighbours[block], weights[block] = rows.T, np.take_along_axis(b, rows, axis=0).T
-        progress(f"weights of {block[-1] + 1} of {n_docs} documents")
+        report(f"weights of {block[-1] + 1} of {n_docs} documents")
     return neighbours, weights
 
 
@@ -178,7 +190,7 @@ def _primal(x: csr_matrix, ridge: np.float32) -> Callable[[Any], Floats]:
     check_numbers(failed or failed_too)
 
     def columns(block: Any) -> Floats:
-        """Of a symmetric matrix of which the lower triangle alone is filled."""
+        """Columns of the symmetric matrix, of which only the lower triangle is filled."""
         found = np.array(inverse[:, block])
         for n, j in enumerate(block):
             found[:j, n] = inverse[j, :j]
@@ -205,11 +217,8 @@ def _dual(x: csr_matrix, ridge: np.float32) -> Callable[[Any], Floats]:
 
 
 def check_numbers(failed: int) -> None:
-    if failed:  # not reached with a ridge above 0, unless a value is not finite
-        raise InputError("the events hold a value that is no number: load them again")
-
-
-# The file.
+    if failed:  # with a ridge above 0 this needs a value that is not finite
+        raise InputError("the events contain a value that is not a number: load them again")
 
 
 def learnt_path(folder: Path, tenant: str) -> Path:
@@ -217,30 +226,24 @@ def learnt_path(folder: Path, tenant: str) -> Path:
 
 
 def write_learnt(path: Path, learnt: Learnt) -> str:
-    """Whole or not at all; returns the digest. Raises `StoreError`."""
+    """Writes the file as a whole or not at all; returns its digest. Raises StoreError."""
     arrays = (learnt.neighbours.astype("<i4"), learnt.weights.astype("<f4"), learnt.prior.astype("<f4"))
     body = [np.ascontiguousarray(array).tobytes() for array in arrays]
     head = {"doc_ids": list(learnt.doc_ids), "neighbours": learnt.neighbours.shape[1], "unknown": learnt.unknown}
-    told = json.dumps(head).encode("ascii") + b"\n"
-    told += b" " * (-(len(MAGIC) + 65 + len(told)) % 4)  # the arrays begin at a multiple of their items
-    digest = hashlib.sha256(b"".join([told, *body])).hexdigest()
-    draft = path.with_suffix(f".{os.getpid()}.new")
+    header = json.dumps(head).encode("ascii") + b"\n"
+    header += b" " * (-(len(MAGIC) + 65 + len(header)) % 4)  # aligns the arrays to their items
+    digest = hashlib.sha256(b"".join([header, *body])).hexdigest()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            file.writelines([MAGIC, digest.encode("ascii"), b"\n", told, *body])
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        with replacing(path, durable=True) as file:
+            file.writelines([MAGIC, digest.encode("ascii"), b"\n", header, *body])
     except OSError as error:
         raise StoreError(f"cannot write {path} ({error.strerror}): give a writable --data-dir") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return digest
 
 
 def read_learnt(path: Path) -> Learnt:
-    """Memory-mapped. Raises `StoreError` where the file is damaged or cannot be read."""
+    """The content of the file, memory-mapped. Raises StoreError if it is damaged or cannot be read."""
     try:
         mapped = np.memmap(path, np.uint8, "r")
         start = len(MAGIC) + 65
@@ -265,18 +268,18 @@ def read_learnt(path: Path) -> Learnt:
 
 
 class LearntFolder:
-    """The files beside the event store, each read once and again when `bespeak learn` has written it anew."""
+    """The files beside the event store. Each is read once, and again after `bespeak learn` has replaced it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[str, tuple[tuple[int, int], Learnt | None, str]] = {}
 
     def holds(self, tenant: str) -> bool:
-        """Whether there is a file: it counts in its sums whoever was there when it was learnt."""
+        """Whether there is a file. Its sums still count users who were forgotten after it was learnt."""
         return learnt_path(self._folder, tenant).exists()
 
     def of(self, tenant: str) -> tuple[Learnt | None, str]:
-        """What is learnt of a tenant's users, and why it cannot be used; None and "" where nothing was learnt."""
+        """What was learnt from a tenant's users, and why it cannot be used; None and "" if nothing was learnt."""
         path = learnt_path(self._folder, tenant)
         try:
             seen = path.stat()

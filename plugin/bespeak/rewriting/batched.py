@@ -1,4 +1,4 @@
-"""Several texts read in one run of the model: what costs most, bringing the weights from memory, is paid once."""
+"""Reads several texts in one run of the model, so that loading the weights from memory is paid for once."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from bespeak.records import UserKey
+from bespeak.rewriting.model import CACHES, ROWS, ROWS_GRAPH
 from bespeak.rewriting.scorer import (
-    CACHES,
-    NOTHING,
-    SETTLED,
-    Counts,
+    BLOCK_TOKENS,
+    EMPTY_MEMORY,
+    NO_PROMPT,
     Floats,
     Lookup,
     Memory,
     OnnxFeed,
-    Whose,
-    common,
-    failure,
-    n_bytes,
+    ReadPrompt,
+    RunCounts,
+    SessionKey,
+    n_common,
     open_graph,
+    prompt_bytes,
     read_tokenizer,
+    run_error,
 )
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ROWS = 8
-"""Texts that the graph reads at once, as it was built."""
 KEPT_BYTES = 150_000_000
-"""Of keys and values of the latest prompts: more than ROWS of 300 tokens."""
+"""Keys and values of the latest prompts that are kept: more than ROWS prompts of 300 tokens."""
 PADDING = 2
-"""Tokens of a row that has no text."""
+"""Tokens of a row without a text."""
 
 Item = TypeVar("Item")
-Answer: TypeAlias = tuple[Floats, Memory] | Exception
+RunResult: TypeAlias = tuple[Floats, Memory] | Exception
 
 
-class Asked(NamedTuple):
-    """What is to be read of one text."""
+class RunRequest(NamedTuple):
+    """The new tokens of one text, and how many of the last are scored."""
 
     token_ids: Sequence[int]
     memory: Memory
@@ -55,10 +55,10 @@ class Asked(NamedTuple):
 
 
 class JointScorer:
-    """For up to `ROWS` threads of one job; a run reads on in the texts of all of them.
+    """Scores tokens for up to `ROWS` threads of one job; each run reads on in the texts of all of them.
 
-    What was read of a prompt need not be read again where a later one begins alike, whosever it is: nothing is kept
-    when the job ends. There are no budgets.
+    A prompt that starts like an earlier one is not read again, even if the earlier one was another user's: nothing is
+    kept when the job ends. Budgets are ignored.
     """
 
     def __init__(self, folder: Path, threads: int = 2) -> None:
@@ -68,28 +68,32 @@ class JointScorer:
         for row in range(ROWS):
             self._free.put(row)
         self._prompts = LatestPrompts(KEPT_BYTES)
-        self.counts = Counts()
+        self.counts = RunCounts()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self._folder)
 
     @cached_property
-    def _meeting(self) -> Meeting:
-        return Meeting(open_graph(self._folder / "rows.onnx", self._threads), self.counts)
+    def _batcher(self) -> Batcher:
+        return Batcher(open_graph(self._folder / ROWS_GRAPH, self._threads), self.counts)
 
     @cached_property
     def _lookup(self) -> Lookup:
         return Lookup(self.tokenizer)
 
     @contextmanager
-    def begin(self, budget_ms: float | None, whose: Whose | None = None) -> Iterator[OnnxFeed]:  # noqa: ARG002
+    def begin(
+        self,
+        budget_ms: float | None,  # noqa: ARG002
+        session_key: SessionKey | None = None,  # noqa: ARG002
+    ) -> Iterator[OnnxFeed]:
         with self._opening:
-            meeting, lookup = self._meeting, self._lookup
+            batcher, lookup = self._batcher, self._lookup
         row = self._free.get()
         try:
-            with meeting.joined():
-                yield OnnxFeed(Row(row, meeting), lookup, self._prompts)
+            with batcher.joined():
+                yield OnnxFeed(RowRunner(row, batcher), lookup, self._prompts)
         finally:
             self._free.put(row)
 
@@ -97,35 +101,35 @@ class JointScorer:
         self._prompts.clear()
 
 
-class Row(NamedTuple):
-    """A text's place in the runs."""
+class RowRunner(NamedTuple):
+    """Runs one text, as a row of the joint runs."""
 
-    number: int
-    meeting: Meeting
+    row: int
+    batcher: Batcher
 
     def run(self, token_ids: Sequence[int], memory: Memory, n_scored: int) -> tuple[Floats, Memory]:
-        return self.meeting.ask(self.number, Asked(token_ids, memory, n_scored))
+        return self.batcher.run(self.row, RunRequest(token_ids, memory, n_scored))
 
 
 class LatestPrompts:
-    """What was read of the latest prompts, the oldest first to go."""
+    """Keeps what was read of the latest prompts; the oldest go first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._entries: list[tuple[list[int], Memory]] = []
+        self._entries: list[ReadPrompt] = []
 
-    def take(self, prompt: list[int]) -> tuple[list[int], Memory]:
-        """That which begins most like it, which is given away: whoever goes on from there puts back more."""
+    def take(self, prompt: list[int]) -> ReadPrompt:
+        """The entry that shares the longest start with the prompt. It is removed: its reader puts back a longer one."""
         with self._lock:
-            alike = [common(known, prompt) for known, _ in self._entries]
-            best = max(range(len(alike)), key=alike.__getitem__, default=-1)
-            return self._entries.pop(best) if best >= 0 and alike[best] >= SETTLED else ([], {})
+            shared = [n_common(known.token_ids, prompt) for known in self._entries]
+            best = max(range(len(shared)), key=shared.__getitem__, default=-1)
+            return self._entries.pop(best) if best >= 0 and shared[best] >= BLOCK_TOKENS else NO_PROMPT
 
-    def put(self, prompt: list[int], memory: Memory) -> None:
+    def put(self, prompt: ReadPrompt) -> None:
         with self._lock:
-            self._entries.append((prompt, memory))
-            while sum(n_bytes(kept) for _, kept in self._entries) > self._limit_bytes:
+            self._entries.append(prompt)
+            while sum(map(prompt_bytes, self._entries)) > self._limit_bytes:
                 self._entries.pop(0)
 
     def clear(self) -> None:
@@ -133,20 +137,20 @@ class LatestPrompts:
             self._entries.clear()
 
 
-class Meeting:
-    """Where the texts under way wait until all of them have asked; the last one to ask runs the model for all."""
+class Batcher:
+    """Collects one request from each text in progress; the last thread to ask runs the model for all of them."""
 
-    def __init__(self, session: Any, counts: Counts) -> None:
+    def __init__(self, session: Any, counts: RunCounts) -> None:
         self._session, self._counts = session, counts
         self._changed = threading.Condition()
         self._n_joined = 0
         self._running = False
-        self._asked: dict[int, Asked] = {}
-        self._answers: dict[int, Answer] = {}
+        self._requests: dict[int, RunRequest] = {}
+        self._results: dict[int, RunResult] = {}
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """A text is under way."""
+        """Inside the block, runs wait for a request from this text too."""
         with self._changed:
             self._n_joined += 1
         try:
@@ -156,41 +160,41 @@ class Meeting:
                 self._n_joined -= 1
                 self._changed.notify_all()
 
-    def ask(self, row: int, asked: Asked) -> tuple[Floats, Memory]:
-        """What `Reader.run` gives. Raises ModelError."""
+    def run(self, row: int, request: RunRequest) -> tuple[Floats, Memory]:
+        """What `Runner.run` gives. Raises ModelError."""
         with self._changed:
-            self._asked[row] = asked
-            while row not in self._answers:
-                if not self._running and len(self._asked) == self._n_joined:
+            self._requests[row] = request
+            while row not in self._results:
+                if not self._running and len(self._requests) == self._n_joined:
                     self._run()
                 else:
                     self._changed.wait()
-            answer = self._answers.pop(row)
-        if isinstance(answer, Exception):
-            raise failure(answer) from answer
-        return answer
+            result = self._results.pop(row)
+        if isinstance(result, Exception):
+            raise run_error(result) from result
+        return result
 
     def _run(self) -> None:
-        """The lock is held, and let go while the model runs."""
-        asked, self._asked, self._running = self._asked, {}, True
+        """Runs all requests. The lock is held before and after, and released while the model runs."""
+        requests, self._requests, self._running = self._requests, {}, True
         self._changed.release()
-        found: Mapping[int, Answer]
+        results: Mapping[int, RunResult]
         try:
-            found = read(self._session, asked)
+            results = run_rows(self._session, requests)
         except Exception as error:  # onnxruntime's own exceptions have no common class below this
-            found = dict.fromkeys(asked, error)
+            results = dict.fromkeys(requests, error)
         finally:
             self._changed.acquire()
-        self._counts.add(sum(len(one.token_ids) for one in asked.values()))
-        self._answers |= found
+        self._counts.add(sum(len(request.token_ids) for request in requests.values()))
+        self._results |= results
         self._running = False
         self._changed.notify_all()
 
 
 def in_turn(groups: Iterable[Sequence[Item]], work: Callable[[Item], object], n_threads: int) -> None:
-    """Each group's items by one thread, one after another, so that what they share is read once; large groups first.
+    """Calls `work` on every item, with each group in one thread so that what its items share is read once.
 
-    Raises what `work` raises; nothing new is begun then.
+    Large groups come first. Raises what `work` raises, and then begins nothing new.
     """
     waiting = deque(sorted(groups, key=len, reverse=True))
 
@@ -211,26 +215,26 @@ def in_turn(groups: Iterable[Sequence[Item]], work: Callable[[Item], object], n_
             for done in [threads.submit(work_off) for _ in range(min(n_threads, len(waiting)))]:
                 done.result()
         finally:
-            waiting.clear()  # where this thread is interrupted, the others end sooner
+            waiting.clear()  # if this thread is interrupted, the others end sooner
 
 
-def read(session: Any, asked: Mapping[int, Asked]) -> dict[int, tuple[Floats, Memory]]:
-    """One run for the rows that asked; the others read tokens that nobody asks for."""
-    rows = [asked.get(row, Asked([0] * PADDING, NOTHING, 0)) for row in range(ROWS)]
-    ends = np.cumsum([len(one.token_ids) for one in rows])
-    scored = [np.arange(end - one.n_scored, end) for one, end in zip(rows, ends, strict=True)]
+def run_rows(session: Any, requests: Mapping[int, RunRequest]) -> dict[int, tuple[Floats, Memory]]:
+    """One run for the rows with a request; the other rows read padding, which is not scored."""
+    rows = [requests.get(row, RunRequest([0] * PADDING, EMPTY_MEMORY, 0)) for row in range(ROWS)]
+    ends = np.cumsum([len(request.token_ids) for request in rows])
+    scored = [np.arange(end - request.n_scored, end) for request, end in zip(rows, ends, strict=True)]
     feeds: dict[str, Any] = {
-        "input_ids": np.array([[token_id for one in rows for token_id in one.token_ids]], np.int64),
-        "row_tokens": np.array([len(one.token_ids) for one in rows], np.int64),
+        "input_ids": np.array([[token_id for request in rows for token_id in request.token_ids]], np.int64),
+        "row_tokens": np.array([len(request.token_ids) for request in rows], np.int64),
         "scored": np.concatenate(scored),
     }
-    for row, one in enumerate(rows):
-        feeds |= {f"past.{row}.{name}": one.memory[name] for name in CACHES}
-    wanted = [f"present.{row}.{name}" for row in asked for name in CACHES]
+    for row, request in enumerate(rows):
+        feeds |= {f"past.{row}.{name}": request.memory[name] for name in CACHES}
+    wanted = [f"present.{row}.{name}" for row in requests for name in CACHES]
     scores, *present = session.run(["logits", *wanted], feeds)
-    split = np.split(scores[0], np.cumsum([one.n_scored for one in rows])[:-1])
+    split = np.split(scores[0], np.cumsum([request.n_scored for request in rows])[:-1])
     n = len(CACHES)
     return {
         row: (split[row], dict(zip(CACHES, present[place * n : (place + 1) * n], strict=True)))
-        for place, row in enumerate(asked)
+        for place, row in enumerate(requests)
     }

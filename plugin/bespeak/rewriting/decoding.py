@@ -1,4 +1,4 @@
-"""The language model behind the rewriter: prompt, greedy decoding with a key-value cache, and what is refused."""
+"""The language-model rewriter: its prompt, greedy decoding with a key-value cache, and the texts that it refuses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from bespeak.errors import ModelError
 from bespeak.models.encoder import RememberingEncoder
 from bespeak.records import Profile, Rewrite, Turn, UserKey
 from bespeak.rewriting.grounding import Grounded, Lexicon, attribute, sources
-from bespeak.rewriting.rewriter import MODEL, failed, model_of
-from bespeak.rewriting.scorer import Floats, Whose, common
+from bespeak.rewriting.model import MODEL
+from bespeak.rewriting.rewriter import failed, model_of
+from bespeak.rewriting.scorer import Floats, SessionKey, n_common
 from bespeak.session.gate import is_other_script
-from bespeak.session.statements import choose_statements, fit
+from bespeak.session.statements import all_fit, choose_statements
 from bespeak.statuses import RewriteStatus
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
@@ -29,36 +30,36 @@ if TYPE_CHECKING:
 
     from bespeak.models.encoder import Encoder
 
-END, START = 1, 2  # ids of the control tokens; 0 to 3 never come out
+END, START = 1, 2  # ids of control tokens
+N_CONTROL = 4  # control tokens have the lowest ids, and are never written
 DECODING = 5
-"""Raised when the same model decodes otherwise, so that rewrites kept from before are not served."""
+"""Raise this when the same model decodes differently, so that cached rewrites are made again."""
 
-N_CONTROL = 4
-# The lengths that the adapter was trained with, in tokens.
+# Lengths in tokens, as in the adapter's training.
 STATEMENT_TOKENS, HISTORY_TOKENS, QUERY_TOKENS, ANSWER_TOKENS = 220, 220, 80, 40
 LAST_ANSWER_TOKENS = 120
-"""Of the last turn's answer: "the third one" and "the other two" stand at its end. Not counted as history, so that
-what is read of earlier turns does not depend on it."""
+"""Tokens of the last turn's answer: "the third one" and "the other two" often refer to its end. They do not count as
+history, so the earlier turns that are read do not depend on them."""
 ANSWER_CHARS = 1_000
 MAX_NEW_TOKENS = 64
 STATEMENTS_REMEMBERED = 2_000
-"""Vectors of statements kept in memory, 1.5 KB each."""
+"""Vectors of statements that are kept in memory, 1.5 KB each."""
 POINTING = {
     *("one", "ones", "two", "three", "both", "first", "second", "third", "last", "next"),
     *("former", "latter", "other", "others", "previous", "mentioned"),
 }
-"""Words of a query that may well be gone in its rewrite: names stand in their place."""
+"""Words of a query that its rewrite may replace by names."""
 DERAILED = 8.0
-"""A token inside a word is e^8 times less likely than another: the word was begun for the sake of that other one."""
+"""A word is taken back if a token inside it is e^8 times less likely than another: the model meant a different word."""
 
 
 class Feed(Protocol):
-    """Reads on from any place of one text."""
+    """Continues one text from any place in it."""
 
     def __call__(self, token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
-        """Reads these tokens after `past` (None: from the start).
+        """Reads these tokens after `past` (None: at the start).
 
-        Gives `(n_tokens,)` scores of the token after them, and what is now past. Raises Late.
+        Returns `(n_vocabulary,)` scores of the next token, and the new past. Raises Late.
         """
         ...
 
@@ -69,28 +70,28 @@ class Scorer(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def begin(self, budget_ms: float | None, whose: Whose | None = None) -> AbstractContextManager[Feed]:
-        """A new text. It is ended `budget_ms` from now, or at the current deadline, also in the middle of a run.
+    def begin(self, budget_ms: float | None, session_key: SessionKey | None = None) -> AbstractContextManager[Feed]:
+        """Begins a new text, which ends `budget_ms` from now or at the current deadline, even in the middle of a run.
 
-        What was read before of texts of the same user and session (`whose`) need not be read again.
+        What earlier texts of the same session (`session_key`) have in common with it need not be read again.
         """
         ...
 
     def forget(self, user: UserKey) -> None:
-        """Drops what is kept of the user's texts."""
+        """Drops everything kept from the user's texts."""
         ...
 
 
 class LanguageModel:
-    """Rewrites by a language model; grounded: with words of the query, the history and the statements alone.
+    """Rewrites with a language model; if grounded, only with words of the query, the history and the statements.
 
-    The model is loaded at the first rewrite, outside of its budget.
+    The model is loaded at the first rewrite, outside its budget.
     """
 
     name = MODEL
 
     def __init__(self, scorer: Scorer, version: str, grounded: bool = True, encoder: Encoder | None = None) -> None:
-        """Of more statements than fit, `encoder` tells which are read."""
+        """`encoder` selects the statements to read when not all of them fit."""
         self._scorer, self._grounded = scorer, grounded
         self._encoder = RememberingEncoder(encoder, STATEMENTS_REMEMBERED) if encoder else None
         names = (version, "" if grounded else "free", encoder.name if encoder else "")
@@ -100,10 +101,10 @@ class LanguageModel:
         tokenizer, deadline = self._scorer.tokenizer, Deadline.after_ms(budget_ms)
         try:
             with deadline.held():
-                profile = self._digest(query, profile)
+                profile = self._with_fitting_statements(query, profile)
             follow = Grounded(Lexicon(query, sources(query, profile))) if self._grounded else None
-            whose = (profile.user, profile.session_id) if profile.user else None
-            with self._scorer.begin(budget_ms, whose) as feed:
+            session_key = (profile.user, profile.session_id) if profile.user else None
+            with self._scorer.begin(budget_ms, session_key) as feed:
                 text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
         except Late as late:
             reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
@@ -119,11 +120,11 @@ class LanguageModel:
             return
         tokenizer = self._scorer.tokenizer
         with suppress(Late):
-            if not fit(profile.statements, _stated_size(tokenizer), STATEMENT_TOKENS - 1):
-                self._digest("", profile)  # what is read depends on the query, but the vectors do not
+            if not all_fit(profile.statements, _statement_size(tokenizer), STATEMENT_TOKENS - 1):
+                self._with_fitting_statements("", profile)  # the selection depends on the query; the vectors do not
                 return
             ahead = prompt("", profile, tokenizer)
-            n_sure = common(ahead, prompt("?", profile, tokenizer))
+            n_sure = n_common(ahead, prompt("?", profile, tokenizer))
             with self._scorer.begin(None, (profile.user, profile.session_id)) as feed:
                 feed(ahead[:n_sure], None)
 
@@ -132,28 +133,28 @@ class LanguageModel:
         if self._encoder:
             self._encoder.forget(user)
 
-    def _digest(self, query: str, profile: Profile) -> Profile:
-        """The profile with those of its statements that are read."""
-        size = _stated_size(self._scorer.tokenizer)
+    def _with_fitting_statements(self, query: str, profile: Profile) -> Profile:
+        """The profile with only those statements that the prompt has room for."""
+        size = _statement_size(self._scorer.tokenizer)
         chosen = choose_statements(query, profile, size, STATEMENT_TOKENS - 1, self._encoder)
         return profile if len(chosen) == len(profile.statements) else replace(profile, statements=chosen)
 
 
-def _stated_size(tokenizer: Tokenizer) -> Callable[[str], int]:
-    """How many tokens a statement takes in the prompt."""
+def _statement_size(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """A function that counts the tokens a statement takes in the prompt."""
     around = sum(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in ("- ", "\n"))
 
     def size(text: str) -> int:
-        # As one text with its mark it may be shorter by a token: what fits by this fits in the prompt.
+        # Encoded together with its dash a statement may be a token shorter, so this count is never too small.
         return around + len(tokenizer.encode(_one_line(text), add_special_tokens=False).ids)
 
     return size
 
 
 def prompt(query: str, profile: Profile, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the statements, the latest turns and the query, as the adapter was trained to read them.
+    """Token ids of the statements, the latest turns and the query, in the format of the adapter's training.
 
-    Of statements and turns the newest that fit are taken, and stand oldest first.
+    The newest statements and turns that fit are taken, and come oldest first.
     """
 
     def encode(text: str) -> list[int]:
@@ -186,7 +187,7 @@ def _one_line(text: str) -> str:
 
 
 def _newest(parts: Iterator[list[int]], limit: int) -> list[int]:
-    """The first parts that together fit, the last one first."""
+    """The first parts that fit together, in reverse order."""
     taken: list[int] = []
     for part in parts:
         if len(taken) + len(part) > limit:
@@ -196,7 +197,7 @@ def _newest(parts: Iterator[list[int]], limit: int) -> list[int]:
 
 
 class Pieces:
-    """The bytes that each token stands for."""
+    """Maps each token id to the bytes that it stands for."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -210,48 +211,50 @@ class Pieces:
         return self._known[token_id]
 
 
-class Step(NamedTuple):
-    """A place in the text: what was written, what may follow, and how the model scores the next token."""
+class Draft(NamedTuple):
+    """A text in progress: what is written, what may follow, and the model's scores of the next token."""
 
-    made: bytes
+    written: bytes
     follow: Grounded | None
     scores: Floats
     past: Any
 
 
 def decode(feed: Feed, token_ids: Sequence[int], pieces: Pieces, follow: Grounded | None) -> str:
-    """The text that the model goes on with: always the best token, of those that may come where `follow` is given.
+    """The model's continuation: always the best token, among those that `follow` allows if it is given.
 
-    A word that the model would have ended far otherwise than `follow` lets it is taken back, and begun differently.
-    A text that has no end within 64 tokens comes back with a line end, which no rewrite has. Raises Late.
+    If `follow` forces a word to end very differently from what the model wants, the word is taken back and begun with
+    another token. A text without an end within 64 tokens gets a line end, which no rewrite has. Raises Late.
     """
-    step = word = Step(b"", follow, *feed(token_ids, None))
-    refused: set[int] = set()  # what the word must not begin with
-    first = -1  # what it begins with
+    draft = word = Draft(b"", follow, *feed(token_ids, None))  # `word`: the draft where the current word begins
+    refused: set[int] = set()  # tokens that the word must not begin with
+    first = -1  # the token that it begins with
     for _ in range(MAX_NEW_TOKENS):
-        token_id, after = choose(step.scores, pieces, step.follow, refused if step is word else set())
-        if step is not word and _derailed(step, token_id, pieces):
+        token_id, after = next_token(draft.scores, pieces, draft.follow, refused if draft is word else set())
+        if draft is not word and _derailed(draft, token_id, pieces):
             refused.add(first)
-            step = word
+            draft = word
             continue
         if token_id == END:
-            return step.made.decode("utf-8", "replace").strip()
-        if step is word or pieces[token_id].startswith(b" "):
-            if step is not word:
-                word, refused = step, set()
+            return draft.written.decode("utf-8", "replace").strip()
+        if draft is word or pieces[token_id].startswith(b" "):
+            if draft is not word:
+                word, refused = draft, set()
             first = token_id
-        step = Step(step.made + pieces[token_id], after, *feed([token_id], step.past))
-    return step.made.decode("utf-8", "replace").strip() + "\n"
+        draft = Draft(draft.written + pieces[token_id], after, *feed([token_id], draft.past))
+    return draft.written.decode("utf-8", "replace").strip() + "\n"
 
 
-def _derailed(step: Step, token_id: int, pieces: Pieces) -> bool:
-    """Inside a word, was something else far likelier?"""
+def _derailed(draft: Draft, token_id: int, pieces: Pieces) -> bool:
+    """Whether the token continues a word although another token is far likelier."""
     inside = token_id != END and not pieces[token_id].startswith(b" ")
-    return inside and bool(step.scores.max() - step.scores[token_id] > DERAILED)
+    return inside and bool(draft.scores.max() - draft.scores[token_id] > DERAILED)
 
 
-def choose(scores: Floats, pieces: Pieces, follow: Grounded | None, refused: set[int]) -> tuple[int, Grounded | None]:
-    """The best token that may come next, and what may follow it."""
+def next_token(
+    scores: Floats, pieces: Pieces, follow: Grounded | None, refused: set[int]
+) -> tuple[int, Grounded | None]:
+    """The best token that may come next, and what may follow it. Raises ModelError if no token may."""
     for token_id in _best_first(scores):
         if token_id == END and (follow is None or follow.may_end()):
             return token_id, follow
@@ -265,7 +268,7 @@ def choose(scores: Floats, pieces: Pieces, follow: Grounded | None, refused: set
 
 
 def _best_first(scores: Floats) -> Iterator[int]:
-    """All ids by falling score. The first few are found without sorting the rest, and mostly suffice."""
+    """All ids, best score first. The first few mostly suffice, and are found without sorting the rest."""
     n_first = min(64, len(scores) - 1)
     first = np.argpartition(scores, -n_first)[-n_first:]
     first = first[np.lexsort((first, -scores[first]))]
@@ -275,7 +278,7 @@ def _best_first(scores: Floats) -> Iterator[int]:
 
 
 def refuse(text: str, query: str, profile: Profile) -> str:
-    """Why a model's text is no rewrite; "" where it may be one."""
+    """Why a model's text cannot be a rewrite; "" if it can."""
     if text.endswith("\n"):
         return "the model found no end"
     if not words(text):
@@ -299,13 +302,13 @@ def refuse(text: str, query: str, profile: Profile) -> str:
 
 
 def subjects(text: str) -> set[str]:
-    """The stems of the words that say what a text is about."""
+    """The stems of the words that carry a text's meaning."""
     about = (word for word in words(text) if fold(word) not in FUNCTION_WORDS | POINTING)
     return {stem for word in about for stem in analysis.terms(word)}
 
 
 def _loops(folded: list[str]) -> bool:
-    """A word three times in a row, three words three times, or five words twice."""
+    """Whether a word occurs three times in a row, three words occur three times, or five words twice."""
     if any(a == b == c for a, b, c in zip(folded, folded[1:], folded[2:], strict=False)):
         return True
     return any(
@@ -315,6 +318,6 @@ def _loops(folded: list[str]) -> bool:
 
 
 def _contains(folded: list[str], answer: list[str], at_least: int = 10) -> bool:
-    """Does the whole of a long answer stand in the text?"""
+    """Whether the text contains a whole long answer."""
     size = len(answer)
     return size >= at_least and any(folded[i : i + size] == answer for i in range(len(folded) - size + 1))

@@ -1,11 +1,12 @@
-"""Which words a rewrite may use, and where each of its words came from."""
+"""Which words a rewrite may use, and where each of its words comes from."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bespeak.records import Profile, Source, Term
 from bespeak.text import analysis
@@ -14,7 +15,7 @@ from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 ENDINGS = tuple(
     possessive + mark for possessive in ("", "'s", "’s", "'", "’") for mark in ("", ",", "?", ".", "!", ":", ";")
 )
-"""What may follow a word without being one."""
+"""What may follow a word without being part of it."""
 
 
 def sources(query: str, profile: Profile) -> Iterable[str]:
@@ -28,10 +29,10 @@ def sources(query: str, profile: Profile) -> Iterable[str]:
 
 
 class Lexicon:
-    """The words that may come out, as UTF-8, so that a model's pieces of characters can be followed too.
+    """The words that a rewrite may use, as UTF-8, since a model may write parts of a character.
 
-    A word of the sources comes out as it stands there. A function word may also have a capital, and so may the
-    rewrite's first word where the query has it in small letters.
+    Words of the sources must be written as they are there. Function words may also be capitalised, and so may the first
+    word of the rewrite if the query has it in lower case.
     """
 
     def __init__(self, query: str, texts: Iterable[str]) -> None:
@@ -45,14 +46,14 @@ class Lexicon:
         self._endings = [ending.encode() for ending in ENDINGS]
 
     def holds(self, token: bytes, first: bool = False) -> bool:
-        """Is it a whole word, with or without an ending?"""
+        """Whether the token is a complete word, with or without an ending."""
         return any(
             token.endswith(ending) and self._is_word(token[: len(token) - len(ending)], first)
             for ending in self._endings
         )
 
     def begins(self, token: bytes, first: bool = False) -> bool:
-        """Can it become a whole word by what follows?"""
+        """Whether the token can become a complete word."""
         place = bisect_left(self._sorted, token)
         if place < len(self._sorted) and self._sorted[place].startswith(token):
             return True
@@ -69,17 +70,17 @@ class Lexicon:
 
 @dataclass(frozen=True, slots=True)
 class Grounded:
-    """A rewrite as far as it has come, and which pieces of text may come next."""
+    """A rewrite in progress, which decides what pieces of text may come next."""
 
     lexicon: Lexicon
-    n_words: int = 0  # whole ones
-    open_word: bytes = b""  # the one that is being written
+    n_words: int = 0  # complete ones
+    open_word: bytes = b""  # the one in progress
 
     def after(self, piece: bytes) -> Grounded | None:
-        """The rewrite with this piece; None where it must not come next."""
+        """The rewrite followed by this piece; None if the piece must not come next."""
         n_words, word = self.n_words, self.open_word
-        *whole, rest = piece.split(b" ")
-        for i, part in enumerate(whole):
+        *complete, rest = piece.split(b" ")
+        for i, part in enumerate(complete):
             word += part
             if word:
                 if not self.lexicon.holds(word, n_words == 0):
@@ -99,34 +100,44 @@ class Grounded:
 
 
 def attribute(text: str, query: str, profile: Profile) -> tuple[Term, ...]:
-    """Each word of a rewrite that the query lacks, once, with the newest turn or else statement that gave it."""
+    """Each word of a rewrite that the query lacks, once, with the newest turn, else statement, that contains it."""
     known, given = {fold(word) for word in words(query)}, set(analysis.terms(query))
-    places = list(_places(profile))
+    origins = list(_origins(profile))
     found: dict[str, Term] = {}
     for word in words(text):
         folded = fold(word)
         stems = analysis.terms(word)
         if folded in known or folded in found or (stems and given.issuperset(stems)):
             continue
-        found[folded] = _term(word, stems, places)
+        found[folded] = _term(word, stems, origins)
     return tuple(found.values())
 
 
-def _places(profile: Profile) -> Iterable[tuple[Source, str, str, set[str], set[str]]]:
-    """Source, event, text, its folded words and its stems: turns newest first, then statements newest first."""
+class _Origin(NamedTuple):
+    """A text that words may come from."""
+
+    source: Source
+    event_id: str
+    text: str
+    folded: set[str]  # its words
+    stems: set[str]
+
+
+def _origins(profile: Profile) -> Iterator[_Origin]:
+    """The turns newest first, then the statements newest first."""
     rows: list[tuple[Source, str, str]] = []
     for turn in reversed(profile.turns):
         rows += [("turn", turn.event_id, turn.query), ("turn", turn.event_id, turn.response)]
     rows += [("statement", statement.event_id, statement.text) for statement in reversed(profile.statements)]
     for source, event_id, text in rows:
-        yield source, event_id, text, {fold(word) for word in words(text)}, set(analysis.terms(text))
+        yield _Origin(source, event_id, text, {fold(word) for word in words(text)}, set(analysis.terms(text)))
 
 
-def _term(word: str, stems: list[str], places: list[tuple[Source, str, str, set[str], set[str]]]) -> Term:
+def _term(word: str, stems: list[str], origins: Sequence[_Origin]) -> Term:
     folded = fold(word)
     if folded in FUNCTION_WORDS:
         return Term(word, "function")
-    for source, event_id, text, standing, stemmed in places:
-        if folded in standing or (stems and stemmed.issuperset(stems)):
-            return Term(word, source, event_id, text)
+    for origin in origins:
+        if folded in origin.folded or (stems and origin.stems.issuperset(stems)):
+            return Term(word, origin.source, origin.event_id, origin.text)
     return Term(word, "free")

@@ -1,1 +1,1 @@
-"""What of a session and of a user's statements a query leans on."""
+"""Which parts of a session and of a user's statements a query depends on."""

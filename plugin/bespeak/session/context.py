@@ -1,7 +1,7 @@
-"""The query's side of an encoder that reads the session beside the query; documents and their vectors stay as they are.
+"""An encoder for queries that reads the session together with the query; document vectors stay as they are.
 
-It was trained towards the vector of a person's rewrite and that of the answer: the idea is ConvDR's (Yu et al.,
-"Few-shot conversational dense retrieval", 2021). One text of at most 176 tokens: the query, the last turn, earlier
+It was trained towards the vectors of a person's rewrite and of the answer, as in ConvDR (Yu et al., "Few-shot
+conversational dense retrieval", 2021). It reads one text of at most 176 tokens: the query, the last turn, earlier
 queries, and statements.
 """
 
@@ -31,15 +31,15 @@ LAST_QUERY_TOKENS, LAST_RESPONSE_TOKENS = 40, 60
 EARLIER_TURNS, EARLIER_QUERY_TOKENS = 4, 24
 STATEMENT_TOKENS = 20
 BEFORE_TOKENS = 9
-"""Of what stands before the query: a beginning and the text that the model's authors put before queries."""
+"""Tokens before the query: the start token, and the prefix that the model's authors put before queries."""
 MAX_CHARS = 2_000
-"""Of each text, before it is tokenised."""
+"""Each text is cut to this length before it is tokenised."""
 BETWEEN = " [SEP] "
 
 
 @dataclass(frozen=True, slots=True)
 class ContextEncoder:
-    """Its vectors compare with those of the documents of the encoder that it was trained for."""
+    """Its vectors compare with the document vectors of the encoder that it was trained for."""
 
     encoder: Encoder
     tokenizer: Tokenizer
@@ -50,11 +50,11 @@ class ContextEncoder:
         return vector
 
     def text(self, query: str, profile: Profile) -> str:
-        """What the encoder reads."""
+        """The text that the encoder reads."""
         return session_text(query, profile, self.tokenizer)
 
     def knows(self, query: str, profile: Profile) -> bool:
-        """Whether it is remembered, so that encoding it takes no time."""
+        """Whether the vector is remembered, so that encoding takes no time."""
         return isinstance(self.encoder, RememberingEncoder) and self.encoder.knows([self.text(query, profile)], "query")
 
     def forget(self, user: UserKey) -> None:
@@ -63,28 +63,31 @@ class ContextEncoder:
 
 
 def session_text(query: str, profile: Profile, tokenizer: Tokenizer) -> str:
-    """At most `MAX_TOKENS` with all that is put around it; a part that does not fit is left out."""
+    """The query and its session as one text, at most `MAX_TOKENS` with special tokens and prefix.
+
+    A part that does not fit is left out.
+    """
 
     @lru_cache
-    def read(text: str, limit: int) -> tuple[str, int]:
-        """The beginning that so many tokens hold, and how many it has."""
+    def start_of(text: str, limit: int) -> tuple[str, int]:
+        """The first `limit` tokens of the text, and how many they are."""
         text = " ".join(well_formed(text[:MAX_CHARS]).split())
         ends = [end for _, end in tokenizer.encode(text, add_special_tokens=False).offsets[:limit]]
         return (text[: ends[-1]], len(ends)) if ends else ("", 0)
 
-    begun, n = read(query, QUERY_TOKENS)
-    parts, room = [begun], MAX_TOKENS - BEFORE_TOKENS - n - 1
+    typed, n = start_of(query, QUERY_TOKENS)
+    parts, room = [typed], MAX_TOKENS - BEFORE_TOKENS - n - 1
     for text, limit in _turn_texts(profile):
-        found, n = read(text, limit)
+        found, n = start_of(text, limit)
         if found and n < room:
             parts.append(found)
             room -= n + 1
-    chosen = choose_statements(query, profile, lambda text: read(text, STATEMENT_TOKENS)[1] + 1, room, encoder=None)
-    return BETWEEN.join([*parts, *(read(statement.text, STATEMENT_TOKENS)[0] for statement in chosen)])
+    chosen = choose_statements(query, profile, lambda text: start_of(text, STATEMENT_TOKENS)[1] + 1, room, encoder=None)
+    return BETWEEN.join([*parts, *(start_of(statement.text, STATEMENT_TOKENS)[0] for statement in chosen)])
 
 
 def _turn_texts(profile: Profile) -> Iterator[tuple[str, int]]:
-    """The last turn's query and answer, then earlier queries, newest first, each with the tokens that it may take."""
+    """The last turn's query and answer, then earlier queries, newest first, each with the most tokens it may take."""
     if not profile.turns:
         return
     last = profile.turns[-1]
@@ -95,7 +98,7 @@ def _turn_texts(profile: Profile) -> Iterator[tuple[str, int]]:
 
 
 def load_context(encoder: Encoder, cache: Path | None = None, threads: int | None = None) -> ContextEncoder | None:
-    """The one that was trained for this encoder: one made in the cache, else the shipped one, else None.
+    """The context encoder for this encoder: one made in the cache, else the shipped one; None if there is neither.
 
     Raises ModelError.
     """

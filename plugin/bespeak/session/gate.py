@@ -1,4 +1,4 @@
-"""When a query is left alone: the reason is a value, and "" means go on."""
+"""The gate: which queries are left alone, and why; "" means that the query may be rewritten."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from bespeak.records import Profile
 
 MAX_WORDS = 60
 MAX_CHARS = 500
-"""A longer query says by itself what it means, and the rewriter would see only its end."""
+"""Longer queries are self-contained, and the rewriter would see only their end."""
 
 
 def decline(query: str, profile: Profile) -> str:
-    """Why this query must not be rewritten for this user: refused, no_history, quoted, operators, identifier,
-    too_long or other_language; "" where it may be.
+    """Why this query must not be rewritten for this user; "" if it may be.
+
+    The reasons are refused, no_history, quoted, operators, identifier, too_long and other_language.
 
     >>> decline('"to be or not to be"', Profile()), decline("and how much is it?", Profile())
     ('no_history', 'no_history')
@@ -58,14 +59,14 @@ _OPERATORS = re.compile(
 
 
 def has_operators(query: str) -> bool:
-    """Does it use an engine's query syntax?
+    """Whether the query uses an engine's query syntax.
 
     >>> has_operators("title:python AND year:[2019 TO *]"), has_operators("is it 3:30 or 4:30?")
     (True, False)
     """
     if _URL.match(query):
         return False
-    if query.isupper():  # somebody shouts: AND and OR are words
+    if query.isupper():  # all in capitals: AND and OR are words
         query = query.lower()
     return _OPERATORS.search(query) is not None
 
@@ -104,7 +105,7 @@ _ERA = re.compile(r"(?:19|20)\d\ds?|\d{1,3}(?:st|nd|rd|th|s|k|m|kg|g|cm|mm|km|gb
 
 
 def is_identifier(query: str) -> bool:
-    """Is the whole query a code, a number, an address, a path or a name out of a program?
+    """Whether the whole query is a code, a number, an address, a path or a name from a program.
 
     >>> [is_identifier(q) for q in ("WH-1000XM5", "error code 0x80070005", "the second one", "1969", "covid-19")]
     [True, True, False, False, False]
@@ -126,7 +127,7 @@ _CAMEL_NAMES = frozenset(
 
 
 def is_other_script(query: str) -> bool:
-    """Are most of its letters not Latin? The model has learned English only.
+    """Whether most letters are not Latin: the model knows only English.
 
     >>> is_other_script("東京の天気"), is_other_script("naïve café"), is_other_script("what does 東京 mean")
     (True, False, False)

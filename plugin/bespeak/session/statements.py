@@ -1,7 +1,7 @@
-"""Of a long history the statements that matter now, so that ten thousand cost the rewriter no more than ten.
+"""Selects the statements that matter for a query, so that ten thousand cost the rewriter no more than ten.
 
-Two steps: words narrow all of them down to a bounded number, vectors order these. A word found in few statements says
-more (Spärck Jones, 1972: log(N / n) for a word that n of N hold).
+Shared words narrow them down to a bounded number, and vectors rank those. A word of n among N statements counts
+log(N / n), so that rare words count most (Spärck Jones, 1972).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
 
 CANDIDATES = 32
-"""Statements that are compared as vectors."""
+"""How many statements are compared as vectors."""
 NEWEST = 8
-"""So many of them at least are the newest, whatever their words."""
+"""How many candidates at least are the newest statements, whatever their words."""
 LAST_TURN_SHARE = 0.5
-"""Of the last turn's vector beside the query's."""
+"""Weight of the last turn's vector, beside 1 for the query's."""
 SHORTEST_STEM = 3
 TEXT_CHARS = 400
 
@@ -30,10 +30,12 @@ TEXT_CHARS = 400
 def choose_statements(
     query: str, profile: Profile, size: Callable[[str], int], limit: int, encoder: Encoder | None
 ) -> tuple[Statement, ...]:
-    """The profile's statements, oldest first; where their sizes exceed `limit`, those nearest to query and last turn
-    that fit. Without an encoder, those with the most words in common. Raises Late and ModelError.
+    """The profile's statements, oldest first; if their sizes exceed `limit`, only the nearest ones that fit.
+
+    Nearest are those most similar to the query and the last turn; without an encoder, those that share the most words
+    with them. Raises Late and ModelError.
     """
-    if fit(profile.statements, size, limit):
+    if all_fit(profile.statements, size, limit):
         return profile.statements
     places = candidates(query, profile)
     statements = [profile.statements[place] for place in places]
@@ -47,8 +49,8 @@ def choose_statements(
     return tuple(profile.statements[place] for place in sorted(taken))
 
 
-def fit(statements: Sequence[Statement], size: Callable[[str], int], limit: int) -> bool:
-    """Whether all of them fit; only as many are measured as are needed to say so."""
+def all_fit(statements: Sequence[Statement], size: Callable[[str], int], limit: int) -> bool:
+    """Whether all statements fit; stops measuring when they do not."""
     left = limit
     for statement in reversed(statements):
         left -= size(statement.text)
@@ -58,11 +60,11 @@ def fit(statements: Sequence[Statement], size: Callable[[str], int], limit: int)
 
 
 def candidates(query: str, profile: Profile) -> list[int]:
-    """Places of at most `CANDIDATES` statements, those first that share the rarest words; of equal ones the newest."""
-    stems = {stem for text in _asked(query, profile) for stem in analysis.terms(text)}
+    """Indices of at most `CANDIDATES` statements: those that share the rarest words first, newest among equals."""
+    stems = {stem for text in _query_texts(query, profile) for stem in analysis.terms(text)}
     texts = [statement.text.casefold() for statement in profile.statements]
     shared = [0.0] * len(texts)
-    # A stem within a text, not among its stems: to stem ten thousand statements would take a second.
+    # Stems are searched for inside the texts, since stemming ten thousand statements would take a second.
     for stem in sorted(stems):
         if len(stem) < SHORTEST_STEM or stem in FUNCTION_WORDS:
             continue
@@ -80,15 +82,15 @@ def candidates(query: str, profile: Profile) -> list[int]:
 
 
 def _by_vector(query: str, profile: Profile, statements: Sequence[Statement], encoder: Encoder) -> list[int]:
-    """Indices of the statements, nearest first; of equally near ones the first."""
-    asked = encoder.encode(list(_asked(query, profile)), kind="query")  # (1 or 2, dim)
-    wanted = asked[0] + LAST_TURN_SHARE * asked[1] if len(asked) > 1 else asked[0]
+    """Indices of the statements, nearest first, and in order among equals."""
+    queries = encoder.encode(list(_query_texts(query, profile)), kind="query")  # (1 or 2, dim)
+    wanted = queries[0] + LAST_TURN_SHARE * queries[1] if len(queries) > 1 else queries[0]
     near = encoder.encode([statement.text[:TEXT_CHARS] for statement in statements]) @ wanted  # (n_statements,)
     return sorted(range(len(statements)), key=lambda i: -float(near[i]))
 
 
-def _asked(query: str, profile: Profile) -> list[str]:
-    """The query, and the last turn where there is one."""
+def _query_texts(query: str, profile: Profile) -> list[str]:
+    """The query, and the last turn if there is one."""
     if not profile.turns:
         return [query]
     turn = profile.turns[-1]

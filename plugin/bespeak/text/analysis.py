@@ -1,8 +1,8 @@
 """Text to terms, as Elasticsearch's `english` analyzer makes them.
 
 The steps are Lucene's: word breaks by Unicode Standard Annex #29 (StandardTokenizer, tokens of at most 255 UTF-16
-units), possessive 's off, lower case, 33 stop words out, Porter's stemmer of 1980. A text that both engines hold is
-thus cut into the same terms in both, and a word can be marked or grounded where the engine saw it.
+units), removal of possessive 's, lower case, removal of 33 stop words, and Porter's stemmer of 1980. A text thus has
+the same terms in both engines, and the words that an engine matched can be marked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STOP_WORDS = frozenset(
 )
 
 MAX_TOKEN_UNITS = 255
-"""Longer tokens are cut, as Lucene's tokenizer does; in UTF-16 units."""
+"""Longer tokens are split, as by Lucene's tokenizer; in UTF-16 units."""
 
 
 class Token(NamedTuple):
@@ -34,7 +34,7 @@ class Token(NamedTuple):
 
 
 def tokens(text: str) -> list[Token]:
-    """The terms of a text, each with its place; stop words are left out.
+    """The terms of a text, each with its position; stop words are left out.
 
     >>> tokens("The Dogs' owner")
     [Token(term='dog', start=4, end=8), Token(term='owner', start=10, end=15)]
@@ -44,7 +44,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def terms(text: str) -> list[str]:
-    """The terms of a text in its order, repeats included.
+    """The terms of a text in order, repeats included.
 
     >>> terms("Running the children's races")
     ['run', 'children', 'race']
@@ -57,7 +57,7 @@ def terms(text: str) -> list[str]:
 
 
 class _Terms(dict[str, str]):
-    """Word -> term, "" for a stop word; computed once per word, emptied when it has grown large."""
+    """Word -> term, "" for a stop word; each is computed once, and all are dropped when there are too many."""
 
     LIMIT = 200_000
 
@@ -80,16 +80,16 @@ def _term(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _lower(character: str) -> str:
-    """Lower case of one character as one character (Java's `Character.toLowerCase`): no special casing by context."""
+    """The lower case of a character as one character, whatever its context (Java's `Character.toLowerCase`)."""
     return character.lower()[0]
 
 
 def stem(word: str) -> str:
-    """Porter's stemmer (An algorithm for suffix stripping, 1980) of a lower-case word, as Lucene has it.
+    """Porter's stemmer (An algorithm for suffix stripping, 1980) of a lower-case word, as in Lucene.
 
-    Lucene took over the author's own program, which departs from the paper: words of one or two letters stay, and
-    step 2 knows bli -> ble (for abli -> able) and logi -> log. Snowball's `porter` follows the paper, and besides
-    undoubles fewer consonants ("trekking"), so that it cannot stand in.
+    Lucene uses the author's own program, which differs from the paper: words of one or two letters are kept, and step
+    2 has bli -> ble (instead of abli -> able) and logi -> log. Snowball's `porter` follows the paper, and also
+    undoubles fewer consonants ("trekking"), so it cannot be used here.
 
     >>> stem("relational"), stem("possibly"), stem("archaeology"), stem("trekking"), stem("us")
     ('relat', 'possibl', 'archaeolog', 'trek', 'us')
@@ -115,7 +115,7 @@ _STEP_4 = re.compile("(?:al|ance|ence|er|ic|able|ible|ant|ement|ment|ent|(?<=[st
 
 
 def _shape(word: str) -> str:
-    """One letter per character: v for a vowel, c for a consonant; y is a vowel after a consonant."""
+    """One letter for each character: v for a vowel, c for a consonant; y is a vowel after a consonant."""
     shape, last = [], "v"
     for character in word:
         last = "v" if character in "aeiou" or (character == "y" and last == "c") else "c"
@@ -129,7 +129,7 @@ def _measure(word: str) -> int:
 
 
 def _ends_short(word: str) -> bool:
-    """Porter's *o: consonant, vowel, consonant at the end, the last one not w, x or y."""
+    """Porter's *o: the word ends in consonant, vowel, consonant, and the last is not w, x or y."""
     return _shape(word).endswith("cvc") and word[-1] not in "wxy"
 
 
@@ -157,7 +157,7 @@ def _without_past(word: str) -> str:
 
 
 def _replaced(word: str, suffixes: dict[str, str]) -> str:
-    """The word with the longest of the suffixes replaced, if what stands before it has a measure."""
+    """The word with the longest matching suffix replaced, if the part before it has a measure above 0."""
     for length in range(min(7, len(word)), 2, -1):
         replacement = suffixes.get(word[-length:])
         if replacement is not None:
@@ -177,11 +177,11 @@ def _without_e(word: str) -> str:
     return word[:-1] if word.endswith("ll") and measure > 1 else word
 
 
-# Word breaks. Each character is mapped to one letter that stands for its class, then one pattern over these letters
-# finds the words: the classes of UAX #29, with what Lucene adds (Han and Hiragana one by one, South East Asian runs
-# whole, emoji sequences as words).
+# Word breaks. Each character is mapped to a letter that stands for its class, and one pattern over these letters finds
+# the words. The classes are those of UAX #29 and Lucene's own (Han and Hiragana one by one, South East Asian runs as
+# one word, emoji sequences as words).
 #
-#   a letter    h Hebrew letter   L letter that is an emoji too   0 digit   k Katakana   _ ExtendNumLet
+#   a letter    h Hebrew letter   L letter that is also an emoji   0 digit   k Katakana   _ ExtendNumLet
 #   : MidLetter   . MidNumLet   ' Single_Quote   " Double_Quote   , MidNum   # the other bases of a keycap
 #   x Extend and Format   z ZWJ   v, V presentation selectors (emoji, text)   K keycap
 #   E emoji   M emoji modifier   R regional indicator   H Han   i Hiragana   s South East Asian   S mark of these
@@ -206,7 +206,7 @@ _ASCII_WORD = re.compile(
 
 
 def _word_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where the words of a text start and end, in order."""
+    """The start and end of each word of a text, in order."""
     pattern, classes = (_ASCII_WORD, text) if text.isascii() else (_WORD, text.translate(_CLASSES))
     for match in pattern.finditer(classes):
         start, end = match.span()
@@ -217,7 +217,7 @@ def _word_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cut(pattern: re.Pattern[str], text: str, classes: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The pieces of one long token: the word within 255 UTF-16 units of its start, then the next from there on."""
+    """The pieces of a long token: the word within 255 UTF-16 units of its start, then the next word from there."""
     while (found := pattern.search(classes, start, end)) is not None:
         stop, units = found.start(), 0
         while stop < end and (units := units + 1 + (text[stop] > "\uffff")) <= MAX_TOKEN_UNITS:
@@ -231,7 +231,7 @@ def _cut(pattern: re.Pattern[str], text: str, classes: str, start: int, end: int
 
 
 class _Classes(dict[int, str]):
-    """Code point -> the letter of its class; computed once per character."""
+    """Code point -> the letter of its class; each is computed once."""
 
     def __missing__(self, code: int) -> str:
         self[code] = letter = _class_of(chr(code))
@@ -242,7 +242,7 @@ _CLASSES = _Classes()
 
 
 def _class_of(character: str) -> str:
-    """The letter of a character's class, " " for what breaks words."""
+    """The letter of a character's class; " " for a character that breaks words."""
     starts, ranges = _ranges()
     at = bisect_right(starts, ord(character)) - 1
     return ranges[at][1] if at >= 0 and ord(character) <= ranges[at][0] else " "
@@ -250,7 +250,7 @@ def _class_of(character: str) -> str:
 
 @cache
 def _ranges() -> tuple[list[int], list[tuple[int, str]]]:
-    """The starts of all ranges, ascending; beside each, its end and the letter of its class."""
+    """The starts of all ranges, ascending; and for each its end and the letter of its class."""
     from bespeak.text.word_classes import CLASSES
 
     found = sorted(

@@ -1,8 +1,8 @@
-"""The word-break class of every character, as the tokenizer of Elasticsearch 9 (Lucene 10, Unicode 12.1) has it.
+"""The word-break class of every character in the tokenizer of Elasticsearch 9 (Lucene 10, Unicode 12.1).
 
-Found by asking a node to analyse each code point between others; `tests/live/test_english_analyzer.py` asks
-again. What the letters stand for is said in `analysis.py`. Ranges of code points in hexadecimal, ends included; what
-is not named breaks words.
+The classes were found by having a node analyse each code point between others; `tests/live/test_english_analyzer.py`
+checks them again. `analysis.py` explains the letters. Ranges of code points are hexadecimal and include their ends;
+all other characters break words.
 """
 
 CLASSES = {

@@ -1,12 +1,12 @@
-"""Words as they stand in a text, how they compare, and the function words of English."""
+"""The words of a text as written, how they compare, and the function words of English."""
 
 from __future__ import annotations
 
 import re
 
 FUNCTION_WORDS = frozenset(
-    # Closed classes only. What turns a meaning round (not, no, never, without) or counts (one, more, most) is left
-    # out: it has to stand in the query, the history or a statement.
+    # Closed classes only. Words that reverse a meaning (not, no, never, without) or count (one, more, most) are left
+    # out: they must come from the query, the history or a statement.
     """a an the this that these those some any all both each every other another such same
     i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
     who whom whose what which when where why how
@@ -17,7 +17,7 @@ FUNCTION_WORDS = frozenset(
     against around near within across along toward towards since until upon via
     and or but if so because while though although whether there here then also too""".split()  # noqa: SIM905
 )
-"""English function words, folded: a grounded rewrite may use them wherever they come from."""
+"""English function words, folded. A grounded rewrite may always use them."""
 
 _EDGES = ".,;:!?\"'()[]{}<>…“”‘’«»*`|"
 _PARTS = re.compile(r"[-–—/'’]")
@@ -25,7 +25,7 @@ _POSSESSIVE = re.compile(r"['’](?:s|S)?$")
 
 
 def words(text: str) -> list[str]:
-    """The words as they stand: what white space parts, without the punctuation around it and the possessive.
+    """The words as written: split at white space, without surrounding punctuation and the possessive.
 
     >>> words('Zappa\\'s "break-up" (in 1,969.5), C++ & AC/DC?')
     ['Zappa', 'break-up', 'in', '1,969.5', 'C++', '&', 'AC/DC']
@@ -35,12 +35,12 @@ def words(text: str) -> list[str]:
 
 
 def fold(word: str) -> str:
-    """For comparing: case and the kind of apostrophe do not count."""
+    """The word in a form for comparison: case and the kind of apostrophe make no difference."""
     return word.casefold().replace("’", "'")
 
 
 def inner_words(word: str) -> list[str]:
-    """The parts of a compound of letters; a number or a code is one word and has none.
+    """The parts of a compound of letters; numbers and codes have none.
 
     >>> inner_words("break-up"), inner_words("AC/DC"), inner_words("1969-71")
     (['break', 'up'], ['AC', 'DC'], [])

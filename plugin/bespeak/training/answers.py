@@ -17,7 +17,7 @@ from bespeak.reading import Reading, VectorName, clauses, query_vector, turn_tex
 from bespeak.records import Document, Rewrite, Vector
 from bespeak.settings import Settings
 from bespeak.statuses import RewriteStatus
-from bespeak.training.candidates import SHORTEST_ANSWER, Asked
+from bespeak.training.candidates import SHORTEST_ANSWER, AnsweredTurn
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
@@ -60,7 +60,7 @@ class Answers:
         self._bm25 = Bm25([Document(str(row), {"text": text}) for row, text in enumerate(texts)], ["text"])
         self._vectors, self._encoder = vectors, encoder
 
-    def gains(self, turn: Asked, candidates: Sequence[str]) -> list[Gains]:
+    def gains(self, turn: AnsweredTurn, candidates: Sequence[str]) -> list[Gains]:
         """Of each candidate. Earlier answers of the conversation are left out: they are not what is asked for now."""
         readings = self._read(turn, candidates)
         own = self._rows[turn.answer]
@@ -72,7 +72,7 @@ class Answers:
             for reading, text in zip(readings, candidates, strict=True)
         ]
 
-    def _read(self, turn: Asked, candidates: Sequence[str]) -> list[Reading]:
+    def _read(self, turn: AnsweredTurn, candidates: Sequence[str]) -> list[Reading]:
         """The turn with each candidate as its rewrite."""
         last = turn_text(turn.profile.turns[-1])
         typed, latest, *rows = self._encoder.encode([turn.query, last, *candidates], "query")

@@ -1,4 +1,4 @@
-"""What can be made of conversations without people. Every function is pure: the same `rng` state, the same result."""
+"""Variants of conversations. Every function is pure: the same state of `rng` gives the same result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASKING = FUNCTION_WORDS | frozenset(
     """tell show give find know want like need please let's okay ok yes no not thanks thank hi hello great
     looking""".split()  # noqa: SIM905
 )
-"""Words of a question that its answer's title lacks at the beginning."""
+"""Words at the start of a question that a title of its answer lacks."""
 SMALL = frozenset("a an the of in on at by for with from to and or as".split())  # noqa: SIM905
 _ENDING_PHRASE = re.compile(
     r"^(?P<head>.+?) (?P<preposition>of|in|for|about|on|with|from|at) (?P<what>[^,;:()?.!]+)[?.!]*$"
@@ -30,32 +30,32 @@ _UNRESOLVED = frozenset(
 
 
 def stems(*texts: str) -> Stems:
-    """Of the words that carry sense."""
+    """The stems of the content words."""
     return frozenset(
         stem for text in texts for word in words(text) if fold(word) not in ASKING for stem in analysis.terms(word)
     )
 
 
-def _said(conversation: Conversation) -> Stems:
-    """What queries and rewrites are about."""
+def _topic_stems(conversation: Conversation) -> Stems:
+    """The stems of the queries and rewrites."""
     asked = [turn.query for turn in conversation.turns]
     return stems(*asked, *(text for target in conversation.targets for text in (target.query, target.rewrite)))
 
 
 def concerns(statement: str, conversation: Conversation) -> bool:
-    """Was it used by whoever rewrote, or does it share a word with what is asked?"""
-    return statement in conversation.used or not stems(statement).isdisjoint(_said(conversation))
+    """Whether the person who rewrote used the statement, or it shares a word with the queries."""
+    return statement in conversation.used or not stems(statement).isdisjoint(_topic_stems(conversation))
 
 
 def shuffled(conversation: Conversation, rng: random.Random) -> Conversation:
-    """Statements in another order."""
+    """The conversation with its statements in another order."""
     order = rng.sample(conversation.statements, len(conversation.statements))
     return conversation.changed("shuffled", statements=tuple(order))
 
 
 def dropped(conversation: Conversation, rng: random.Random, share: float = 0.5) -> Conversation:
-    """Without about that share of the statements that do not concern its queries."""
-    said = _said(conversation)
+    """The conversation without about this share of the statements that do not concern its queries."""
+    said = _topic_stems(conversation)
     kept = [
         text
         for text in conversation.statements
@@ -65,8 +65,8 @@ def dropped(conversation: Conversation, rng: random.Random, share: float = 0.5) 
 
 
 def crossed(conversation: Conversation, others: Sequence[str], rng: random.Random) -> Conversation:
-    """With statements of other users among its own, none of which concerns it: the rewrites stay as they are."""
-    said = _said(conversation) | stems(*conversation.statements)
+    """The conversation with other users' statements mixed in that do not concern it: its rewrites stay the same."""
+    said = _topic_stems(conversation) | stems(*conversation.statements)
     wanted = rng.randint(1, MOST_STATEMENTS)
     foreign = [text for text in rng.sample(others, min(len(others), 2 * wanted)) if stems(text).isdisjoint(said)]
     mixed = list(conversation.statements)
@@ -76,23 +76,23 @@ def crossed(conversation: Conversation, others: Sequence[str], rng: random.Rando
 
 
 def unanswered(conversation: Conversation) -> Conversation:
-    """Without what was answered, as most sessions of a search engine are."""
+    """The conversation without answers, as in most search sessions."""
     return conversation.changed("unanswered", turns=tuple(Exchange(turn.query) for turn in conversation.turns))
 
 
 def titled(conversation: Conversation, rng: random.Random) -> Conversation:
-    """With titles in place of answers, as of hits that were clicked; some turns had no click."""
-    whole = {target.n_before: target.rewrite for target in conversation.targets if target.kind == "person"}
+    """The conversation with titles instead of answers, as if hits were clicked; some turns get no click."""
+    rewrites = {target.n_before: target.rewrite for target in conversation.targets if target.kind == "person"}
     turns = []
     for place, turn in enumerate(conversation.turns):
-        found = _titles(whole.get(place, ""), turn.response, conversation.title)
+        found = _titles(rewrites.get(place, ""), turn.response, conversation.title)
         chosen = rng.sample(found, rng.randint(1, min(3, len(found)))) if found and rng.random() < 0.8 else []
         turns.append(Exchange(turn.query, "; ".join(chosen)))
     return conversation.changed("titled", turns=tuple(turns))
 
 
 def _titles(rewrite: str, response: str, page: str) -> list[str]:
-    """Of the page, of the question, and of the answer's first words; at most one of each."""
+    """Possible titles: of the page, of the question, and the first words of the answer."""
     first = re.split(r"(?<=[.!?;:]) |\n", response, maxsplit=1)[0]
     page_title = page.split(" - ")[0]
     made = (page, page_title, _headline(rewrite), " ".join(first.split()[:TITLE_WORDS]).rstrip(".,;:"))
@@ -100,7 +100,7 @@ def _titles(rewrite: str, response: str, page: str) -> list[str]:
 
 
 def _headline(rewrite: str) -> str:
-    """What is asked, without the asking.
+    """The question as a headline, without the words that ask.
 
     >>> _headline("What are some of the possible causes of the Bronze Age collapse?")
     'Possible Causes of the Bronze Age Collapse'
@@ -112,8 +112,8 @@ def _headline(rewrite: str) -> str:
     return " ".join(headline[: 2 * TITLE_WORDS])
 
 
-def with_whole(conversation: Conversation, rng: random.Random, share: float) -> Conversation:
-    """Asks some queries as they were rewritten, which need nothing: at the same place, and they stay as they are."""
+def with_full_queries(conversation: Conversation, rng: random.Random, share: float) -> Conversation:
+    """The conversation with some queries asked in rewritten form, at the same place; these need no rewrite."""
     made = [
         Target(target.n_before, target.rewrite, target.rewrite, "whole")
         for target in conversation.targets
@@ -123,8 +123,8 @@ def with_whole(conversation: Conversation, rng: random.Random, share: float) -> 
 
 
 def with_switch(conversation: Conversation, others: Sequence[str], rng: random.Random) -> Conversation:
-    """Asks something else at the end, in words that stand alone: it stays as it is, whatever was said before."""
-    said = _said(conversation) | stems(*conversation.statements)
+    """The conversation with an unrelated query that stands alone, and so must not be rewritten."""
+    said = _topic_stems(conversation) | stems(*conversation.statements)
     tried = rng.sample(others, min(len(others), 8))
     found = [text for text in tried if stems(text).isdisjoint(said) and not _refers(text)][:1]
     place = rng.randint(min(1, len(conversation.turns)), len(conversation.turns))
@@ -136,8 +136,9 @@ def _refers(text: str) -> bool:
 
 
 def with_ellipsis(conversation: Conversation, rng: random.Random, share: float) -> Conversation:
-    """Asks some whole queries without the phrase that ends them, or with a pronoun for it, where the turn before
-    names what the phrase is about: they become whole again.
+    """The conversation with some full queries shortened: without their last phrase, or with a pronoun for it.
+
+    The turn before must name what the phrase is about; the target is the full query.
     """
     made = []
     for target in conversation.targets:
@@ -150,7 +151,7 @@ def with_ellipsis(conversation: Conversation, rng: random.Random, share: float) 
 
 
 def _elided(query: str, before: str, rng: random.Random) -> str:
-    """The query without its last phrase; "" where the turn before does not name it, or too little would be left.
+    """The query without its last phrase; "" if the turn before does not name it, or too little would be left.
 
     >>> _elided("What are the causes of desertification?", "Can desertification be stopped?", random.Random(0))
     'What are the causes?'
@@ -167,7 +168,7 @@ def _elided(query: str, before: str, rng: random.Random) -> str:
     if len(head) < 3 or fold(head[-1]) in FUNCTION_WORDS:  # "Which river is", "the college that he went"
         return ""
     ending = "?" if query.endswith("?") else "."
-    # A pronoun only for what is no name: it might be a person, and nobody says of which kind.
+    # Names get no pronoun: they may be a person's, and it is not known whether he or she fits.
     if rng.random() < 0.5 and all(word.islower() for word in what) and found["preposition"] in ("of", "about", "with"):
         return f"{found['head']} {found['preposition']} {'them' if what[-1].endswith('s') else 'it'}{ending}"
     return f"{found['head']}{ending}"

@@ -1,4 +1,4 @@
-"""Rewrites to choose from: queries whose answers are known, and what the rewriter writes of each, sampled."""
+"""Queries with a known answer, and the rewrites that the rewriter samples for each."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ import numpy as np
 
 from bespeak.errors import ModelError
 from bespeak.records import Profile, Statement, Turn, UserKey
-from bespeak.rewriting.batched import ROWS, in_turn
+from bespeak.rewriting.batched import in_turn
 from bespeak.rewriting.decoding import LanguageModel
-from bespeak.training.mixture import TIMES
+from bespeak.rewriting.model import ROWS
+from bespeak.training.mixture import SOURCE_WEIGHTS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from bespeak.rewriting.decoding import Feed, Scorer
-    from bespeak.rewriting.scorer import Floats, Whose
+    from bespeak.rewriting.scorer import Floats, SessionKey
     from bespeak.training.pairs import Conversation, Exchange
 
 SHORTEST_ANSWER = 25
-"""Characters: "Yes." says nothing of what was asked."""
+"""Characters: "Yes." does not tell what was asked."""
 SAMPLES = 3
 TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A query after at least one turn, a person's rewrite of it, and what was answered to it."""
+class AnsweredTurn:
+    """A query after at least one turn, with a person's rewrite and the answer that was given."""
 
     conversation: int
     source: str
@@ -53,10 +54,10 @@ class Asked:
         return Profile(UserKey("", str(self.conversation)), "", statements, turns)
 
 
-def answered(found: Iterable[Conversation]) -> list[Asked]:
-    """The answer to a query stands in the history of those that were asked after it."""
+def answered_turns(found: Iterable[Conversation]) -> list[AnsweredTurn]:
+    """The turns whose answer is known from the history of later queries."""
     return [
-        Asked(
+        AnsweredTurn(
             number,
             conversation.source,
             target.query,
@@ -73,37 +74,37 @@ def answered(found: Iterable[Conversation]) -> list[Asked]:
     ]
 
 
-def choose(turns: Sequence[Asked], n: int, seed: int) -> list[Asked]:
-    """At most `n`, by whole conversations but for the last, each the likelier the more its source weighs in `mixture`.
+def choose_turns(turns: Sequence[AnsweredTurn], n: int, seed: int) -> list[AnsweredTurn]:
+    """At most `n` turns: whole conversations, except the last, drawn with the weights of their sources.
 
-    Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
+    The method is that of Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006).
     """
     rng = random.Random(seed)
-    conversations: dict[int, list[Asked]] = {}
+    conversations: dict[int, list[AnsweredTurn]] = {}
     for turn in turns:
         conversations.setdefault(turn.conversation, []).append(turn)
     ranked = sorted(
         conversations.values(),
-        key=lambda asked: rng.random() ** (1 / TIMES.get(asked[0].source, 1.0)),
+        key=lambda group: rng.random() ** (1 / SOURCE_WEIGHTS.get(group[0].source, 1.0)),
         reverse=True,
     )
     return list(chain(*ranked))[:n]
 
 
-class Sampled(NamedTuple):
-    """None where the rewriter refused what the model wrote."""
+class SampledRewrites(NamedTuple):
+    """The rewrites sampled for one turn; None where the rewriter refused the model's text."""
 
     greedy: str | None
     samples: tuple[str | None, ...] = ()
 
-    def of(self, turn: Asked) -> list[str]:
-        """The candidates, each once: the query, the person's rewrite, the model's."""
+    def candidates(self, turn: AnsweredTurn) -> list[str]:
+        """The distinct candidates: the query, the person's rewrite, and the model's rewrites."""
         own = (" ".join(text.split()) for text in (self.greedy, *self.samples) if text)
         return list(dict.fromkeys((turn.query, turn.rewrite, *own)))
 
 
-class Noisy:
-    """A scorer whose best token is a draw from its distribution at `TEMPERATURE` (the Gumbel-max trick)."""
+class NoisyScorer:
+    """A scorer with noise: its best token is a draw from the distribution at `TEMPERATURE` (Gumbel-max trick)."""
 
     def __init__(self, scorer: Scorer, rng: np.random.Generator) -> None:
         self._scorer, self._rng = scorer, rng
@@ -113,8 +114,8 @@ class Noisy:
         return self._scorer.tokenizer
 
     @contextmanager
-    def begin(self, budget_ms: float | None, whose: Whose | None = None) -> Iterator[Feed]:
-        with self._scorer.begin(budget_ms, whose) as feed:
+    def begin(self, budget_ms: float | None, session_key: SessionKey | None = None) -> Iterator[Feed]:
+        with self._scorer.begin(budget_ms, session_key) as feed:
 
             def noisy(token_ids: Sequence[int], past: Any) -> tuple[Floats, Any]:
                 scores, past = feed(token_ids, past)
@@ -127,30 +128,30 @@ class Noisy:
         self._scorer.forget(user)
 
 
-def sample(turn: Asked, scorer: Scorer, n_samples: int, seed: tuple[int, int]) -> Sampled:
-    """The greedy rewrite and `n_samples` drawn, each by a generator of its own."""
+def sample(turn: AnsweredTurn, scorer: Scorer, n_samples: int, seed: tuple[int, int]) -> SampledRewrites:
+    """The greedy rewrite and `n_samples` random ones, each from its own generator."""
     rngs = [np.random.default_rng((*seed, number)) for number in range(n_samples)]
-    models = [LanguageModel(one, "") for one in (scorer, *(Noisy(scorer, rng) for rng in rngs))]
+    models = [LanguageModel(one, "") for one in (scorer, *(NoisyScorer(scorer, rng) for rng in rngs))]
     rewrites = [model.rewrite(turn.query, turn.profile) for model in models]
     greedy, *samples = (rewrite.text if rewrite.status == "full" else None for rewrite in rewrites)
-    return Sampled(greedy, tuple(samples))
+    return SampledRewrites(greedy, tuple(samples))
 
 
-class Kept:
-    """A file of what was sampled: a line for the run's name, then one a turn. Of a line that was cut nothing is left.
+class SampleFile:
+    """A file of sampled rewrites: a line with the run's name, then a line for each turn. An incomplete line is cut off.
 
-    Raises ModelError where it is of another run, or no such file.
+    Raises ModelError if the file is another run's or cannot be read.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
-        self.found: dict[int, Sampled] = {}
-        if lines := _whole_lines(path):
+        self.found: dict[int, SampledRewrites] = {}
+        if lines := _complete_lines(path):
             self._read(lines)
         else:
             self._append({"run": name})
 
-    def add(self, place: int, sampled: Sampled) -> None:
+    def add(self, place: int, sampled: SampledRewrites) -> None:
         self._append({"turn": place, "greedy": sampled.greedy, "samples": sampled.samples})
         self.found[place] = sampled
 
@@ -158,12 +159,12 @@ class Kept:
         try:
             first, *rows = map(json.loads, lines)
             name = first["run"]
-            found = {int(row["turn"]): Sampled(row["greedy"], tuple(row["samples"])) for row in rows}
+            found = {int(row["turn"]): SampledRewrites(row["greedy"], tuple(row["samples"])) for row in rows}
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{self._path} cannot be read ({error}): delete it to begin anew") from error
+            raise ModelError(f"{self._path} cannot be read ({error}): delete it to start again") from error
         if name != self._name:
             raise ModelError(
-                f"{self._path} is of a run with other data, options or versions: give another --out, or delete it"
+                f"{self._path} belongs to a run with other data, options or versions: give another --out, or delete it"
             )
         self.found = found
 
@@ -172,8 +173,8 @@ class Kept:
             file.write(json.dumps(row) + "\n")
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """Cuts off what a killed run left of a last one."""
+def _complete_lines(path: Path) -> list[bytes]:
+    """The lines of the file; an incomplete last line, left by a killed run, is cut off."""
     content = path.read_bytes() if path.exists() else b""
     end = content.rfind(b"\n") + 1
     if end < len(content):
@@ -182,11 +183,16 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def sample_all(
-    turns: Sequence[Asked], scorer: Scorer, kept: Kept, n_samples: int, seed: int, report: Callable[[int], None]
+    turns: Sequence[AnsweredTurn],
+    scorer: Scorer,
+    kept: SampleFile,
+    n_samples: int,
+    seed: int,
+    report: Callable[[int], None],
 ) -> None:
-    """Adds to `kept` what is missing of `turns`; reports after each turn how many are done.
+    """Adds the missing `turns` to `kept`; reports after each turn how many are done.
 
-    A conversation's queries stand together. Which thread takes which changes no text.
+    A conversation's queries are sampled by one thread. Which thread it is does not change the texts.
     """
     conversations: dict[int, list[int]] = {}
     for place, turn in enumerate(turns):

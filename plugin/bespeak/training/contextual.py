@@ -1,6 +1,6 @@
-"""Trains the encoder that reads a session beside the query: towards a person's rewrite, and the answer where known.
+"""Trains the context encoder, which reads the session with the query: towards a person's rewrite and the answer.
 
-Documents' vectors stay as they are, so nothing has to be indexed anew (ConvDR; Yu et al., 2021).
+Document vectors stay as they are, so nothing has to be indexed again (ConvDR; Yu et al., 2021).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,15 +18,24 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.catalogue import ModelRecord, asset_folder, default_model, describe_files, write_json, write_record
+from bespeak.models.catalogue import (
+    ModelRecord,
+    asset_folder,
+    default_model,
+    describe_files,
+    replacing_model_file,
+    write_json,
+    write_record,
+)
 from bespeak.models.encoder import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
 from bespeak.records import Profile, Statement, Turn
 from bespeak.session.context import MAX_CHARS, MAX_TOKENS, session_text
 from bespeak.training.answers import encode_all
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import context_card
-from bespeak.training.job import CHECKPOINT, Options, read_all, require_extra
-from bespeak.training.mixture import PERSONAL_SHARE, said_in, variants
+from bespeak.training.job import CHECKPOINT, read_all, require_extra
+from bespeak.training.mixture import PERSONAL_SHARE, all_statements, variants
+from bespeak.training.options import MeanCosines, TrainingOptions
 from bespeak.training.pairs import Conversation, Target, split
 from bespeak.training.personal import personal_conversations
 
@@ -37,65 +45,58 @@ if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.records import Matrix
     from bespeak.training.encoder import BertEncoder
-    from bespeak.training.fit import Objective, Progress, Schedule
+    from bespeak.training.fit import FitStep, Objective, Schedule
     from bespeak.training.network import Adapter, Tensor
 
 RECIPE = 1
-"""Raised when the same data are made into another model."""
+"""Raise this when the same data give a different model."""
 STEP_PARTS, PART_TEXTS = 4, 12
-OTHERS = 256
-"""Rewrites, and as many answers, that a step's own are told apart from."""
+N_NEGATIVES = 256
+"""Random rewrites, and as many answers, that serve as negatives in each step."""
 TEMPERATURE = 0.05
-TOLD_APART = 0.1
-"""Of each of the two cross-entropies, beside 1 - cosine to the rewrite."""
-ALIKE = 0.98
-"""Cosine from which another text counts as the same, and is not told apart."""
+CONTRASTIVE_WEIGHT = 0.1
+"""Weight of each of the two contrastive losses, beside 1 - cosine to the rewrite."""
+DUPLICATE_COSINE = 0.98
+"""A negative with a higher cosine to the target counts as the same text, and is left out."""
 VECTORS = "vectors.db"
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean cosine to the vectors of held-out rewrites."""
-
-    query: float  # of the query as typed
-    context: float
-    n_held_out: int
-
-
 class Example(NamedTuple):
-    """A query in its session, as the encoder reads it, and what it is to come near to."""
+    """A query in its session, as the encoder reads it, and the texts that its vector should be near."""
 
     text: str
     tokens: tuple[int, ...]
     query: str
     rewrite: str
-    answer: str  # "" where it is not known
+    answer: str  # "" if it is not known
     source: str
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Some examples, `(n,)` each: rows of the rewrites and of the answers, -1 where there is none; and `(OTHERS,)`
-    rows of what they are told apart from."""
+class Minibatch:
+    """Some examples with their negatives, as rows of `Vectors`.
+
+    `rewrites` and `answers` are `(n,)`, with -1 for an unknown answer; the negatives are `(N_NEGATIVES,)`.
+    """
 
     texts: list[tuple[int, ...]]
     rewrites: npt.NDArray[np.int64]
     answers: npt.NDArray[np.int64]
-    other_rewrites: npt.NDArray[np.int64]
-    other_answers: npt.NDArray[np.int64]
+    negative_rewrites: npt.NDArray[np.int64]
+    negative_answers: npt.NDArray[np.int64]
 
 
 def train(
-    options: Options,
+    options: TrainingOptions,
     out: Path,
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[FitStep], None] | None = None,
     encoder: Encoder | None = None,
     network: BertEncoder | None = None,
-) -> Scores:
+) -> MeanCosines:
     """Writes `model.onnx`, `tokenizer.json`, `config.json`, `CARD.md`, `scores.json` and the record to `out`.
 
-    A run that was ended goes on from the checkpoint in `out`. `encoder` gives the vectors to come near to, and
-    `network` is what is trained: the shipped encoder if not given. Raises InputError and ModelError.
+    An interrupted run resumes from the checkpoint in `out`. `encoder` gives the target vectors, and `network` is
+    trained; both are the shipped encoder by default. Raises InputError and ModelError.
     """
     require_extra()
     from bespeak.training.encoder import BertEncoder, read_weights
@@ -103,21 +104,21 @@ def train(
     from bespeak.training.network import new_adapter
 
     folder = asset_folder("onnx_models") / default_model("encoder")
-    read = Reader.of(folder)
+    reading = EncoderInput.of(folder)
     encoder = encoder or load_encoder(threads=options.threads)
     network = network or BertEncoder(read_weights(folder / "model.onnx"))
     if options.held_out:
         found, scored = read_all(options.data), read_all([options.held_out])
     else:
         found, scored = split(read_all(options.data))
-    learnt = examples(found, options, read)
-    held_out = [example for one in scored for example in examples_of(one, one, read)]
+    learnt = examples(found, options, reading)
+    held_out = [example for one in scored for example in examples_of(one, one, reading)]
     if not learnt:
         raise InputError("no pair has a history or statements: give others to --data")
     try:
         out.mkdir(parents=True, exist_ok=True)
         vectors = Vectors.of([*learnt, *held_out], encoder, out / VECTORS)
-        objective, name = nearness(network, vectors), run_name(learnt, options, encoder)
+        objective, name = context_objective(network, vectors), run_name(learnt, options, encoder)
         start = new_adapter(network.shapes, options.seed)
         fit = Fit(objective, plan(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
         for progress in fit.run():
@@ -127,7 +128,7 @@ def train(
         scores = score(held_out, vectors, out, encoder)
         counts = dict(Counter(example.source for example in learnt).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
-        (out / "CARD.md").write_text(context_card(options, counts, scores), "utf-8")
+        (out / "CARD.md").write_text(context_card(options, counts, scores, N_NEGATIVES, TEMPERATURE), "utf-8")
         how = f"bespeak models train-context; towards {encoder.name}"
         put_record(out, how)
     except OSError as error:
@@ -135,42 +136,42 @@ def train(
     return scores
 
 
-class Reader(NamedTuple):
-    """How the encoder reads a text."""
+class EncoderInput(NamedTuple):
+    """Turns a text into the encoder's tokens."""
 
     tokenizer: Tokenizer
     prefix: str
 
     @classmethod
-    def of(cls, folder: Path) -> Reader:
+    def of(cls, folder: Path) -> EncoderInput:
         return cls(open_tokenizer(folder, MAX_CHARS), read_config(folder).query_prefix)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(self.prefix + text).ids)
 
 
-def examples(found: Sequence[Conversation], options: Options, read: Reader) -> list[Example]:
-    """All that is learnt from, in the order in which it is."""
+def examples(found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput) -> list[Example]:
+    """All training examples, in the order of training."""
     rng = random.Random(options.seed)
     made = [
         example
-        for whole, varied in variants(found, rng, options.passes)
-        for example in examples_of(varied, whole, read)
+        for original, varied in variants(found, rng, options.passes)
+        for example in examples_of(varied, original, reading)
     ]
-    for conversation in personal_conversations(round(PERSONAL_SHARE * len(made)), said_in(found), rng):
-        made += examples_of(conversation, conversation, read)
+    for conversation in personal_conversations(round(PERSONAL_SHARE * len(made)), all_statements(found), rng):
+        made += examples_of(conversation, conversation, reading)
     rng.shuffle(made)
     return made
 
 
-def examples_of(varied: Conversation, whole: Conversation, read: Reader) -> list[Example]:
-    """The queries that have something before them; answers are those of the conversation as it was."""
+def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[Example]:
+    """The queries with a history or statements; answers come from the original conversation."""
     made = []
     for target in varied.targets:
         if target.n_before or varied.statements:
-            text = session_text(target.query, profile_of(varied, target.n_before), read.tokenizer)
-            answer = answer_to(target, whole)
-            made.append(Example(text, read.tokens(text), target.query, target.rewrite, answer, varied.source))
+            text = session_text(target.query, profile_of(varied, target.n_before), reading.tokenizer)
+            answer = answer_to(target, original)
+            made.append(Example(text, reading.tokens(text), target.query, target.rewrite, answer, varied.source))
     return made
 
 
@@ -180,17 +181,17 @@ def profile_of(conversation: Conversation, n_before: int) -> Profile:
     return Profile(None, "", statements, turns)
 
 
-def answer_to(target: Target, whole: Conversation) -> str:
-    """It stands in the history of later queries; "" where there are none, or it is too short to say anything."""
-    if target.kind != "person" or target.n_before >= len(whole.turns):
+def answer_to(target: Target, original: Conversation) -> str:
+    """The answer, from the history of later queries; "" if it is not known, or too short to tell anything."""
+    if target.kind != "person" or target.n_before >= len(original.turns):
         return ""
-    turn = whole.turns[target.n_before]
+    turn = original.turns[target.n_before]
     return turn.response if turn.query == target.query and len(turn.response) >= SHORTEST_ANSWER else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What is to be come near to: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
+    """The target vectors: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
 
     rewrites: Matrix
     answers: Matrix
@@ -199,7 +200,7 @@ class Vectors:
 
     @classmethod
     def of(cls, learnt: Iterable[Example], encoder: Encoder, kept: Path) -> Vectors:
-        """Answers' vectors are kept in a file."""
+        """Encodes the examples' targets; the answers' vectors are kept in the file `kept`."""
         learnt = list(learnt)
         rewrites = list(dict.fromkeys(example.rewrite for example in learnt))
         answers = list(dict.fromkeys(example.answer for example in learnt if example.answer))
@@ -208,22 +209,22 @@ class Vectors:
         return cls(encoder.encode(rewrites, "query"), matrix, rows, {text: row for row, text in enumerate(answers)})
 
 
-def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Part]]:
-    """The parts of each step, texts of like length together; what is left over at the end makes a smaller step."""
+def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Minibatch]]:
+    """The parts of each step, with texts of similar length together; the last step may be smaller."""
     draw = np.random.default_rng(seed)
     steps = []
     for start in range(0, len(learnt), STEP_PARTS * PART_TEXTS):
         some = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
-        other_rewrites = draw.integers(len(vectors.rewrites), size=OTHERS)
-        other_answers = draw.integers(max(len(vectors.answers), 1), size=OTHERS if len(vectors.answers) else 0)
+        negative_rewrites = draw.integers(len(vectors.rewrites), size=N_NEGATIVES)
+        negative_answers = draw.integers(max(len(vectors.answers), 1), size=N_NEGATIVES if len(vectors.answers) else 0)
         steps.append(
             [
-                Part(
+                Minibatch(
                     [example.tokens for example in part],
                     np.array([vectors.rewrite_rows[example.rewrite] for example in part], np.int64),
                     np.array([vectors.answer_rows.get(example.answer, -1) for example in part], np.int64),
-                    other_rewrites,
-                    other_answers,
+                    negative_rewrites,
+                    negative_answers,
                 )
                 for part in (some[i : i + PART_TEXTS] for i in range(0, len(some), PART_TEXTS))
             ]
@@ -231,24 +232,24 @@ def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Pa
     return steps
 
 
-def nearness(network: BertEncoder, vectors: Vectors) -> Objective[Part]:
-    """1 - cosine to the rewrite, and a tenth of the cross-entropies of telling rewrite and answer from others."""
+def context_objective(network: BertEncoder, vectors: Vectors) -> Objective[Minibatch]:
+    """1 - cosine to the rewrite, plus a tenth of the contrastive losses of rewrite and answer."""
     import torch
 
     from bespeak.training.fit import Objective
 
     rewrites, answers = torch.from_numpy(vectors.rewrites), torch.from_numpy(vectors.answers)
 
-    def loss(part: Part, adapter: Adapter) -> tuple[Tensor, float]:
+    def loss(part: Minibatch, adapter: Adapter) -> tuple[Tensor, float]:
         found = network.encode(part.texts, adapter)  # (n, dim)
         wanted = rewrites[part.rewrites]
-        total = (1 - (found * wanted).sum(1)).sum() + TOLD_APART * told_apart(
-            found, wanted, rewrites[part.other_rewrites]
+        total = (1 - (found * wanted).sum(1)).sum() + CONTRASTIVE_WEIGHT * contrastive_loss(
+            found, wanted, rewrites[part.negative_rewrites]
         )
         known = part.answers >= 0
         if known.any():
             own = answers[part.answers[known]]
-            total = total + TOLD_APART * told_apart(found[known], own, answers[part.other_answers])
+            total = total + CONTRASTIVE_WEIGHT * contrastive_loss(found[known], own, answers[part.negative_answers])
         return total, float(len(part.texts))
 
     return Objective(loss, lambda part: len(part.texts), _schedule())
@@ -260,46 +261,45 @@ def _schedule() -> Schedule:
     return Schedule(5e-4, 20, 0.03)
 
 
-def told_apart(found: Tensor, own: Tensor, others: Tensor) -> Tensor:
-    """The sum of -ln softmax over own and others (InfoNCE; van den Oord et al., 2018), those that are alike left out.
+def contrastive_loss(found: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """The summed InfoNCE loss (van den Oord et al., 2018) of the targets among negatives, without duplicates of them.
 
-    `found` and `own` (n, dim), `others` (n_others, dim).
+    `found` and `targets` are `(n, dim)`, `negatives` `(n_negatives, dim)`.
     """
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    near = (found @ others.T).masked_fill(own @ others.T > ALIKE, -1.0)
-    scores = torch.cat([(found * own).sum(1, keepdim=True), near], 1) / TEMPERATURE
+    near = (found @ negatives.T).masked_fill(targets @ negatives.T > DUPLICATE_COSINE, -1.0)
+    scores = torch.cat([(found * targets).sum(1, keepdim=True), near], 1) / TEMPERATURE
     return F.cross_entropy(scores, torch.zeros(len(found), dtype=torch.long), reduction="sum")
 
 
 def write_model(out: Path, base: Path, adapter: Adapter) -> None:
-    """The base with the adapter in it."""
+    """Writes the base with the adapter merged, its tokenizer and its configuration."""
     from bespeak.training.encoder import merged
 
     made = merged(base / "model.onnx", {name: tensor.detach().numpy() for name, tensor in adapter.items()})
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        (Path(folder) / "model.onnx").write_bytes(made)
-        (Path(folder) / "model.onnx").replace(out / "model.onnx")
+    with replacing_model_file(out / "model.onnx") as file:
+        file.write(made)
     shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
     config, shipped = read_config(base), load_encoder().name
     write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
-def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> Scores:
-    """By the model as it was written."""
+def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> MeanCosines:
+    """Scores the model that was written to `out`."""
     if not held_out:
-        return Scores(0.0, 0.0, 0)
+        return MeanCosines(0.0, 0.0, 0)
     made = OnnxEncoder(out)
     wanted = vectors.rewrites[[vectors.rewrite_rows[example.rewrite] for example in held_out]]
     typed = encoder.encode([example.query for example in held_out], "query")
     read = made.encode([example.text for example in held_out], "query")
     query, context = (float((rows * wanted).sum(1).mean()) for rows in (typed, read))
-    return Scores(query, context, len(held_out))
+    return MeanCosines(query, context, len(held_out))
 
 
 def put_record(out: Path, how: str) -> None:
-    """The files that make the model; a checkpoint is none of them."""
+    """Writes the record of the model's files, without the checkpoint."""
     names = ("CARD.md", "config.json", "model.onnx", "tokenizer.json")
     files = {name: file for name, file in describe_files(out).items() if name in names}
     write_record(
@@ -307,10 +307,10 @@ def put_record(out: Path, how: str) -> None:
     )
 
 
-def run_name(learnt: Sequence[Example], options: Options, encoder: Encoder) -> str:
-    """Changes with anything that the result depends on, but for the versions of what it is computed with."""
-    found = hashlib.sha256(f"{RECIPE} {options.seed} {encoder.name}".encode())
+def run_name(learnt: Sequence[Example], options: TrainingOptions, encoder: Encoder) -> str:
+    """A digest of everything that the result depends on, except the versions of libraries."""
+    digest = hashlib.sha256(f"{RECIPE} {options.seed} {encoder.name}".encode())
     for example in learnt:
-        found.update(np.array(example.tokens, np.int32).tobytes())
-        found.update(digest_of(f"{example.rewrite}\0{example.answer}", "query"))
-    return found.hexdigest()
+        digest.update(np.array(example.tokens, np.int32).tobytes())
+        digest.update(digest_of(f"{example.rewrite}\0{example.answer}", "query"))
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The shipped encoder with a LoRA adapter beside it (Hu et al., 2021), in torch, as it is trained, and as int8 again.
+"""The shipped encoder with a LoRA adapter (Hu et al., 2021) in torch, for training; and back to int8.
 
 Needs the extra `train`.
 """
@@ -29,7 +29,7 @@ EPSILON = 1e-12
 FIRST_ADAPTED = 2
 ADAPTER_SCALE = 2.0
 LEVELS = 63
-"""One bit of int8 is left free: without it sums overflow on processors that lack VNNI."""
+"""One bit of int8 stays unused, since sums overflow otherwise on processors without VNNI."""
 MATRICES = (
     "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
     "intermediate.dense", "output.dense",
@@ -37,7 +37,7 @@ MATRICES = (
 
 
 class BertEncoder:
-    """Its weights stay as they are; may be used from several threads."""
+    """The encoder with fixed weights; may be used from several threads."""
 
     def __init__(self, weights: Mapping[str, Floats]) -> None:
         self._weights = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
@@ -45,7 +45,7 @@ class BertEncoder:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """(n_out, n_in) of every adapted matrix, by its name."""
+        """(n_out, n_in) of each adapted matrix, by name."""
         names = [f"encoder.layer.{n}.{name}" for n in range(FIRST_ADAPTED, self._n_layers) for name in MATRICES]
         found = {}
         for name in names:
@@ -54,7 +54,7 @@ class BertEncoder:
         return found
 
     def encode(self, texts: Sequence[Sequence[int]], adapter: Adapter) -> Tensor:
-        """`(n_texts, dim)`, of unit length: the last layer's first token of each text."""
+        """`(n_texts, dim)`: the last layer's first token of each text, with unit length."""
         ids, seen = padded(texts)
         # (n_texts, 1, 1, n_tokens), added to the attention's scores
         bias = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None, None]
@@ -68,7 +68,7 @@ class BertEncoder:
 
     def _layer(self, layer: int, x: Tensor, bias: Tensor, adapter: Adapter) -> Tensor:
         at = f"encoder.layer.{layer}"
-        # Of the last layer nothing but the first token is looked at.
+        # Of the last layer only the first token is used.
         asking = x[:, :1] if layer == self._n_layers - 1 else x
 
         def times(y: Tensor, name: str) -> Tensor:
@@ -95,7 +95,7 @@ class BertEncoder:
 
 
 def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """`(n_texts, longest)` each: tokens, and whether there is one."""
+    """`(n_texts, longest)` each: tokens, and whether they are real."""
     ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
     seen = np.zeros(ids.shape, bool)
     for row, text in enumerate(texts):
@@ -104,7 +104,7 @@ def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Floats]:
-    """All weights of an int8 BERT as floats, matrices (n_out, n_in), by the names that its authors gave them."""
+    """All weights of an int8 BERT as floats, matrices (n_out, n_in), by their original names."""
     model = onnx.load(str(path))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = {name: array for name, array in arrays.items() if name.endswith((".weight", ".bias"))}
@@ -117,7 +117,7 @@ def read_weights(path: Path) -> dict[str, Floats]:
 
 
 def merged(path: Path, adapter: Mapping[str, Floats]) -> bytes:
-    """The int8 model in `path` with an adapter in its matrices, by output channel without a zero point."""
+    """The int8 model in `path` with the adapter merged: one scale per output channel, and no zero point."""
     model = onnx.load(str(path))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     arrays = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
@@ -136,7 +136,7 @@ def merged(path: Path, adapter: Mapping[str, Floats]) -> bytes:
 
 
 def _products(model: ModelProto) -> dict[str, NodeProto]:
-    """The products with a matrix of weights, by the matrix's name: `encoder.layer.N.…`."""
+    """The products with a weight matrix, by the matrix's name: `encoder.layer.N.…`."""
     return {
         node.name.strip("/").removesuffix("/MatMul_quant").replace("/", "."): node
         for node in model.graph.node

@@ -1,13 +1,12 @@
-"""Fits an adapter to sequences by AdamW, so that a run which was ended goes on to the very same result.
+"""Fits an adapter to sequences with AdamW; an interrupted run resumes and gives exactly the same result.
 
-A step's gradient is the sum of its parts' in their order, each computed by one thread: how many threads there are does
-not change it. Nothing random is left once the sequences are made, so adapter, optimiser and step are the whole state.
-Needs the extra `train`.
+A step's gradient is the sum of its parts' gradients in order, each computed by one thread, so the number of threads
+does not change it. Fitting uses no random numbers, so adapter, optimiser and step number are the whole state. Needs the
+extra `train`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,34 +17,35 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 import torch
 
 from bespeak.errors import ModelError
+from bespeak.files import replacing
 from bespeak.training.network import Adapter, Network, Tensor
 from bespeak.training.packing import Packed
 
 PART_TOKENS = 600
-"""What one thread computes at a time: 1.3 MB a token for the backward pass."""
+"""Tokens that one thread computes at a time; the backward pass takes 1.3 MB a token."""
 STEP_PARTS = 4
 BETAS = (0.9, 0.98)
 LONGEST_GRADIENT = 1.0
 CHECKPOINT_STEPS = 10
 
-Step: TypeAlias = list[list[Packed]]
-"""Its parts."""
+StepParts: TypeAlias = list[list[Packed]]
+"""The parts of one step."""
 P = TypeVar("P")
-"""What one thread computes at a time."""
+"""A part: what one thread computes at a time."""
 
 
 class Schedule(NamedTuple):
-    """Of the learning rate."""
+    """The learning rate: a linear rise, then a linear fall."""
 
     highest: float
     warm_up_steps: int
-    lowest: float  # of the highest, at the end
+    lowest: float  # at the end, as a share of the highest
 
 
 class Objective(NamedTuple, Generic[P]):
-    """What is made small: over a step, the sum of its parts' losses by the sum of their weights."""
+    """What is minimised: over a step, the sum of its parts' losses divided by the sum of their weights."""
 
-    loss: Callable[[P, Adapter], tuple[Tensor, float]]  # and its weight
+    loss: Callable[[P, Adapter], tuple[Tensor, float]]  # of a part, and its weight
     n_targets: Callable[[P], int]
     schedule: Schedule
 
@@ -53,8 +53,8 @@ class Objective(NamedTuple, Generic[P]):
 PAIRS = Schedule(6e-4, 25, 0.03)
 
 
-class Progress(NamedTuple):
-    """After a step."""
+class FitStep(NamedTuple):
+    """What a step of the fitting reports when it is done."""
 
     step: int  # from 1
     n_steps: int
@@ -62,8 +62,8 @@ class Progress(NamedTuple):
     loss: float  # of pairs: mean cross-entropy of their tokens, nats
 
 
-def steps(sequences: Sequence[Packed]) -> list[Step]:
-    """Consecutive sequences in parts of at most 600 tokens (or of one sequence), four parts a step."""
+def steps(sequences: Sequence[Packed]) -> list[StepParts]:
+    """Groups consecutive sequences into parts of at most 600 tokens (or one sequence), and four parts into a step."""
     parts: list[list[Packed]] = []
     room = 0
     for sequence in sequences:
@@ -77,18 +77,18 @@ def steps(sequences: Sequence[Packed]) -> list[Step]:
 
 
 def rate(step: int, n_steps: int, schedule: Schedule = PAIRS) -> float:
-    """The learning rate at a step counted from 0: rises over the first ones, then falls straight to the lowest."""
+    """The learning rate at a step, counted from 0."""
     share = min(1.0, (step + 1) / schedule.warm_up_steps) * max(schedule.lowest, 1 - step / n_steps)
     return schedule.highest * share
 
 
 def cross_entropy(network: Network) -> Objective[list[Packed]]:
-    """Mean cross-entropy of the labelled tokens."""
+    """The mean cross-entropy of the labelled tokens, as an objective."""
     return Objective(network.loss, lambda part: sum(len(sequence.targets) for sequence in part), PAIRS)
 
 
 class Fit(Generic[P]):
-    """A run and its state; `checkpoint` holds that of one which was ended, of the same `name`."""
+    """A run and its state, which is saved to `checkpoint`; a run of the same `name` resumes from there."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Fit(Generic[P]):
         threads: int,
         checkpoint_steps: int = CHECKPOINT_STEPS,
     ) -> None:
-        """`plan`: the parts of each step. `start` is fitted, and changes."""
+        """`plan` holds the parts of each step. `start` is the adapter to fit; it is changed in place."""
         self._objective, self._plan, self._checkpoint, self._name = objective, plan, checkpoint, name
         self._threads, self._checkpoint_steps = threads, checkpoint_steps
         self.adapter: Adapter = {name: weight.requires_grad_() for name, weight in start.items()}
@@ -108,8 +108,8 @@ class Fit(Generic[P]):
         self._optimiser = torch.optim.AdamW(self._weights, objective.schedule.highest, BETAS, weight_decay=0.0)
         self.step = self._resume() if checkpoint.exists() else 0
 
-    def run(self) -> Iterator[Progress]:
-        """Step by step to the end; what is not asked for is not done."""
+    def run(self) -> Iterator[FitStep]:
+        """Runs the remaining steps, one for each item that is requested."""
         with one_thread_each(), ThreadPoolExecutor(self._threads) as pool:
             while self.step < len(self._plan):
                 parts = self._plan[self.step]
@@ -117,7 +117,7 @@ class Fit(Generic[P]):
                 self.step += 1
                 if self.step % self._checkpoint_steps == 0 or self.step == len(self._plan):
                     self._save()
-                yield Progress(self.step, len(self._plan), sum(map(self._objective.n_targets, parts)), loss)
+                yield FitStep(self.step, len(self._plan), sum(map(self._objective.n_targets, parts)), loss)
 
     def _take(self, parts: Sequence[P], pool: ThreadPoolExecutor) -> float:
         found = list(pool.map(self._gradients, parts))
@@ -135,28 +135,24 @@ class Fit(Generic[P]):
         return float(loss.detach()), weight, torch.autograd.grad(loss, self._weights)
 
     def _save(self) -> None:
-        """Whole or not at all."""
         state = {
             "name": self._name,
             "step": self.step,
             "adapter": {name: weight.detach() for name, weight in self.adapter.items()},
             "optimiser": self._optimiser.state_dict(),
         }
-        partial_file = self._checkpoint.with_name(f"{self._checkpoint.name}.partial")
-        with partial_file.open("wb") as file:
+        with replacing(self._checkpoint, durable=True) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_file.replace(self._checkpoint)
 
     def _resume(self) -> int:
         try:
             state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True)
         except Exception as error:  # torch raises what unpickling and zip files raise
-            raise ModelError(f"{self._checkpoint} cannot be read ({error}): delete it to begin anew") from error
+            raise ModelError(f"{self._checkpoint} cannot be read ({error}): delete it to start again") from error
         if state["name"] != self._name:
             raise ModelError(
-                f"{self._checkpoint} is of a run with other data, options or versions: give another --out, or delete it"
+                f"{self._checkpoint} belongs to a run with other data, options or versions: "
+                "give another --out, or delete it"
             )
         with torch.no_grad():
             for name, weight in state["adapter"].items():
@@ -166,7 +162,7 @@ class Fit(Generic[P]):
 
 
 def score(network: Network, sequences: Sequence[Packed], adapter: Adapter, threads: int) -> float:
-    """Mean cross-entropy of the labelled tokens, nats."""
+    """The mean cross-entropy of the labelled tokens, in nats."""
     parts = [part for step in steps(sequences) for part in step]
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(partial(_score, network, adapter=adapter), parts))
@@ -181,7 +177,7 @@ def _score(network: Network, part: Sequence[Packed], adapter: Adapter) -> tuple[
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Two runs side by side on one thread each are faster than one on two."""
+    """Limits torch to one thread: two runs on one thread each are faster than one run on two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""The second stage of a training: an adapter learns from which of its rewrites find what was answered."""
+"""The second stage of training: an adapter learns which of its rewrites find the answer that was given."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.catalogue import asset_folder, write_json
+from bespeak.models.catalogue import write_json
 from bespeak.models.encoder import load_encoder
 from bespeak.rewriting.batched import JointScorer
-from bespeak.rewriting.build import build_rewriter, part, read_adapter, use_adapter
+from bespeak.rewriting.build import adapter_file, build_rewriter, use_adapter
 from bespeak.rewriting.decoding import DECODING, prompt
-from bespeak.rewriting.rewriter import MODEL, PARTS
+from bespeak.rewriting.model import PARTS
+from bespeak.rewriting.weights import read_adapter
 from bespeak.training import mixture
 from bespeak.training.answers import Answers, Gains, encode_all, texts_of
-from bespeak.training.candidates import SAMPLES, Asked, Kept, Sampled, answered, choose, sample_all
+from bespeak.training.candidates import (
+    SAMPLES,
+    AnsweredTurn,
+    SampledRewrites,
+    SampleFile,
+    answered_turns,
+    choose_turns,
+    sample_all,
+)
 from bespeak.training.card import gain_card
-from bespeak.training.job import CHECKPOINT, open_network, put, read_all, require_extra
+from bespeak.training.job import CHECKPOINT, open_network, read_all, require_extra, write_adapter
+from bespeak.training.options import GainOptions, MeanGains
 from bespeak.training.packing import Packed, alternatives
 
 if TYPE_CHECKING:
@@ -33,86 +43,61 @@ if TYPE_CHECKING:
 
     from bespeak.models.encoder import Encoder
     from bespeak.rewriting.decoding import Scorer
-    from bespeak.training.fit import Progress
+    from bespeak.training.fit import FitStep
     from bespeak.training.network import Adapter, Network
     from bespeak.training.pairs import Conversation
     from bespeak.training.risk import Choice
 
 RECIPE = 1
-"""Raised when the same data are made into another adapter."""
-LEAST_SPREAD = 0.05
-"""Of a turn whose best and worst candidate gain nearly the same, nothing is to be learnt."""
+"""Raise this when the same data give a different adapter."""
+MIN_SPREAD = 0.05
+"""Least difference between the gains of a turn's best and worst candidate; turns below it teach nothing."""
 CANDIDATES, AFTER, VECTORS = "candidates.jsonl", "after.jsonl", "vectors.db"
 TEMPORARY = ".building-"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    data: tuple[Path, ...]
-    adapter: Path | None = None  # a folder that holds one; else the shipped one
-    turns: int = 800
-    seed: int = 0
-    threads: int = 2  # changes the time alone
-
-    @property
-    def start(self) -> Path:
-        return self.adapter or asset_folder("onnx_models") / MODEL
-
-
 class Stage(NamedTuple):
-    """How far is what comes before and after the fitting."""
+    """Progress of a stage before or after the fitting."""
 
     what: str
     done: int
     size: int
 
 
-Report: TypeAlias = "Callable[[Stage | Progress], None]"
+Report: TypeAlias = "Callable[[Stage | FitStep], None]"
 
 
-class Tools(NamedTuple):
-    """What a run needs beside its data, opened when it is needed."""
+class GainTools(NamedTuple):
+    """How a run opens the models that it needs."""
 
-    scorer: Callable[[Path, Path, int], AbstractContextManager[Scorer]]  # of an adapter's folder; a folder to build in
+    scorer: Callable[[Path, Path, int], AbstractContextManager[Scorer]]  # adapter's folder, folder to build in, threads
     encoder: Callable[[int], Encoder]
     network: Callable[[], Network]
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean gains over all turns, those learnt from among them."""
-
-    query: float
-    person: float
-    before: float  # the greedy rewrite
-    after: float
-    n_turns: int
-    n_learnt: int  # turns whose candidates differ
-
-
 @contextmanager
 def open_scorer(adapter: Path, beside: Path, threads: int) -> Iterator[Scorer]:
-    """The model with the adapter, built for this once in `beside`. Raises ModelError."""
+    """The model with this adapter, built temporarily inside the folder `beside`. Raises ModelError."""
     with tempfile.TemporaryDirectory(dir=beside, prefix=TEMPORARY) as cache:
         use_adapter(Path(cache), adapter)
         yield JointScorer(build_rewriter(Path(cache)), threads)
 
 
-TOOLS = Tools(open_scorer, lambda threads: load_encoder(threads=threads), open_network)
+TOOLS = GainTools(open_scorer, lambda threads: load_encoder(threads=threads), open_network)
 
 
-def train_gain(options: Options, out: Path, report: Report | None = None, tools: Tools = TOOLS) -> Scores:
+def train_gain(options: GainOptions, out: Path, report: Report | None = None, tools: GainTools = TOOLS) -> MeanGains:
     """Writes `adapter.npz`, `CARD.md`, `scores.json` and what goes with them to the folder `out`.
 
-    A run that was ended goes on from what lies in `out`. Raises InputError and ModelError.
+    An interrupted run resumes from what is in `out`. Raises InputError and ModelError.
     """
     require_extra()
     for name in PARTS:
-        part(options.start, name)
+        adapter_file(options.start, name)
     if out.resolve() == options.start.resolve():
-        raise InputError(f"{out} holds the adapter to begin with: give another --out")
+        raise InputError(f"{out} holds the adapter to start from: give another --out")
     found = read_all(options.data)
-    turns = choose(answered(found), options.turns, options.seed)
+    turns = choose_turns(answered_turns(found), options.turns, options.seed)
     if not turns:
         raise InputError(
             "no query of --data has a known answer: give conversations of several turns, one after another, whose "
@@ -120,18 +105,18 @@ def train_gain(options: Options, out: Path, report: Report | None = None, tools:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(f"{TEMPORARY}*"):  # by a run that was killed
+        for left in out.glob(f"{TEMPORARY}*"):  # left by killed runs
             shutil.rmtree(left, ignore_errors=True)
-        return Run(options, out, report or (lambda _: None), tools, found, turns).train()
+        return GainRun(options, out, report or (lambda _: None), tools, found, turns).train()
     except OSError as error:
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
 
 
 class Scored(NamedTuple):
-    """A turn's candidates, the query and the person's rewrite among them, and what each gains."""
+    """A turn's candidates, including the query and the person's rewrite, with their gains."""
 
-    turn: Asked
-    sampled: Sampled
+    turn: AnsweredTurn
+    sampled: SampledRewrites
     gains: dict[str, Gains]
 
     @property
@@ -141,28 +126,28 @@ class Scored(NamedTuple):
 
     @property
     def greedy(self) -> float:
-        """What a search would gain that leaves the query as typed where the rewrite was refused."""
+        """The gain of the greedy rewrite, or of the query as typed if that rewrite was refused."""
         text = " ".join((self.sampled.greedy or self.turn.query).split())
         return self.gains[text].mean
 
 
 @dataclass(frozen=True)
-class Run:
-    options: Options
+class GainRun:
+    options: GainOptions
     out: Path
     report: Report
-    tools: Tools
+    tools: GainTools
     found: Sequence[Conversation]
-    turns: Sequence[Asked]
+    turns: Sequence[AnsweredTurn]
 
-    def train(self) -> Scores:
+    def train(self) -> MeanGains:
         name = run_name(self.options, self.found, self.turns)
         sampled = self._sample(self.options.start, CANDIDATES, name, SAMPLES)
         answers = self._answers()
         before = self._score(sampled, answers)
-        learnt = [scored for scored in before if scored.spread >= LEAST_SPREAD]
+        learnt = [scored for scored in before if scored.spread >= MIN_SPREAD]
         if not learnt:
-            raise InputError("of no query do the rewrites differ in what they find: give more conversations to --data")
+            raise InputError("no query has rewrites that differ in what they find: give more conversations to --data")
         adapter = self._fit(learnt, name)
         with self._written(adapter) as folder:
             after = self._score(self._sample(folder, AFTER, name, 0), answers)
@@ -170,25 +155,25 @@ class Run:
         self._write(adapter, scores, learnt)
         return scores
 
-    def _sample(self, adapter: Path, file: str, name: str, n_samples: int) -> list[Sampled]:
-        kept = Kept(self.out / file, name)
+    def _sample(self, adapter: Path, file: str, name: str, n_samples: int) -> list[SampledRewrites]:
+        kept = SampleFile(self.out / file, name)
         if len(kept.found) < len(self.turns):
             with self.tools.scorer(adapter, self.out, self.options.threads) as scorer:
-                tell = self._tell("turns rewritten", len(self.turns))
-                sample_all(self.turns, scorer, kept, n_samples, self.options.seed, tell)
+                report = self._reporter("turns rewritten", len(self.turns))
+                sample_all(self.turns, scorer, kept, n_samples, self.options.seed, report)
         return [kept.found[place] for place in range(len(self.turns))]
 
     def _answers(self) -> Answers:
         texts, encoder = texts_of(self.found), self.tools.encoder(self.options.threads)
-        tell = self._tell("answers encoded", len(texts))
-        return Answers(texts, encode_all(texts, encoder, self.out / VECTORS, tell), encoder)
+        report = self._reporter("answers encoded", len(texts))
+        return Answers(texts, encode_all(texts, encoder, self.out / VECTORS, report), encoder)
 
-    def _score(self, sampled: Sequence[Sampled], answers: Answers) -> list[Scored]:
-        scored, tell = [], self._tell("turns scored", len(self.turns))
+    def _score(self, sampled: Sequence[SampledRewrites], answers: Answers) -> list[Scored]:
+        scored, report = [], self._reporter("turns scored", len(self.turns))
         for turn, one in zip(self.turns, sampled, strict=True):
-            texts = one.of(turn)
+            texts = one.candidates(turn)
             scored.append(Scored(turn, one, dict(zip(texts, answers.gains(turn, texts), strict=True))))
-            tell(len(scored))
+            report(len(scored))
         return scored
 
     def _fit(self, learnt: Sequence[Scored], name: str) -> Adapter:
@@ -208,7 +193,7 @@ class Run:
         return fit.adapter
 
     def _sequences(self, learnt: Sequence[Scored]) -> tuple[list[Choice], list[Packed]]:
-        """The candidates of each turn in the order in which they are learnt from, and the pairs beside them."""
+        """The candidates of each turn, in the order of training, and the ordinary pairs."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self.options.start / "tokenizer.json"))
@@ -221,16 +206,16 @@ class Run:
 
     @contextmanager
     def _written(self, adapter: Adapter) -> Iterator[Path]:
-        """A folder to build from, for as long as the scores are not known."""
+        """A temporary folder with the adapter, to build from while it is scored."""
         from bespeak.training.network import to_arrays
 
         with tempfile.TemporaryDirectory(dir=self.out, prefix=TEMPORARY) as folder:
-            put(Path(folder), to_arrays(adapter))
+            write_adapter(Path(folder), to_arrays(adapter))
             shutil.copyfile(self.options.start / "CARD.md", Path(folder) / "CARD.md")
             yield Path(folder)
 
-    def _write(self, adapter: Adapter, scores: Scores, learnt: Sequence[Scored]) -> None:
-        """The adapter last, so that a folder with one is complete."""
+    def _write(self, adapter: Adapter, scores: MeanGains, learnt: Sequence[Scored]) -> None:
+        """Writes the adapter last, so that a folder with an adapter is complete."""
         from bespeak.training.network import to_arrays
 
         began = (self.options.start / "CARD.md").read_text("utf-8")
@@ -238,9 +223,9 @@ class Run:
         counts = {source: sources.count(source) for source in dict.fromkeys(sources)}
         write_json(self.out / "scores.json", asdict(scores) | {"turns": counts})
         (self.out / "CARD.md").write_text(gain_card(began, self.options, counts, scores), "utf-8")
-        put(self.out, to_arrays(adapter))
+        write_adapter(self.out, to_arrays(adapter))
 
-    def _tell(self, what: str, size: int) -> Callable[[int], None]:
+    def _reporter(self, what: str, size: int) -> Callable[[int], None]:
         return lambda done: self.report(Stage(what, done, size))
 
 
@@ -253,11 +238,11 @@ def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:
     return Choice(sequence, means, texts.index(turn.rewrite))
 
 
-def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) -> Scores:
+def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) -> MeanGains:
     def mean(values: Iterable[float]) -> float:
         return float(np.mean(list(values)))
 
-    return Scores(
+    return MeanGains(
         mean(scored.gains[scored.turn.query].mean for scored in before),
         mean(scored.gains[scored.turn.rewrite].mean for scored in before),
         mean(scored.greedy for scored in before),
@@ -267,8 +252,8 @@ def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) ->
     )
 
 
-def run_name(options: Options, found: Sequence[Conversation], turns: Sequence[Asked]) -> str:
-    """Changes with anything that the result depends on, but for the versions of what it is computed with."""
+def run_name(options: GainOptions, found: Sequence[Conversation], turns: Sequence[AnsweredTurn]) -> str:
+    """A digest of everything that the result depends on, except the versions of libraries."""
     digest = hashlib.sha256(f"{RECIPE} {DECODING} {options.seed} {len(turns)}".encode("ascii"))
     digest.update((options.start / "adapter.npz").read_bytes())
     for conversation in found:

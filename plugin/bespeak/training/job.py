@@ -1,4 +1,4 @@
-"""A whole training: files of pairs in; adapter, card and scores out."""
+"""A training run: reads files of pairs, writes an adapter, a card and scores."""
 
 from __future__ import annotations
 
@@ -6,53 +6,36 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bespeak.errors import InputError, ModelError
-from bespeak.models.catalogue import asset_folder, write_json
-from bespeak.rewriting.rewriter import MODEL
+from bespeak.models.catalogue import asset_folder, replacing_model_file, write_json
+from bespeak.rewriting.model import MODEL
 from bespeak.training import mixture
 from bespeak.training.card import card
+from bespeak.training.options import CrossEntropies, TrainingOptions
 from bespeak.training.pairs import Conversation, Pair, conversations, read_pairs, split
 
 if TYPE_CHECKING:
-    from bespeak.training.fit import Progress
+    from bespeak.training.fit import FitStep
     from bespeak.training.network import Network
     from bespeak.training.packing import Packed
 
 RECIPE = 1
-"""Raised when the same sequences are made into another adapter."""
+"""Raise this when the same sequences give a different adapter."""
 CHECKPOINT = "checkpoint.pt"
-SCORED = 400
-"""Targets that are held out, at most: more would cost minutes and say no more."""
-BESIDE = ("tokenizer.json", "vocabulary.npz", "GEMMA_TERMS.md", "NOTICE")
-"""Files of the shipped folder that go with an adapter, so that its folder is one to build from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    data: tuple[Path, ...]
-    held_out: Path | None = None  # else one conversation in twenty of `data`
-    passes: float = 1.0
-    seed: int = 0
-    threads: int = 2  # changes the time alone
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean cross-entropy, in nats a token, of the words of held-out rewrites."""
-
-    base: float
-    adapter: float
-    n_held_out: int  # targets
+MAX_HELD_OUT = 400
+"""About the most targets that are held out: more would take minutes and tell no more."""
+COPIED_FILES = ("tokenizer.json", "vocabulary.npz", "GEMMA_TERMS.md", "NOTICE")
+"""Shipped files that are copied beside an adapter, so that its folder is complete to build from."""
 
 
 class Prepared(NamedTuple):
-    """What is trained and scored on, and the name of this very run."""
+    """The sequences to train and to score on, and the name of this run."""
 
     train: list[Packed]
     held_out: list[Packed]
@@ -60,11 +43,14 @@ class Prepared(NamedTuple):
 
 
 def train(
-    options: Options, out: Path, report: Callable[[Progress], None] | None = None, network: Network | None = None
-) -> Scores:
+    options: TrainingOptions,
+    out: Path,
+    report: Callable[[FitStep], None] | None = None,
+    network: Network | None = None,
+) -> CrossEntropies:
     """Writes `adapter.npz`, `CARD.md`, `scores.json` and what goes with them to the folder `out`.
 
-    A run that was ended goes on from the checkpoint in `out`. `network` is the base if not given.
+    An interrupted run resumes from the checkpoint in `out`. `network` is the base by default.
     Raises InputError and ModelError.
     """
     require_extra()
@@ -80,7 +66,7 @@ def train(
         for progress in fit.run():
             if report:
                 report(progress)
-        scores = Scores(
+        scores = CrossEntropies(
             score(network, prepared.held_out, {}, options.threads),
             score(network, prepared.held_out, fit.adapter, options.threads),
             sum(len(sequence.targets) for sequence in prepared.held_out),
@@ -92,7 +78,7 @@ def train(
 
 
 def require_extra() -> None:
-    """Raises ModelError where the extra is not installed."""
+    """Raises ModelError if the extra is not installed."""
     try:
         import gguf  # noqa: F401
         import torch  # noqa: F401
@@ -103,16 +89,16 @@ def require_extra() -> None:
 
 
 def open_network() -> Network:
-    """The base from the packages of the extra. Raises ModelError."""
-    from bespeak.rewriting.build import Base, _assemble
+    """The base, from the packages of the extra. Raises ModelError."""
+    from bespeak.rewriting.weights import Base, assemble_base
     from bespeak.training.network import Network
 
     with tempfile.TemporaryDirectory() as folder:
-        return Network.of_base(Base(_assemble(Path(folder) / "base.gguf"), asset_folder("onnx_models") / MODEL))
+        return Network.of_base(Base(assemble_base(Path(folder) / "base.gguf"), asset_folder("onnx_models") / MODEL))
 
 
-def prepare(options: Options) -> Prepared:
-    """The same sequences in the same order for the same files, passes and seed. Raises InputError."""
+def prepare(options: TrainingOptions) -> Prepared:
+    """A run's sequences: the same in the same order for the same files, passes and seed. Raises InputError."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(asset_folder("onnx_models") / MODEL / "tokenizer.json"))
@@ -123,7 +109,7 @@ def prepare(options: Options) -> Prepared:
     if not learnt:
         raise InputError("there are no pairs to train on: give a file that has some to --data")
     sequences = mixture.sequences(learnt, tokenizer, options.seed, options.passes)
-    return Prepared(sequences, thinned(mixture.plain(scored, tokenizer)), run_name(sequences, options.seed))
+    return Prepared(sequences, thinned(mixture.unvaried(scored, tokenizer)), run_name(sequences, options.seed))
 
 
 def read_all(paths: Sequence[Path]) -> list[Conversation]:
@@ -135,13 +121,13 @@ def read_all(paths: Sequence[Path]) -> list[Conversation]:
 
 
 def thinned(sequences: list[Packed]) -> list[Packed]:
-    """Every n-th, so that `SCORED` targets are about the most."""
+    """Every Nth sequence, so that about `MAX_HELD_OUT` targets are left."""
     n_targets = sum(len(sequence.targets) for sequence in sequences)
-    return sequences[:: max(1, round(n_targets / SCORED))]
+    return sequences[:: max(1, round(n_targets / MAX_HELD_OUT))]
 
 
 def run_name(sequences: Sequence[Packed], seed: int) -> str:
-    """Changes with anything that the result depends on."""
+    """A digest of everything that the result depends on."""
     found = hashlib.sha256(f"{RECIPE} {seed}".encode("ascii"))
     for sequence in sequences:
         for array in (sequence.token_ids, sequence.branches, sequence.labels):
@@ -149,19 +135,20 @@ def run_name(sequences: Sequence[Packed], seed: int) -> str:
     return found.hexdigest()
 
 
-def write(out: Path, adapter: dict[str, Any], options: Options, prepared: Prepared, scores: Scores) -> None:
-    """The adapter last, so that a folder with one is complete."""
+def write(
+    out: Path, adapter: dict[str, Any], options: TrainingOptions, prepared: Prepared, scores: CrossEntropies
+) -> None:
+    """Writes the adapter last, so that a folder with an adapter is complete."""
     counts = mixture.counts(prepared.train)
     write_json(out / "scores.json", asdict(scores) | {"targets": counts})
     (out / "CARD.md").write_text(card(options, counts, scores), "utf-8")
-    put(out, adapter)
+    write_adapter(out, adapter)
 
 
-def put(out: Path, adapter: dict[str, Any]) -> None:
-    """Makes `out` a folder to build from, but for its card."""
+def write_adapter(out: Path, adapter: dict[str, Any]) -> None:
+    """Writes the adapter and everything that a build needs to `out`, except the card."""
     shipped = asset_folder("onnx_models") / MODEL
-    for name in BESIDE:
+    for name in COPIED_FILES:
         shutil.copyfile(shipped / name, out / name)
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        np.savez(Path(folder) / "adapter.npz", **adapter)
-        (Path(folder) / "adapter.npz").replace(out / "adapter.npz")
+    with replacing_model_file(out / "adapter.npz") as file:
+        np.savez(file, **adapter)

@@ -1,4 +1,4 @@
-"""How often each source is taken, and what is made of it: pairs in, conversations out, always the same for a seed."""
+"""How often each source is used, and how its conversations are varied; the same seed gives the same result."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from bespeak.training.personal import personal_conversations
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TIMES = {
-    # Users of search, and pairs with statements, most of all.
+SOURCE_WEIGHTS = {
+    # Search users, and pairs with statements, count most.
     "ikat2024": 4.0, "ikat2025": 4.0, "cast2019": 2.0, "cast2020": 2.0, "cast2021": 2.0, "cast2022": 2.0,
     "mtrag": 1.5, "qulac": 0.3, "qrecc": 0.4, "canard": 0.5, "canard-train": 0.12, "followup": 0.3, "cqr": 0.25,
     "camrest": 0.1, "pacific": 0.1,
 }  # fmt: skip
-"""How often a conversation of each source is taken in one pass; one of an unnamed source is taken once."""
+"""How often a conversation of each source is used in one pass; those of other sources are used once."""
 
 PERSONAL_SHARE = 0.06
-"""Of all targets, those made by `personal`."""
+"""The share of all targets that `personal` makes."""
 
 
 def sequences(found: Sequence[Conversation], tokenizer: Tokenizer, seed: int, passes: float = 1.0) -> list[Packed]:
-    """All that is trained on, in the order in which it is."""
+    """All training sequences, in the order of training."""
     rng, layout = random.Random(seed), Layout(tokenizer)
     packed = []
     for _, varied in variants(found, rng, passes):
         packed += pack(varied, layout, rng)
     n_personal = round(PERSONAL_SHARE * sum(len(sequence.targets) for sequence in packed))
-    for conversation in personal_conversations(n_personal, said_in(found), rng):
+    for conversation in personal_conversations(n_personal, all_statements(found), rng):
         packed += pack(conversation, layout, None)
     rng.shuffle(packed)
     return packed
@@ -44,23 +44,24 @@ def sequences(found: Sequence[Conversation], tokenizer: Tokenizer, seed: int, pa
 def variants(
     found: Sequence[Conversation], rng: random.Random, passes: float = 1.0
 ) -> Iterator[tuple[Conversation, Conversation]]:
-    """Each conversation, as often as its source is taken, with one of its forms."""
-    said = said_in(found)
+    """Each conversation, as often as its source is used, with one of its variants."""
+    said = all_statements(found)
     asked = sorted({target.rewrite for conversation in found for target in conversation.targets})
     for conversation in found:
-        times = passes * TIMES.get(conversation.source, 1.0)
+        times = passes * SOURCE_WEIGHTS.get(conversation.source, 1.0)
         for _ in range(int(times) + (rng.random() < times % 1)):
             yield conversation, vary(conversation, said, asked, rng)
 
 
-def said_in(found: Iterable[Conversation]) -> list[str]:
-    """All statements, each once."""
+def all_statements(found: Iterable[Conversation]) -> list[str]:
+    """All distinct statements."""
     return sorted({text for conversation in found for text in conversation.statements})
 
 
 def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], rng: random.Random) -> Conversation:
-    """One of the many forms that a conversation could have had. `said` and `asked` are statements and whole queries
-    of all others.
+    """One of many forms that a conversation could have had.
+
+    `said` and `asked` are the statements and rewritten queries of all conversations.
     """
     varied = conversation
     if varied.statements:
@@ -74,19 +75,19 @@ def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], 
         varied = augment.unanswered(varied)
     elif varied.turns and form > 0.7:
         varied = augment.titled(varied, rng)
-    varied = augment.with_whole(varied, rng, 0.04)
+    varied = augment.with_full_queries(varied, rng, 0.04)
     varied = augment.with_ellipsis(varied, rng, 0.3)
     return augment.with_switch(varied, asked, rng) if rng.random() < 0.15 else varied
 
 
-def plain(found: Iterable[Conversation], tokenizer: Tokenizer) -> list[Packed]:
-    """The conversations as they are, to score on."""
+def unvaried(found: Iterable[Conversation], tokenizer: Tokenizer) -> list[Packed]:
+    """The sequences of conversations as they are, to score on."""
     layout = Layout(tokenizer)
     return [sequence for conversation in found for sequence in pack(replace(conversation), layout, None)]
 
 
 def counts(packed: Iterable[Packed]) -> dict[str, dict[str, int]]:
-    """Targets by source, by where they come from, and by what was done to their conversation."""
+    """The number of targets by source, by kind, and by what was changed in their conversation."""
     by: dict[str, Counter[str]] = {"source": Counter(), "kind": Counter(), "change": Counter()}
     for sequence in packed:
         by["source"][sequence.source] += len(sequence.targets)

@@ -1,7 +1,7 @@
-"""The base with a LoRA adapter beside it (Hu et al., 2021), in torch, as it is trained. Needs the extra `train`.
+"""The base with a LoRA adapter (Hu et al., 2021) in torch, for training. Needs the extra `train`.
 
-The graph is that of `bespeak.rewriting.build`, without rounding. The tokens of many sequences lie one after another,
-so that nothing is padded; attention alone looks at each sequence by itself.
+It computes what `bespeak.rewriting.network` does, without rounding. The tokens of many sequences follow one another, so
+that nothing is padded; only the attention treats each sequence separately.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from bespeak.rewriting.build import (
+from bespeak.rewriting.gemma import (
     ADAPTED,
     ADAPTER_SCALE,
     EPSILON,
@@ -24,25 +24,26 @@ from bespeak.rewriting.build import (
     N_LAYERS,
     ROTARY_BASES,
     WIDTH,
+    adapter_key,
 )
 
 if TYPE_CHECKING:
-    from bespeak.rewriting.build import Base
+    from bespeak.rewriting.weights import Base
     from bespeak.training.packing import Packed
 
 Tensor: TypeAlias = torch.Tensor
 Adapter: TypeAlias = dict[str, Tensor]
-"""By the name that the shipped file gives them: `model.layers.N.….A` (rank, n_in) and `.B` (n_out, rank), float32."""
+"""Named as in the shipped file: `model.layers.N.….A` (rank, n_in) and `….B` (n_out, rank), float32."""
 
 FIRST_ADAPTED = 6
-"""The layers before read words rather than sense, and cost no gradients."""
+"""The layers below mostly encode single words; without adapters they need no gradients."""
 RANK = 16
 MATRICES = tuple(ADAPTED)
 NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
 def new_adapter(shapes: Mapping[str, tuple[int, int]], seed: int) -> Adapter:
-    """A at random, B zero: the base as it is. `shapes` are (n_out, n_in) by name."""
+    """A random A and a zero B, which leave the base as it is. `shapes` are (n_out, n_in) by name."""
     generator = torch.Generator().manual_seed(seed)
     adapter: Adapter = {}
     for name, (n_out, n_in) in shapes.items():
@@ -52,36 +53,36 @@ def new_adapter(shapes: Mapping[str, tuple[int, int]], seed: int) -> Adapter:
 
 
 class Network:
-    """The base's weights, which stay as they are; may be used from several threads."""
+    """The base with fixed weights; may be used from several threads."""
 
     def __init__(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> None:
         self._weights = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}
 
     @classmethod
     def of_base(cls, base: Base) -> Network:
-        """Raises ModelError."""
-        weights = {"embedding": base.embedding(), "output_norm": base.plain("output_norm")}
+        """The network with the base's weights. Raises ModelError."""
+        weights = {"embedding": base.embedding(), "output_norm": base.tensor("output_norm")}
         for layer in range(N_LAYERS):
-            weights |= {f"blk.{layer}.{name}": base.plain(f"blk.{layer}.{name}") for name in (*MATRICES, *NORMS)}
+            weights |= {f"blk.{layer}.{name}": base.tensor(f"blk.{layer}.{name}") for name in (*MATRICES, *NORMS)}
         return cls(weights)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """(n_out, n_in) of every adapted matrix, by its name in an adapter."""
+        """(n_out, n_in) of each adapted matrix, by its name in an adapter."""
         found = {}
         for layer in range(FIRST_ADAPTED, N_LAYERS):
             for name in MATRICES:
                 n_out, n_in = self._weights[f"blk.{layer}.{name}"].shape
-                found[_key(layer, name)] = (n_out, n_in)
+                found[adapter_key(layer, name)] = (n_out, n_in)
         return found
 
     def loss(self, sequences: Sequence[Packed], adapter: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-        """Sum of the cross-entropies of all labelled tokens, in nats, and how many they are."""
+        """The summed cross-entropy of all labelled tokens, in nats, and their number."""
         scores, labels = self._scores(sequences, adapter)
         return F.cross_entropy(scores, labels, reduction="sum"), len(labels)
 
     def log_likelihoods(self, sequence: Packed, adapter: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`(n_branches,)` each: ln P of the labelled tokens of every branch, and how many they are."""
+        """`(n_branches,)` each: ln P of each branch's labelled tokens, and their number."""
         scores, labels = self._scores([sequence], adapter)
         branches = torch.from_numpy(sequence.branches[sequence.labels >= 0]) - 1
         losses = F.cross_entropy(scores, labels, reduction="none")
@@ -89,26 +90,26 @@ class Network:
         return none.index_add(0, branches, -losses), none.index_add(0, branches, torch.ones_like(losses))
 
     def _scores(self, sequences: Sequence[Packed], adapter: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`(n_labelled, n_vocabulary)` of what follows each token that has a label, and `(n_labelled,)` labels."""
+        """Scores `(n_labelled, n_vocabulary)` of what follows each labelled token, and the labels `(n_labelled,)`."""
         ids = torch.from_numpy(np.concatenate([sequence.token_ids for sequence in sequences]))
         labels = torch.from_numpy(np.concatenate([sequence.labels for sequence in sequences]))
         wanted = labels >= 0
-        final = self._read(ids, Places(sequences), adapter)[wanted]
+        final = self._read(ids, Positions(sequences), adapter)[wanted]
         return F.linear(final, self._weights["embedding"]), labels[wanted]
 
-    def _read(self, ids: Tensor, places: Places, adapter: Mapping[str, Tensor]) -> Tensor:
+    def _read(self, ids: Tensor, positions: Positions, adapter: Mapping[str, Tensor]) -> Tensor:
         """`(n_tokens, 640)`, normed."""
         total = F.embedding(ids, self._weights["embedding"]) * WIDTH**0.5
         for layer in range(N_LAYERS):
-            total = self._layer(layer, total, places, adapter)
+            total = self._layer(layer, total, positions, adapter)
         return self._norm(total, "output_norm")
 
-    def _layer(self, layer: int, total: Tensor, places: Places, adapter: Mapping[str, Tensor]) -> Tensor:
+    def _layer(self, layer: int, total: Tensor, positions: Positions, adapter: Mapping[str, Tensor]) -> Tensor:
         at = f"blk.{layer}"
 
         def times(x: Tensor, name: str) -> Tensor:
             y = F.linear(x, self._weights[f"{at}.{name}"])
-            key = _key(layer, name)
+            key = adapter_key(layer, name)
             if f"{key}.A" not in adapter:
                 return y
             return torch.addmm(y, F.linear(x, adapter[f"{key}.A"]), adapter[f"{key}.B"].T, alpha=ADAPTER_SCALE)
@@ -117,7 +118,7 @@ class Network:
         query = self._norm(times(normed, "attn_q").unflatten(1, (N_HEADS, HEAD)), f"{at}.attn_q_norm")
         key = self._norm(times(normed, "attn_k").unflatten(1, (1, HEAD)), f"{at}.attn_k_norm")
         reach = "local" if (layer + 1) % GLOBAL_EVERY else "global"
-        seen = places.attend(places.turn(query, reach), places.turn(key, reach), times(normed, "attn_v"))
+        seen = positions.attend(positions.rotate(query, reach), positions.rotate(key, reach), times(normed, "attn_v"))
         total = total + self._norm(times(seen, "attn_output"), f"{at}.post_attention_norm")
         normed = self._norm(total, f"{at}.ffn_norm")
         gated = F.gelu(times(normed, "ffn_gate"), approximate="tanh") * times(normed, "ffn_up")
@@ -129,7 +130,7 @@ class Network:
 
 
 class _Norm(torch.autograd.Function):  # type: ignore[misc, unused-ignore]  # Any where torch is not installed
-    """x over its root mean square, times a scale that stays; seven times faster than torch's own on a processor."""
+    """x divided by its root mean square, times a fixed scale; on a CPU seven times faster than torch's own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
@@ -147,8 +148,8 @@ class _Norm(torch.autograd.Function):  # type: ignore[misc, unused-ignore]  # An
         return gradient.addcmul_(unit, along, value=-1).mul_(inverse), None
 
 
-class Places:
-    """Where each token stands in its sequence, and what it sees of it."""
+class Positions:
+    """Each token's position in its sequence, and the tokens that it attends to."""
 
     def __init__(self, sequences: Sequence[Packed]) -> None:
         self._sizes = [len(sequence.token_ids) for sequence in sequences]
@@ -160,8 +161,8 @@ class Places:
             cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
             self._tables[name] = torch.from_numpy(cos), torch.from_numpy(sin)
 
-    def turn(self, x: Tensor, reach: str) -> Tensor:
-        """`(n_tokens, n_heads, HEAD)` turned by position (rotary embedding)."""
+    def rotate(self, x: Tensor, reach: str) -> Tensor:
+        """`(n_tokens, n_heads, HEAD)`: x rotated by position (rotary embedding)."""
         cos, sin = self._tables[reach]
         left, right = x.chunk(2, dim=-1)
         return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
@@ -177,10 +178,6 @@ class Places:
         return torch.cat(rows)
 
 
-def _key(layer: int, name: str) -> str:
-    return f"model.layers.{layer}.{ADAPTED[name]}"
-
-
 def to_arrays(adapter: Adapter) -> dict[str, Any]:
-    """As the shipped file holds them: float16."""
+    """The adapter as in the shipped file: float16."""
     return {name: tensor.detach().numpy().astype(np.float16) for name, tensor in adapter.items()}

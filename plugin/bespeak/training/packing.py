@@ -1,8 +1,8 @@
-"""Conversations as sequences of tokens, in the very layout that the rewriter reads.
+"""Conversations as token sequences, in exactly the format that the rewriter reads.
 
-The statements and turns of a conversation stand once in a sequence, and each of its targets is a branch that sees what
-came before it, and itself, but no other branch. Of the last turn's answer the rewriter reads more than of others: that
-much more is at the beginning of the branch.
+A sequence holds the statements and turns of a conversation once. Each target is a branch, which sees what comes before
+it and itself, but no other branch. The rewriter reads more of the last turn's answer than of others; this extra part
+stands at the start of the branch.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ if TYPE_CHECKING:
 
 UNLABELLED = -100
 SHORT_CUTS = (0, 40, 90, 140)
-"""Tokens of history that a window may begin with; else as much as the rewriter would read."""
-UNSAID = 0.34
-"""A target of whose added words a greater share stands nowhere is left out; else those words are not learnt."""
+"""Tokens of history that a window may start with, instead of all that the rewriter would read."""
+MAX_UNSAID = 0.34
+"""A target is left out if more of its added words occur nowhere before; below that, only those words are not learnt."""
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One sequence; all arrays `(n_tokens,)`."""
+    """One sequence; all arrays are `(n_tokens,)`."""
 
     token_ids: Ints
     positions: Ints
-    branches: Ints  # 0: what all see that come after it
-    labels: Ints  # the token that follows, or UNLABELLED
+    branches: Ints  # 0: seen by all later tokens
+    labels: Ints  # the next token, or UNLABELLED
     targets: tuple[Target, ...]
     source: str
     changes: tuple[str, ...]
 
     def mask(self) -> npt.NDArray[np.bool_]:
-        """`(n_tokens, n_tokens)`: does the token of the row see that of the column?"""
+        """`(n_tokens, n_tokens)`: whether the row's token sees the column's."""
         seen = (self.branches[None] == 0) | (self.branches[None] == self.branches[:, None])
         return np.tril(seen)
 
 
 class Layout:
-    """The parts of a prompt as token ids, cut out of the rewriter's own prompts."""
+    """The parts of a prompt as token ids, cut from the rewriter's own prompts."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.asks = self._encode("R:")
+        self.rewrite_mark = self._encode("R:")
         self.line_end = self._encode("\n")
         self._n_short = len(self._encode("A: ")) + ANSWER_TOKENS
         self.question = lru_cache(100_000)(self._question)
@@ -67,27 +67,27 @@ class Layout:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _question(self, query: str) -> tuple[int, ...]:
-        return tuple(prompt(query, Profile(), self.tokenizer)[1 : -len(self.asks)])
+        return tuple(prompt(query, Profile(), self.tokenizer)[1 : -len(self.rewrite_mark)])
 
     def answer(self, turn: Exchange) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What is read of any turn's answer, and how it goes on where the turn is the last; without the line's end."""
+        """The part of an answer that is always read, and the part read only of the last turn; without the line end."""
         asked = self.question(turn.query)
         whole = prompt("", Profile(turns=(Turn(turn.query, turn.response, ""),)), self.tokenizer)
-        read = tuple(whole[1 + len(asked) : -len(self.question("")) - len(self.asks)])[:-1]
+        read = tuple(whole[1 + len(asked) : -len(self.question("")) - len(self.rewrite_mark)])[:-1]
         return read[: self._n_short], read[self._n_short :]
 
     def line(self, turn: Exchange, last: bool = False) -> tuple[int, ...]:
-        """The answer with the line's end; nothing where there is none."""
+        """The answer with its line end; empty if there is no answer."""
         short, rest = self.answer(turn)
         return (*short, *(rest if last else ()), *self.line_end) if short else ()
 
     def statements(self, texts: Sequence[str]) -> tuple[int, ...]:
-        """With the start token: the latest that fit."""
+        """The start token and the latest statements that fit."""
         whole = prompt("", Profile(statements=tuple(Statement(text, "") for text in texts)), self.tokenizer)
-        return tuple(whole[: -len(self.question("")) - len(self.asks)])
+        return tuple(whole[: -len(self.question("")) - len(self.rewrite_mark)])
 
     def target(self, rewrite: str, lexicon: Lexicon) -> tuple[list[int], list[int]]:
-        """Token ids with the end, and what of them is to be learnt: words that the rewriter could not write are not."""
+        """Token ids with the end token, and their labels; words that the rewriter could not write are not labelled."""
         text = " " + " ".join(rewrite.split())
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
         unsaid = [span for span, stands in standing(text, lexicon) if not stands]
@@ -100,27 +100,27 @@ class Layout:
 
 
 def standing(text: str, lexicon: Lexicon) -> Iterator[tuple[tuple[int, int], bool]]:
-    """Each word's place in the text, and whether a grounded rewrite can hold it."""
+    """Each word's place in the text, and whether a grounded rewrite may contain it."""
     for number, found in enumerate(re.finditer(r"\S+", text)):
         yield found.span(), lexicon.holds(found[0].encode("utf-8", "replace"), number == 0)
 
 
 def unsaid_share(target: Target, lexicon: Lexicon) -> float:
-    """Of the words that the query lacks, how many stand nowhere; in [0, 1]."""
+    """The share of the rewrite's added words that occur nowhere before; in [0, 1]."""
     known = {fold(word) for word in words(target.query)}
     added = [word for word in words(target.rewrite) if fold(word) not in known]
     return sum(not lexicon.holds(word.encode("utf-8", "replace")) for word in added) / len(added) if added else 0.0
 
 
 class Window(NamedTuple):
-    """Some targets of a conversation that read the history from the same turn on."""
+    """Targets of a conversation that read the history from the same turn on."""
 
     first_turn: int
     targets: tuple[Target, ...]
 
 
 def pack(conversation: Conversation, layout: Layout, rng: random.Random | None) -> list[Packed]:
-    """The sequences of a conversation. `rng` also cuts histories, wherever the words of the target then still stand."""
+    """The sequences of a conversation. With `rng`, histories are cut where the target's words still occur after it."""
     sizes = [len(layout.question(turn.query)) + len(layout.line(turn)) for turn in conversation.turns]
     packed = [_sequence(conversation, layout, window) for window in _windows(conversation, layout, sizes, rng)]
     return [sequence for sequence in packed if sequence.targets]
@@ -136,7 +136,7 @@ def _windows(
         first = _first_turn(sizes, n_before, cap)
         reached = [target for target in left if sum(sizes[first : target.n_before]) <= HISTORY_TOKENS]
         taken = [target for target in reached if _keeps(conversation, layout, sizes, first, target)]
-        if left[0] not in taken:  # it needs all of its history
+        if left[0] not in taken:  # the first target needs all of its history
             first = _first_turn(sizes, n_before, HISTORY_TOKENS)
             taken = [target for target in left if target.n_before == n_before]
         yield Window(first, tuple(taken))
@@ -151,7 +151,7 @@ def _first_turn(sizes: Sequence[int], n_before: int, cap: int) -> int:
 
 
 def _keeps(conversation: Conversation, layout: Layout, sizes: Sequence[int], first: int, target: Target) -> bool:
-    """Does a history from `first` on give as many of the target's words as all that the rewriter would read?"""
+    """Whether a history from `first` on has as many of the target's words as the longest that is read."""
     longest = _first_turn(sizes, target.n_before, HISTORY_TOKENS)
     if first <= longest:
         return True
@@ -172,14 +172,14 @@ def _shown(ids: Sequence[int], layout: Layout) -> str:
 
 
 class _Writer:
-    """A sequence as it grows."""
+    """A growing sequence."""
 
     def __init__(self, trunk: Sequence[int]) -> None:
         self.ids, self.labels = list(trunk), [UNLABELLED] * len(trunk)
         self.positions, self.branches = list(range(len(trunk))), [0] * len(trunk)
         self.n_trunk, self.n_branches = len(trunk), 0
 
-    def go_on(self, ids: Sequence[int]) -> None:
+    def extend(self, ids: Sequence[int]) -> None:
         self.ids += ids
         self.labels += [UNLABELLED] * len(ids)
         self.positions += range(self.n_trunk, self.n_trunk + len(ids))
@@ -187,7 +187,7 @@ class _Writer:
         self.n_trunk += len(ids)
 
     def branch(self, before: Sequence[int], ids: Sequence[int], labels: Sequence[int]) -> None:
-        """The last of `before` is the first that is asked for what follows."""
+        """Adds a branch; the last token of `before` is the first whose next token is labelled."""
         self.n_branches += 1
         added = [*before, *ids[:-1]]
         self.ids += added
@@ -196,7 +196,7 @@ class _Writer:
         self.branches += [self.n_branches] * len(added)
 
     def packed(self, targets: tuple[Target, ...], source: str, changes: tuple[str, ...]) -> Packed:
-        """Of a longer conversation than any branch needs, the end is left out: nothing would see it."""
+        """The sequence, without tokens after the last branch, which nothing would see."""
         end = max((i for i, branch in enumerate(self.branches) if branch), default=-1) + 1
         ids, positions, branches, labels = (
             np.array(part[:end], np.int64) for part in (self.ids, self.positions, self.branches, self.labels)
@@ -211,7 +211,7 @@ def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Pac
     def branch(target: Target, before: Sequence[int]) -> None:
         lexicon = _lexicon(conversation, layout, window.first_turn, target)
         ids, labels = layout.target(target.rewrite, lexicon)
-        if len(ids) <= MAX_NEW_TOKENS and unsaid_share(target, lexicon) <= UNSAID:
+        if len(ids) <= MAX_NEW_TOKENS and unsaid_share(target, lexicon) <= MAX_UNSAID:
             trunk.branch(before, ids, labels)
             kept.append(target)
 
@@ -223,21 +223,21 @@ def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Pac
         line_end = layout.line_end if short else ()
         for target in here:
             if turn is None or rest or target.query != turn.query:
-                branch(target, (*rest, *line_end, *layout.question(target.query), *layout.asks))
+                branch(target, (*rest, *line_end, *layout.question(target.query), *layout.rewrite_mark))
         if turn is None:
             break
-        trunk.go_on((*line_end, *layout.question(turn.query)))
+        trunk.extend((*line_end, *layout.question(turn.query)))
         for target in here:
             if not rest and target.query == turn.query:
-                branch(target, layout.asks)
+                branch(target, layout.rewrite_mark)
         short, rest = layout.answer(turn)
-        trunk.go_on(short)
+        trunk.extend(short)
     changes = (*conversation.changes, *(("cut",) if window.first_turn else ()))
     return trunk.packed(tuple(kept), conversation.source, changes)
 
 
 def alternatives(read: Sequence[int], texts: Sequence[str], tokenizer: Tokenizer) -> Packed:
-    """Several rewrites of one query, a branch each, every token labelled. `read`: the prompt's token ids."""
+    """Several rewrites of one query, one branch each, with every token labelled; `read` is the prompt."""
     trunk = _Writer(read[:-1])
     for text in texts:
         ids = [*tokenizer.encode(" " + text, add_special_tokens=False).ids, END]

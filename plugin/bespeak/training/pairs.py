@@ -1,4 +1,4 @@
-"""What is trained on: queries of conversations, and the same queries as somebody wrote them to stand alone."""
+"""Training data: queries of conversations, and rewrites of them that stand alone."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from bespeak.errors import InputError
 
 Kind: TypeAlias = Literal["person", "whole", "switch", "ellipsis", "personal"]
-"""Where a target comes from: a person; else made, as `augment` and `personal` say."""
+"""Where a target comes from: a person, or a function of `augment` or `personal`."""
 
 
 class Exchange(NamedTuple):
-    """An earlier query and what was answered: a text, the titles of clicked hits, or "" where it is not known."""
+    """An earlier query and its response: a text, the titles of clicked hits, or "" if it is not known."""
 
     query: str
     response: str = ""
 
 
 class Target(NamedTuple):
-    """A query after the first `n_before` exchanges of a conversation, and what it is to become."""
+    """A query after the first `n_before` exchanges of a conversation, and the rewrite to learn."""
 
     n_before: int
     query: str
@@ -40,13 +40,13 @@ class Pair:
     rewrite: str
     history: tuple[Exchange, ...] = ()
     statements: tuple[str, ...] = ()
-    used: tuple[str, ...] = ()  # those of the statements that concern the query
+    used: tuple[str, ...] = ()  # statements that concern the query
     title: str = ""  # of the page that the conversation is about
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Queries that share their beginning, so that it is read once for all of them."""
+    """Queries that share the start of a conversation, which is read once for all of them."""
 
     source: str
     turns: tuple[Exchange, ...]
@@ -61,7 +61,7 @@ class Conversation:
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """Every line of a JSON Lines file. Raises InputError with the number of the line."""
+    """The pairs of a JSON Lines file. Raises InputError with the number of the line."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -94,7 +94,7 @@ def _parse(line: str, where: str) -> Pair:
 
 
 def _text(row: Mapping[str, Any], name: str, otherwise: str | None = None) -> str:
-    """On one line. Raises ValueError where it has to be there and is not."""
+    """The text on one line. Raises ValueError if it is required but missing."""
     value = row.get(name)
     value = otherwise if value is None else value
     if not isinstance(value, str) or (otherwise is None and not value.strip()):
@@ -110,7 +110,7 @@ def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def conversations(pairs: Iterable[Pair]) -> list[Conversation]:
-    """Pairs one after another whose histories go on from one another become one conversation."""
+    """Joins consecutive pairs into one conversation if their histories continue one another."""
     found: list[list[Pair]] = []
     trunk: tuple[Exchange, ...] = ()
     for pair in pairs:
@@ -128,7 +128,7 @@ def _same(one: Pair, other: Pair) -> bool:
 
 
 def _join(trunk: tuple[Exchange, ...], pair: Pair, group: Sequence[Pair]) -> tuple[Exchange, ...] | None:
-    """The turns with the pair's, where it goes on from them, or asks after some of them."""
+    """The turns with the pair's, if the pair continues them or comes after some of them; else None."""
     if not pair.history and not trunk:
         return None  # two first queries
     if pair.history == trunk[: len(pair.history)] and (pair.history or pair.query == trunk[0].query):
@@ -147,7 +147,7 @@ def _conversation(group: Sequence[Pair]) -> Conversation:
 
 
 def split(found: Iterable[Conversation], one_in: int = 20) -> tuple[list[Conversation], list[Conversation]]:
-    """Those to train on, and one in so many to score on: by what begins them, so that none stands in both."""
+    """The conversations to train on, and one in `one_in` to score on; those with the same start stay together."""
     parts: tuple[list[Conversation], list[Conversation]] = [], []
     for conversation in found:
         beginning = conversation.title or (conversation.turns or conversation.targets)[0].query

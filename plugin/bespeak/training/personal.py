@@ -1,7 +1,7 @@
-"""Queries that a statement of the user bears on, made from lists: a person's pairs hardly teach it.
+"""Makes queries that a user's statement concerns from lists, since pairs written by people contain few.
 
-The word of the statement that matters goes before what is looked for ("vegetarian recipes"), or after it ("museums in
-Ghent"). Every third query is one of another field, which the statement must leave as it is.
+The relevant word of the statement goes before the thing searched for ("vegetarian recipes") or after it ("museums in
+Ghent"). Every third query is from another field, and must stay as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from bespeak.training.pairs import Conversation, Target
 
 
 class Field(NamedTuple):
-    """Statements and queries of one field of life; `{}` in a statement stands for a value, `{}` in a query for where
-    its phrase goes into the rewrite.
+    """Statements and queries of one field of life.
+
+    `{}` in a statement is the place of a value; `{}` in a query is the place of the phrase in the rewrite.
     """
 
     values: tuple[str, ...]
@@ -88,7 +89,7 @@ FIELDS = (DIETS, PLACES, CHARGES, LEVELS, CARS, AILMENTS, DEVICES)
 
 
 def personal_conversations(n: int, others: Sequence[str], rng: random.Random) -> Iterator[Conversation]:
-    """So many conversations of one query; other users' statements, of no concern, stand among their own."""
+    """`n` conversations of one query each, with unrelated statements of others among their own."""
     for number in range(n):
         field = rng.choice(FIELDS)
         value = rng.choice(field.values)
@@ -104,5 +105,5 @@ def personal_conversations(n: int, others: Sequence[str], rng: random.Random) ->
 
 
 def _unrelated(field: Field, rng: random.Random) -> Field:
-    """Where somebody lives may bear on much, but not on their telephone."""
+    """A field that the statement does not concern; a home town may concern much, but not a telephone."""
     return DEVICES if field is PLACES else rng.choice([other for other in FIELDS if other is not field])

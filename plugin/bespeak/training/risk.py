@@ -1,7 +1,7 @@
 """Minimum risk training of the rewriter (Shen et al., "Minimum Risk Training for Neural Machine Translation", 2016).
 
-Of a turn's candidates, those that find its answer are made likelier than those that do not. Beside it the person's
-rewrite and ordinary pairs are learnt on, so that the model goes on writing like one. Needs the extra `train`.
+The candidates of a turn that find its answer become likelier than those that do not. The person's rewrite and ordinary
+pairs are trained on too, so that the model still writes like a person. Needs the extra `train`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bespeak.training.network import Adapter, Network, Tensor
 from bespeak.training.packing import Packed
 
 SHARPNESS = 0.4
-"""Of the probabilities of whole candidates, which lie far apart."""
+"""Exponent on the candidates' probabilities, which lie far apart."""
 PERSON = 0.05
 ORDINARY = 0.5
 STEP_TURNS = 12
@@ -30,27 +30,27 @@ SCHEDULE = Schedule(1.5e-4, 6, 0.05)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The candidates of a turn, a branch each, and what each gains."""
+    """The candidates of a turn, one branch each, and their gains."""
 
     sequence: Packed
     gains: npt.NDArray[np.float32]  # (n_candidates,)
-    person: int  # which of them is the person's
+    person: int  # index of the person's rewrite
 
 
 @dataclass(frozen=True, slots=True)
 class Ordinary:
-    """Pairs, whose mean cross-entropy counts as much as that of so many turns."""
+    """Ordinary pairs; their mean cross-entropy counts as much as `weight` turns."""
 
     sequences: list[Packed]
     weight: float
 
 
-Part: TypeAlias = Choice | Ordinary
+RiskPart: TypeAlias = Choice | Ordinary
 
 
-def plan(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[list[Part]]:
-    """The parts of each step: twelve turns, and two parts of ordinary pairs, which come again where they are few."""
-    steps: list[list[Part]] = []
+def plan(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[list[RiskPart]]:
+    """The parts of each step: twelve turns, and two parts of ordinary pairs, which repeat if there are too few."""
+    steps: list[list[RiskPart]] = []
     for start in range(0, len(choices), STEP_TURNS):
         turns = choices[start : start + STEP_TURNS]
         first = STEP_PARTS * len(steps)
@@ -60,16 +60,19 @@ def plan(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[li
 
 
 def risk(log_p: Tensor, sizes: Tensor, gains: Tensor, person: int) -> Tensor:
-    """All `(n_candidates,)`: less the gain to expect, and some of the cross-entropy a token of the person's rewrite."""
+    """The negative expected gain, plus a share of the cross-entropy per token of the person's rewrite.
+
+    `log_p`, `sizes` and `gains` are `(n_candidates,)`.
+    """
     expected = (torch.softmax(SHARPNESS * log_p, 0) * gains).sum()
     return -expected - PERSON * log_p[person] / sizes[person]
 
 
-def minimum_risk(network: Network) -> Objective[Part]:
+def minimum_risk(network: Network) -> Objective[RiskPart]:
     return Objective(partial(_loss, network), _n_targets, SCHEDULE)
 
 
-def _loss(network: Network, part: Part, adapter: Adapter) -> tuple[Tensor, float]:
+def _loss(network: Network, part: RiskPart, adapter: Adapter) -> tuple[Tensor, float]:
     if isinstance(part, Choice):
         log_p, sizes = network.log_likelihoods(part.sequence, adapter)
         return risk(log_p, sizes, torch.from_numpy(part.gains), part.person), 1.0
@@ -77,7 +80,7 @@ def _loss(network: Network, part: Part, adapter: Adapter) -> tuple[Tensor, float
     return part.weight * loss / n_tokens, 0.0
 
 
-def _n_targets(part: Part) -> int:
+def _n_targets(part: RiskPart) -> int:
     if isinstance(part, Choice):
         return len(part.gains)
     return sum(len(sequence.targets) for sequence in part.sequences)
