@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import platformdirs
 from rewriter import llamas, text_of
 
-from bespeak.batch.lines import Chunk, Place
+from bespeak.batch.lines import Chunk, LinePosition
 from bespeak.batch.queries import QueryLine, read_queries
 from bespeak.batch.work import Tools
 from bespeak.batch.workers import rewrite_chunks
@@ -97,7 +97,7 @@ def of_session(profile: Profile) -> Profile:
 def in_batches(lines: Sequence[bytes], cache: Path, n_workers: int, threads: int) -> tuple[Spent, list[str]]:
     warming = [lines[:WARMING]] * n_workers
     parts = [*warming, *(lines[at : at + CHUNK] for at in range(0, len(lines), CHUNK))]
-    chunks = (Chunk(1, tuple(part), Place(len(part)), 0) for part in parts)
+    chunks = (Chunk(1, tuple(part), LinePosition(len(part)), 0) for part in parts)
     with tempfile.TemporaryDirectory() as folder:
         done = rewrite_chunks(chunks, partial(open_tools, Path(folder), cache, threads), n_workers)
         for _ in warming:

@@ -11,7 +11,7 @@ import click
 from bespeak_cli.store import CLUSTER_OPTIONS, check_store_options, open_store, store_options
 
 if TYPE_CHECKING:
-    from bespeak.evaluation.tuning import Evidence, Tuned
+    from bespeak.evaluation.tuning import SettingScores, Tuned
     from bespeak.settings import Settings
 
 REFUSED = 3
@@ -94,7 +94,7 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
     return serve.make_context("serve", ["--upstream", "none"], ctx.parent).params
 
 
-def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
+def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> SettingScores:
     """What had to be computed for it is kept for the next time."""
     from bespeak.evaluation.kept import KeptRewriter
     from bespeak.evaluation.measurement import open_encoder, open_kept, save_kept

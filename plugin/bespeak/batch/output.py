@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 import zstandard
 from filelock import Timeout
 
-from bespeak.batch.queries import QueryLine, RejectedLine
+from bespeak.batch.queries import QueryLine, RejectedQuery
 from bespeak.errors import InputError
 from bespeak.files import locked, sync_folder
 from bespeak.records import Profile, Rewrite
@@ -39,7 +39,7 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for row in rows)
 
 
-def rejected_lines(rejected: Iterable[RejectedLine]) -> bytes:
+def rejected_lines(rejected: Iterable[RejectedQuery]) -> bytes:
     return json_lines({"line": line.line_no, "reason": line.reason, "text": line.text} for line in rejected)
 
 

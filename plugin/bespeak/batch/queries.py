@@ -42,7 +42,7 @@ class QueryLine:
     own: Profile | None = None
 
 
-class RejectedLine(NamedTuple):
+class RejectedQuery(NamedTuple):
     """A line without a query that can be rewritten. `text` is the beginning of the line."""
 
     line_no: int
@@ -53,22 +53,22 @@ class RejectedLine(NamedTuple):
     def kind(self) -> str:
         """The reason without the place in the line.
 
-        >>> RejectedLine(7, "broken JSON at character 12: Expecting value").kind
+        >>> RejectedQuery(7, "broken JSON at character 12: Expecting value").kind
         'broken JSON'
         """
         return self.reason.partition(" at ")[0]
 
 
-def read_queries(first_no: int, lines: Sequence[bytes | None], form: Form) -> Iterator[QueryLine | RejectedLine]:
+def read_queries(first_no: int, lines: Sequence[bytes | None], form: Form) -> Iterator[QueryLine | RejectedQuery]:
     """The query of each line, or why it is rejected. Empty lines and the heading of a TSV file are skipped."""
     for line_no, line in enumerate(lines, first_no):
         if line is None:
-            yield RejectedLine(line_no, "longer than a line may be")
+            yield RejectedQuery(line_no, "longer than a line may be")
         elif line.strip() and not (form == "tsv" and line_no == 1 and line.rstrip(b"\r\n") == b"id\tquery"):
             try:
                 yield _read_json(line_no, line) if form == "jsonl" else _read_tsv(line_no, line)
             except (InputError, UsageError) as error:
-                yield RejectedLine(line_no, str(error), line.rstrip(b"\r\n").decode("utf-8", "replace")[:QUOTED_CHARS])
+                yield RejectedQuery(line_no, str(error), line.rstrip(b"\r\n").decode("utf-8", "replace")[:QUOTED_CHARS])
 
 
 def _read_tsv(line_no: int, line: bytes) -> QueryLine:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from bespeak.batch.journal import Journal, RunState, refuse_other
-from bespeak.batch.lines import Place, read_chunks
+from bespeak.batch.lines import LinePosition, read_chunks
 from bespeak.batch.output import (
     FileOutput,
     Output,
@@ -170,7 +170,7 @@ def _write(job: Job, output: Output, state: RunState, open_tools: OpenTools, com
     return replace(state, complete=True)
 
 
-def _results(job: Job, after: Place, open_tools: OpenTools) -> Generator[ChunkResult, None, None]:
+def _results(job: Job, after: LinePosition, open_tools: OpenTools) -> Generator[ChunkResult, None, None]:
     """The results of the chunks after a place. Raises InputError at the first rejected line of a strict job."""
     stream = _opened(job.source) if isinstance(job.source, Path) else job.source
     with closing(stream), closing(rewrite_chunks(read_chunks(stream, after), open_tools, job.n_workers)) as results:

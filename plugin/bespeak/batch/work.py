@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from bespeak.batch.check import RewriteCheck
 from bespeak.batch.lines import Chunk
 from bespeak.batch.output import Packing, json_lines, output_row, pack, rejected_lines
-from bespeak.batch.queries import Form, QueryLine, RejectedLine, read_queries
+from bespeak.batch.queries import Form, QueryLine, RejectedQuery, read_queries
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.tally import Tally, tally
 from bespeak.errors import InputError, StoreError
@@ -71,7 +71,7 @@ class ChunkResult(NamedTuple):
     output: bytes
     rejected: bytes
     tally: Tally
-    first_bad: RejectedLine | None
+    first_bad: RejectedQuery | None
 
 
 def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
@@ -81,7 +81,7 @@ def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
     """
     began = time.perf_counter()
     rows = list(read_queries(chunk.first_no, chunk.lines, tools.form))
-    rejected = [row for row in rows if isinstance(row, RejectedLine)]
+    rejected = [row for row in rows if isinstance(row, RejectedQuery)]
     first_bad = rejected[0] if rejected else None
     chunk = chunk._replace(lines=())  # need not travel back
     if tools.strict and first_bad:
@@ -95,7 +95,7 @@ def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
     return ChunkResult(chunk, packed, rejected_lines(rejected), counts, first_bad)
 
 
-def refuse_line(bad: RejectedLine) -> InputError:
+def refuse_line(bad: RejectedQuery) -> InputError:
     """The error that ends a strict run."""
     return InputError(f"line {bad.line_no}: {bad.reason}; correct the line, or leave out --strict to skip it")
 

@@ -210,8 +210,8 @@ def genre_queries(viewer: Viewer, genres: Mapping[str, tuple[str, ...]]) -> Iter
         yield GenreQuery(f"{viewer.user_id} {genre}", viewer, genre, frozenset(relevant))
 
 
-class Scorer(Protocol):
-    """A system: a score for each candidate of a query, at each of its stages."""
+class RankingSystem(Protocol):
+    """A score for each candidate of a query, at each of its stages."""
 
     @property
     def stages(self) -> Sequence[str]: ...
@@ -235,15 +235,15 @@ class Means:
 def measure(data: MovieLens, systems: Sequence[str], means: Means, report: Report = silent) -> list[Cell]:
     """Every system, those that look at the history at each of its lengths."""
     check_names("system", systems, SYSTEMS)
-    scorers = make_scorers(list(dict.fromkeys([BASELINE, *systems])), data, means)
+    measured = make_systems(list(dict.fromkeys([BASELINE, *systems])), data, means)
     runs: dict[tuple[str, str], dict[str, list[str]]] = {}
     for done, query in enumerate(data.queries, 1):
         rows = data.candidates(query)
-        for system, scorer in scorers.items():
-            for stage in scorer.stages:
-                order = rows[best(scorer.scores(query, rows, stage), DEPTH)]
-                found = [data.movies.documents[row].doc_id for row in order]
-                runs.setdefault((system, stage), {})[query.query_id] = found
+        for name, system in measured.items():
+            for stage in system.stages:
+                order = rows[best(system.scores(query, rows, stage), DEPTH)]
+                doc_ids = [data.movies.documents[row].doc_id for row in order]
+                runs.setdefault((name, stage), {})[query.query_id] = doc_ids
         report(done, len(data.queries))
     cells = tabulate(runs, data.qrels, data.groups, BASELINE)
     return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
@@ -258,17 +258,17 @@ def known_systems(data: MovieLens) -> tuple[tuple[str, ...], str]:
     return SYSTEMS, ""
 
 
-def make_scorers(systems: Sequence[str], data: MovieLens, means: Means) -> dict[str, Scorer]:
+def make_systems(systems: Sequence[str], data: MovieLens, means: Means) -> dict[str, RankingSystem]:
     order, others = EngineOrder(data, means.engine, means.index), Others(data)
-    makers: dict[str, Callable[[], Scorer]] = {
+    makers: dict[str, Callable[[], RankingSystem]] = {
         "engine": lambda: order,
-        "user": lambda: Personal(data, means, order),
-        "learnt": lambda: Personal(data, means, order, data.learnt),
-        "search": lambda: Search(Personal(data, means, order), data, means, data.learnt),
+        "user": lambda: PersonalOrder(data, means, order),
+        "learnt": lambda: PersonalOrder(data, means, order, data.learnt),
+        "search": lambda: SearchOrder(PersonalOrder(data, means, order), data, means, data.learnt),
         "popularity": lambda: Popularity(others),
         "item-knn": lambda: ItemKnn(others),
     }
-    return {system: makers[system]() for system in systems}
+    return {name: makers[name]() for name in systems}
 
 
 class EngineOrder:
@@ -302,7 +302,7 @@ class _Genre:
     hits: Mapping[str, Hit]
 
 
-class Personal:
+class PersonalOrder:
     """The pipeline's order over all candidates in place of a window; a stranger's is the engine's own."""
 
     stages = tuple(LENGTHS)
@@ -371,12 +371,12 @@ def _moment(rating: Rating) -> datetime:
     return datetime.fromtimestamp(rating.timestamp, UTC)
 
 
-class Search:
+class SearchOrder:
     """What a search for the genre finds: its window is filled by the engine, and by what was learnt. Others score 0."""
 
     stages = ("10", "all")
 
-    def __init__(self, personal: Personal, data: MovieLens, means: Means, learnt: Learnt) -> None:
+    def __init__(self, personal: PersonalOrder, data: MovieLens, means: Means, learnt: Learnt) -> None:
         self._personal, self._data, self._means = personal, data, means
         settings = Settings(weights=means.weights)
         self._parts = Parts(settings, Unchanged(), means.encoder, _OfEverybody(learnt))

@@ -34,7 +34,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class SettingScores:
     """One set. `groups` are drawn and held out whole; `engine` is what the engine's own order scores, where known."""
 
     name: str
@@ -80,7 +80,7 @@ class Tuned:
     refusal: str  # why nothing should change, as a sentence; "" where the evidence carries the change
 
 
-def cross_validate(sets: Sequence[Evidence], group: str) -> Tuned:
+def cross_validate(sets: Sequence[SettingScores], group: str) -> Tuned:
     """`group` is what a group is called: conversations, users."""
     folds = [assign(one.groups) for one in sets]
     picks = [pick(sets, [fold != n for fold in folds]) for n in range(FOLDS)]
@@ -99,7 +99,7 @@ def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return folds
 
 
-def pick(sets: Sequence[Evidence], kept: Sequence[Kept]) -> int:
+def pick(sets: Sequence[SettingScores], kept: Sequence[Kept]) -> int:
     """The setting with the best mean over the sets, of those that make no more queries of any set noticeably worse
     than the present one does; the first of equal ones."""
     some = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
@@ -112,7 +112,7 @@ def pick(sets: Sequence[Evidence], kept: Sequence[Kept]) -> int:
     return int(np.argmax(means > means.max() - ROUNDING))
 
 
-def hold_out(one: Evidence, after: Values) -> Held:
+def hold_out(one: SettingScores, after: Values) -> Held:
     everything = np.ones(len(after), bool)
     before = one.values[0]
     shares = [float(one.worse(values, everything)) for values in (before, after)]
@@ -123,7 +123,7 @@ def hold_out(one: Evidence, after: Values) -> Held:
     )  # fmt: skip
 
 
-def mean_gain(sets: Sequence[Evidence], after: Sequence[Values]) -> Estimate:
+def mean_gain(sets: Sequence[SettingScores], after: Sequence[Values]) -> Estimate:
     """Of the sets' mean differences the mean; groups are drawn in each set by themselves."""
     means, drawn = [], []
     for n, (one, values) in enumerate(zip(sets, after, strict=True)):
@@ -168,7 +168,7 @@ def grid(present: Settings, rewritten: bool = True) -> list[Settings]:
     return list(dict.fromkeys(found))
 
 
-def judged(readings: Readings, settings: Sequence[Settings], report: Report = silent) -> Evidence:
+def judged(readings: Readings, settings: Sequence[Settings], report: Report = silent) -> SettingScores:
     """nDCG@10 of each setting in each topic, and of the query as typed in the engine's order; by conversation."""
     rows = []
     for done, one in enumerate(settings, 1):
@@ -176,7 +176,7 @@ def judged(readings: Readings, settings: Sequence[Settings], report: Report = si
         report(done, len(settings))
     collection = readings.collection
     as_typed = replace(settings[0], rewrite_weight=0.0, last_turn_weight=0.0)
-    return Evidence(
+    return SettingScores(
         collection.name, np.stack(rows), np.ones(len(collection.topics)),
         numbered([topic.conversation for topic in collection.topics]), score_settings(readings, as_typed)["lexical"],
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import IO
 
 from bespeak.errors import InputError
 from bespeak.profiles.stores import Batch, EventStore, Load
-from bespeak.profiles.ubi import RejectedLine, read_line, read_lines
+from bespeak.profiles.ubi import RejectedEvent, read_line, read_lines
 from bespeak.records import Event
 
 LOAD_BATCH = 1000  # lines in one transaction
@@ -56,7 +56,7 @@ def _batches(stream: IO[bytes], done: Load) -> Iterator[Batch]:
     now, lines = datetime.now(UTC), read_lines(stream, done.line_no, done.offset)
     while chunk := list(itertools.islice(lines, LOAD_BATCH)):
         items = [(line_no, read_line(line, done.tenant, now)) for line_no, _, line in chunk]
-        rejected = tuple((line_no, item.reason) for line_no, item in items if isinstance(item, RejectedLine))
+        rejected = tuple((line_no, item.reason) for line_no, item in items if isinstance(item, RejectedEvent))
         events = tuple(item for _, item in items if isinstance(item, Event))
         line_no, offset, _ = chunk[-1]
         yield Batch(line_no, offset, events, rejected)

@@ -23,7 +23,7 @@ from bespeak.proxy.body.reply import EngineHit, version_of
 from bespeak.proxy.body.window import hits_query
 from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.http.upstream import Upstream
-from bespeak.proxy.indices import Indices, KnownIndex
+from bespeak.proxy.indices import IndexDescriptions, KnownIndex
 from bespeak.ranking.tuned import EMBEDDED_CHARS
 from bespeak.records import Vector
 
@@ -53,7 +53,7 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class DocumentLookup:
     """Documents to fetch and embed, in whose name, and until when."""
 
     hits: Sequence[EngineHit]
@@ -80,7 +80,7 @@ class Documents:
         """
         self._upstream, self._encoder, self._cache, self._bounds = upstream, encoder, cache, bounds
         self._later_bounds = Bounds(1)
-        self._indices = Indices(upstream, encoder, clock)
+        self._indices = IndexDescriptions(upstream, encoder, clock)
         self._absent = RecentlyUsed[tuple[bytes, str], bool](MAX_ABSENT, ABSENT_S, clock)
         self._recent = RecentlyUsed[Key, Row](RECENT_ROWS)  # by space and doc_id
         self._later: asyncio.Task[None] | None = None
@@ -98,7 +98,7 @@ class Documents:
         absent = [hit for hit in hits if not hit.version or kept.get(key_of(hit), ("",))[0] != hit.version]
         known, whose = {doc_id for _, doc_id in kept}, asker.digest()
         unknown = [doc_id for doc_id in liked if doc_id not in known and (whose, doc_id) not in self._absent]
-        lookup = Lookup(absent, unknown, indices, asker, deadline)
+        lookup = DocumentLookup(absent, unknown, indices, asker, deadline)
         made = await self._make(lookup, kept, self._bounds) if absent or unknown else {}
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
         if left := [hit for hit in absent if key_of(hit) not in made]:
@@ -116,12 +116,12 @@ class Documents:
             await asyncio.wait([self._later])
         self._later_bounds.close()
 
-    def _begin_later(self, lookup: Lookup) -> None:
+    def _begin_later(self, lookup: DocumentLookup) -> None:
         """Embeds after the answer what there was no time for, for the next search; one answer's at a time."""
         if self._later is None or self._later.done():
             self._later = asyncio.create_task(self._make_later(lookup))
 
-    async def _make_later(self, lookup: Lookup) -> None:
+    async def _make_later(self, lookup: DocumentLookup) -> None:
         indices = {name: index for name, index in lookup.indices.items() if index.space}
         left = [hit for hit in lookup.hits if hit.index in indices]
         for start in range(0, len(left), LATER_TEXTS):
@@ -172,7 +172,7 @@ class Documents:
         for doc_id, row in rows.items():
             self._recent.put((space, doc_id), row)
 
-    async def _make(self, lookup: Lookup, kept: Mapping[Key, Row], bounds: Bounds) -> dict[Key, Vector]:
+    async def _make(self, lookup: DocumentLookup, kept: Mapping[Key, Row], bounds: Bounds) -> dict[Key, Vector]:
         """Vectors of the documents that exist, hits first; those `kept` for the same version are used."""
         if lookup.deadline.over:
             return {}
@@ -188,7 +188,7 @@ class Documents:
                 await asyncio.to_thread(self._keep, index.space, rows)
         return known | vectors
 
-    async def _embed(self, there: Mapping[Key, Fetched], lookup: Lookup, bounds: Bounds) -> dict[Key, Vector]:
+    async def _embed(self, there: Mapping[Key, Fetched], lookup: DocumentLookup, bounds: Bounds) -> dict[Key, Vector]:
         """The index's own vectors if it has them; for the others, those that are made in time.
 
         A document without text has the vector 0.
@@ -208,7 +208,7 @@ class Documents:
                 made |= dict(zip(bare, vectors, strict=False))
         return made
 
-    async def _fetch(self, lookup: Lookup) -> dict[Key, Fetched]:
+    async def _fetch(self, lookup: DocumentLookup) -> dict[Key, Fetched]:
         """The documents that exist: the hits in the order given, then the liked ones."""
         found = {
             (hit["_index"], hit["_id"]): _fetched(hit, lookup.indices[hit["_index"]].is_comparable)
@@ -218,7 +218,7 @@ class Documents:
         return {key: found[key] for key in dict.fromkeys([*map(key_of, lookup.hits), *found]) if key in found}
 
 
-def fetch_body(lookup: Lookup) -> dict[str, Any]:
+def fetch_body(lookup: DocumentLookup) -> dict[str, Any]:
     """A search for the documents, hits first, whatever other documents have the ids of the liked ones."""
     indices, liked = lookup.indices.values(), list(lookup.liked)
     in_indices = {"terms": {"_index": list(lookup.indices)}}

@@ -15,7 +15,7 @@ from bespeak.proxy.body.reply import EngineHit, read_reply
 from bespeak.proxy.body.search import Search
 from bespeak.proxy.identity import Identity
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome
-from bespeak.proxy.personal import Personal
+from bespeak.proxy.personal import PersonalSearch
 from bespeak.proxy.recording import ShownHit, impressions, query_recorded
 from bespeak.reading import Reading
 from bespeak.records import Event
@@ -34,7 +34,7 @@ class Exchange:
     search: Search
     identity: Identity
     head: str = ""  # its header line in an `_msearch`
-    personal: Personal | None = None  # None: its answer stays the engine's own
+    personal: PersonalSearch | None = None  # None: its answer stays the engine's own
     reading: Reading | Fault | None = None  # with the vectors of what is asked
     outcome: Outcome = field(default_factory=Outcome)
     query: str = ""  # as typed, if it is to be recorded
@@ -60,8 +60,8 @@ class Exchange:
         changes = {name: json.dumps(value) for name, value in asked.params if name == "preference"}
         return f"{splice.edit_object(self.head, 0, changes)}\n{asked.text}\n"
 
-    def prepared(self, found: Personal | Declined) -> Exchange:
-        if isinstance(found, Personal):
+    def prepared(self, found: PersonalSearch | Declined) -> Exchange:
+        if isinstance(found, PersonalSearch):
             return replace(self, personal=found, query=found.typed.text)
         return replace(self, personal=None, outcome=found.outcome, query=found.query)
 
@@ -111,7 +111,7 @@ def events_of(exchange: Exchange, at: datetime) -> list[Event]:
     return events
 
 
-def last_rewritten(exchanges: Sequence[Exchange]) -> Personal | None:
+def last_rewritten(exchanges: Sequence[Exchange]) -> PersonalSearch | None:
     """The last first page of these that was rewritten: it is its session's latest turn."""
     for exchange in reversed(exchanges):
         personal = exchange.personal

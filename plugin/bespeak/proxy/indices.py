@@ -36,7 +36,7 @@ class KnownIndex:
     is_comparable: bool = False  # it holds vectors of the encoder's own
 
 
-class Indices:
+class IndexDescriptions:
     """Describes indices from their mappings, as each client may see them."""
 
     def __init__(self, upstream: Upstream, encoder: Encoder, clock: Callable[[], float] = time.monotonic) -> None:

@@ -58,7 +58,7 @@ U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
-class Personal:
+class PersonalSearch:
     """A search that is personalised, with all that is known before the engine is asked."""
 
     search: Search
@@ -108,7 +108,7 @@ class Personaliser:
         for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
             shared.metrics.watch_breaker(name, partial(getattr, breaker, "open"))
 
-    async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> Personal | Declined:
+    async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> PersonalSearch | Declined:
         """What to ask the engine for this person, or why nothing is changed. Raises Fault.
 
         `control`: the user belongs to the share that is recorded but not personalised.
@@ -130,7 +130,7 @@ class Personaliser:
         with stage(Stage.PLAN):
             window, preference = self._parts.settings.window, f"bespeak-{digest.hex()[:16]}"
             asked = widen(search, window, typed, chain.clauses, preference)
-        return Personal(search, user, typed, chain, asked, session_id, reading, digest)
+        return PersonalSearch(search, user, typed, chain, asked, session_id, reading, digest)
 
     async def _begin(self, search: Search, reading: Reading, control: bool) -> tuple[Reading, Chain]:
         """What holds for this page and for those after it."""
@@ -154,7 +154,7 @@ class Personaliser:
             chain = Chain(outcome.query_id, rewrite, untouched=True, begun=self._chains.clock())
             self._chains.put(user, search.digest(user, session_id), chain)
 
-    async def encode(self, personal: Personal) -> Reading | None:
+    async def encode(self, personal: PersonalSearch) -> Reading | None:
         """The reading with the vectors of what is asked; needs no answer of the engine's. Raises Fault."""
         reading, parts, budget_ms = personal.reading, self._parts, self._parts.settings.rerank_ms
         if reading is None or parts.encoder is None or not personal.asked.window:
@@ -166,7 +166,9 @@ class Personaliser:
         encodings = self._shared.runs.encodings
         return await self._guarded(Stage.ENCODE, self._reranking, lambda: encodings.run(run, budget_ms))
 
-    async def complete(self, personal: Personal, reading: Reading | None, answer: str, asker: Headers) -> Completed:
+    async def complete(
+        self, personal: PersonalSearch, reading: Reading | None, answer: str, asker: Headers
+    ) -> Completed:
         """The client's page of the engine's answer. Raises Fault."""
         with stage(Stage.ENGINE_ANSWER):
             reply = read_reply(answer)
@@ -191,7 +193,7 @@ class Personaliser:
         shown = tuple(replace(reply.hits[i], noted=self._note(found, i)) for i in page)
         return Completed(text, outcome, shown)
 
-    async def _rank(self, personal: Personal, reading: Reading, reply: Reply, asker: Headers) -> Order:
+    async def _rank(self, personal: PersonalSearch, reading: Reading, reply: Reply, asker: Headers) -> Order:
         """All hits of the answer: the window in this person's order, then the rest as it came."""
         inside = range(min(personal.asked.window, len(reply.hits)))
         free = [i for i in inside if not reply.hits[i].pinned]
@@ -235,12 +237,12 @@ class Personaliser:
         self._damage = damage
         return learnt, Reason.LEARNT_UNREADABLE if damage else ""
 
-    def _compared(self, personal: Personal) -> Comparison | None:
+    def _compared(self, personal: PersonalSearch) -> Comparison | None:
         """What is compared here: nothing where words of ours found hits, or where somebody looks at scores."""
         search = personal.search
         return None if search.explained or search.mode == "recall" else self._rules.comparison
 
-    def _clauses(self, personal: Personal, reading: Reading, side: Side) -> tuple[Clause, ...]:
+    def _clauses(self, personal: PersonalSearch, reading: Reading, side: Side) -> tuple[Clause, ...]:
         """What is added to the query's words for this side; the chain's own where nothing is compared."""
         if not side.name:
             return personal.chain.clauses
@@ -257,7 +259,7 @@ class Personaliser:
 
     async def _ask_about(
         self,
-        personal: Personal,
+        personal: PersonalSearch,
         reading: Reading,
         added: Sequence[Sequence[Clause]],
         hits: Sequence[EngineHit],
@@ -271,7 +273,7 @@ class Personaliser:
         embedding = self._documents.embed(hits, liked, whose, deadline) if self._documents else no_vectors(hits)
         return await both(words, embedding)
 
-    def _explain(self, personal: Personal, reply: Reply, found: Order, outcome: Outcome) -> dict[str, object]:
+    def _explain(self, personal: PersonalSearch, reply: Reply, found: Order, outcome: Outcome) -> dict[str, object]:
         search = personal.search
         page = found.order[search.offset : search.offset + search.size]
         ranked = [found.ranked[i] for i in page if i in found.ranked]

@@ -96,8 +96,8 @@ class OnnxScorer:
         return open_graph(self._folder / SINGLE_GRAPH, self._threads)
 
     @cached_property
-    def _lookup(self) -> Lookup:
-        return Lookup(self.tokenizer)
+    def _lookup(self) -> PromptLookup:
+        return PromptLookup(self.tokenizer)
 
     @contextmanager
     def begin(self, budget_ms: float | None, session_key: SessionKey | None = None) -> Iterator[OnnxFeed]:
@@ -142,7 +142,7 @@ def open_graph(path: Path, threads: int) -> Any:
 class OnnxFeed:
     """Reads one text. A token that was guessed right costs nothing, so copied words are written several at a time."""
 
-    def __init__(self, runner: Runner, lookup: Lookup, prompts: PromptCache | None = None) -> None:
+    def __init__(self, runner: Runner, lookup: PromptLookup, prompts: PromptCache | None = None) -> None:
         self._runner, self._lookup, self._prompts = runner, lookup, prompts
 
     def __call__(self, token_ids: Sequence[int], past: Written | None) -> tuple[Floats, Written]:
@@ -218,7 +218,7 @@ def run_error(error: Exception) -> ModelError:
     return ModelError(f"the language model failed ({error}): run 'bespeak models verify'")
 
 
-class Lookup:
+class PromptLookup:
     """Guesses the next tokens from the prompt, since most words of a rewrite are copied from it.
 
     This is prompt lookup decoding (Saxena, 2023); here a token also matches its capitalised form, and its form at the

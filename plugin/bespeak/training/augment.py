@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 Stems: TypeAlias = frozenset[str]
 
@@ -77,7 +77,7 @@ def crossed(conversation: Conversation, others: Sequence[str], rng: random.Rando
 
 def unanswered(conversation: Conversation) -> Conversation:
     """The conversation without answers, as in most search sessions."""
-    return conversation.changed("unanswered", turns=tuple(Exchange(turn.query) for turn in conversation.turns))
+    return conversation.changed("unanswered", turns=tuple(PastTurn(turn.query) for turn in conversation.turns))
 
 
 def titled(conversation: Conversation, rng: random.Random) -> Conversation:
@@ -87,7 +87,7 @@ def titled(conversation: Conversation, rng: random.Random) -> Conversation:
     for place, turn in enumerate(conversation.turns):
         found = _titles(rewrites.get(place, ""), turn.response, conversation.title)
         chosen = rng.sample(found, rng.randint(1, min(3, len(found)))) if found and rng.random() < 0.8 else []
-        turns.append(Exchange(turn.query, "; ".join(chosen)))
+        turns.append(PastTurn(turn.query, "; ".join(chosen)))
     return conversation.changed("titled", turns=tuple(turns))
 
 

@@ -61,7 +61,7 @@ DUPLICATE_COSINE = 0.98
 VECTORS = "vectors.db"
 
 
-class Example(NamedTuple):
+class TrainingExample(NamedTuple):
     """A query in its session, as the encoder reads it, and the texts that its vector should be near."""
 
     text: str
@@ -74,7 +74,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """Some examples with their negatives, as rows of `Vectors`.
+    """Some examples with their negatives, as rows of `TargetVectors`.
 
     `rewrites` and `answers` are `(n,)`, with -1 for an unknown answer; the negatives are `(N_NEGATIVES,)`.
     """
@@ -117,7 +117,7 @@ def train(
         raise InputError("no pair has a history or statements: give others to --data")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        vectors = Vectors.of([*learnt, *held_out], encoder, out / VECTORS)
+        vectors = TargetVectors.of([*learnt, *held_out], encoder, out / VECTORS)
         objective, name = context_objective(network, vectors), run_name(learnt, options, encoder)
         start = new_adapter(network.shapes, options.seed)
         fit = Fit(objective, plan(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
@@ -150,7 +150,7 @@ class EncoderInput(NamedTuple):
         return tuple(self.tokenizer.encode(self.prefix + text).ids)
 
 
-def examples(found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput) -> list[Example]:
+def examples(found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput) -> list[TrainingExample]:
     """All training examples, in the order of training."""
     rng = random.Random(options.seed)
     made = [
@@ -164,14 +164,16 @@ def examples(found: Sequence[Conversation], options: TrainingOptions, reading: E
     return made
 
 
-def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[Example]:
+def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[TrainingExample]:
     """The queries with a history or statements; answers come from the original conversation."""
     made = []
     for target in varied.targets:
         if target.n_before or varied.statements:
             text = session_text(target.query, profile_of(varied, target.n_before), reading.tokenizer)
             answer = answer_to(target, original)
-            made.append(Example(text, reading.tokens(text), target.query, target.rewrite, answer, varied.source))
+            made.append(
+                TrainingExample(text, reading.tokens(text), target.query, target.rewrite, answer, varied.source)
+            )
     return made
 
 
@@ -190,7 +192,7 @@ def answer_to(target: Target, original: Conversation) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class TargetVectors:
     """The target vectors: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
 
     rewrites: Matrix
@@ -199,7 +201,7 @@ class Vectors:
     answer_rows: dict[str, int]
 
     @classmethod
-    def of(cls, learnt: Iterable[Example], encoder: Encoder, kept: Path) -> Vectors:
+    def of(cls, learnt: Iterable[TrainingExample], encoder: Encoder, kept: Path) -> TargetVectors:
         """Encodes the examples' targets; the answers' vectors are kept in the file `kept`."""
         learnt = list(learnt)
         rewrites = list(dict.fromkeys(example.rewrite for example in learnt))
@@ -209,7 +211,7 @@ class Vectors:
         return cls(encoder.encode(rewrites, "query"), matrix, rows, {text: row for row, text in enumerate(answers)})
 
 
-def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Minibatch]]:
+def plan(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed: int) -> list[list[Minibatch]]:
     """The parts of each step, with texts of similar length together; the last step may be smaller."""
     draw = np.random.default_rng(seed)
     steps = []
@@ -232,7 +234,7 @@ def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Mi
     return steps
 
 
-def context_objective(network: BertEncoder, vectors: Vectors) -> Objective[Minibatch]:
+def context_objective(network: BertEncoder, vectors: TargetVectors) -> Objective[Minibatch]:
     """1 - cosine to the rewrite, plus a tenth of the contrastive losses of rewrite and answer."""
     import torch
 
@@ -286,7 +288,7 @@ def write_model(out: Path, base: Path, adapter: Adapter) -> None:
     write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
-def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> MeanCosines:
+def score(held_out: Sequence[TrainingExample], vectors: TargetVectors, out: Path, encoder: Encoder) -> MeanCosines:
     """Scores the model that was written to `out`."""
     if not held_out:
         return MeanCosines(0.0, 0.0, 0)
@@ -307,7 +309,7 @@ def put_record(out: Path, how: str) -> None:
     )
 
 
-def run_name(learnt: Sequence[Example], options: TrainingOptions, encoder: Encoder) -> str:
+def run_name(learnt: Sequence[TrainingExample], options: TrainingOptions, encoder: Encoder) -> str:
     """A digest of everything that the result depends on, except the versions of libraries."""
     digest = hashlib.sha256(f"{RECIPE} {options.seed} {encoder.name}".encode())
     for example in learnt:

@@ -56,7 +56,7 @@ CANDIDATES, AFTER, VECTORS = "candidates.jsonl", "after.jsonl", "vectors.db"
 TEMPORARY = ".building-"
 
 
-class Stage(NamedTuple):
+class StageProgress(NamedTuple):
     """Progress of a stage before or after the fitting."""
 
     what: str
@@ -64,7 +64,7 @@ class Stage(NamedTuple):
     size: int
 
 
-Report: TypeAlias = "Callable[[Stage | FitStep], None]"
+Report: TypeAlias = "Callable[[StageProgress | FitStep], None]"
 
 
 class GainTools(NamedTuple):
@@ -226,7 +226,7 @@ class GainRun:
         write_adapter(self.out, to_arrays(adapter))
 
     def _reporter(self, what: str, size: int) -> Callable[[int], None]:
-        return lambda done: self.report(Stage(what, done, size))
+        return lambda done: self.report(StageProgress(what, done, size))
 
 
 def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:

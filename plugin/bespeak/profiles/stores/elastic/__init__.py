@@ -37,8 +37,8 @@ from bespeak.profiles.stores.elastic.indices import (
     PAGE,
     REWRITES,
     Action,
-    Indices,
-    Search,
+    IndexSearch,
+    StoreIndices,
     reason_without_content,
     sort_by,
 )
@@ -73,7 +73,7 @@ class ElasticsearchStore:
         scrubbed_after_s: float = SCRUBBED_AFTER_S,
     ) -> None:
         self._cluster = Cluster(url, api_key, basic, ca_file, timeout_s, reason=reason_without_content)
-        self._indices = Indices(self._cluster, prefix)
+        self._indices = StoreIndices(self._cluster, prefix)
         self._rewrites_kept = rewrites_kept
         self._puts = itertools.count(1)
         self._scrubbed_after_s, self._timing = scrubbed_after_s, threading.Lock()
@@ -106,7 +106,7 @@ class ElasticsearchStore:
             return
         user_digest = digest(*user)
         body = {"query": {"term": {"user": user_digest}}, "sort": sort_by(OLDEST_FIRST), "size": EXPORT_BATCH}
-        for hits in self._indices.pages(Search(EVENTS, body, user_digest)):
+        for hits in self._indices.pages(IndexSearch(EVENTS, body, user_digest)):
             yield from read_events(user, hits)
 
     def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
@@ -116,8 +116,10 @@ class ElasticsearchStore:
         found = {"terms": {"action": list(actions)}}
         body = {"query": {"bool": {"filter": [found]}}, "sort": sort_by(NEWEST_FIRST), "size": EXPORT_BATCH}
         everybody = {"query": {"match_all": {}}, "sort": sort_by({"user": "asc"}), "size": PAGE}
-        paused = {hit["_source"]["user"] for hits in self._indices.pages(Search(CONSENT, everybody)) for hit in hits}
-        for hits in self._indices.pages(Search(EVENTS, body)):
+        paused = {
+            hit["_source"]["user"] for hits in self._indices.pages(IndexSearch(CONSENT, everybody)) for hit in hits
+        }
+        for hits in self._indices.pages(IndexSearch(EVENTS, body)):
             for hit in hits:
                 if hit["_source"]["user"] in paused:
                     continue
@@ -204,7 +206,7 @@ class ElasticsearchStore:
             return
         self._indices.refresh(LOADS)
         body = {"query": {"term": {"of": load_id(load)}}, "sort": sort_by({"line_no": "asc"}), "size": EXPORT_BATCH}
-        for hits in self._indices.pages(Search(LOADS, body)):
+        for hits in self._indices.pages(IndexSearch(LOADS, body)):
             yield from ((hit["_source"]["line_no"], hit["_source"]["reason"]["text"]) for hit in hits)
 
     def finish(self, load: Load) -> None:
@@ -245,7 +247,7 @@ class ElasticsearchStore:
             "query": {"terms": {"awaits": queries}}, "sort": sort_by({"awaits": "asc", "at": "asc"}),
             "size": PAGE, "_source": ["awaits"],
         }  # fmt: skip
-        for hits in self._indices.pages(Search(EVENTS, body)):
+        for hits in self._indices.pages(IndexSearch(EVENTS, body)):
             sessions = self._sessions(sorted({hit["_source"]["awaits"] for hit in hits}))
             found = [(hit, sessions[query]) for hit in hits if (query := hit["_source"]["awaits"]) in sessions]
             updates = [
@@ -259,20 +261,20 @@ class ElasticsearchStore:
             "query": {"terms": {"on_query": queries}}, "collapse": {"field": "on_query"}, "sort": sort_by(OLDEST_FIRST),
             "size": len(queries), "_source": ["on_query", "event.session_id"],
         }  # fmt: skip
-        (hits,) = self._indices.search([Search(EVENTS, body)])
+        (hits,) = self._indices.search([IndexSearch(EVENTS, body)])
         return {hit["_source"]["on_query"]: hit["_source"]["event"]["session_id"] for hit in hits}
 
     def _has_events(self, user: str) -> bool:
         if not self._indices.exist():
             return False
         body = {"query": {"term": {"user": user}}, "size": 1, "terminate_after": 1, "_source": False}
-        return bool(self._indices.search([Search(EVENTS, body, user)])[0])
+        return bool(self._indices.search([IndexSearch(EVENTS, body, user)])[0])
 
     def _trim_rewrites(self) -> None:
         excess = self._indices.count(REWRITES) - self._rewrites_kept
         body = {"query": {"match_all": {}}, "sort": sort_by({"at_us": "asc"}), "_source": False}
         while excess > 0:
-            (hits,) = self._indices.search([Search(REWRITES, body | {"size": min(excess, PAGE)})])
+            (hits,) = self._indices.search([IndexSearch(REWRITES, body | {"size": min(excess, PAGE)})])
             if not hits:
                 return
             self._indices.write(REWRITES, [Action("delete", hit["_id"]) for hit in hits])

@@ -19,7 +19,7 @@ from bespeak.profiles.stores.elastic.indices import (
     EVENTS,
     NEWEST_FIRST,
     Action,
-    Search,
+    IndexSearch,
     sort_by,
 )
 from bespeak.profiles.stores.text import json_text, rewrite_text
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import RewriteKey
 
 
-def profile_searches(user: UserKey, session_id: str) -> list[Search]:
+def profile_searches(user: UserKey, session_id: str) -> list[IndexSearch]:
     """The searches for a profile: whether the user paused, statements, events of the session, and of each action."""
     user_digest = digest(*user)
 
-    def newest(field: str, value: str, size: int) -> Search:
+    def newest(field: str, value: str, size: int) -> IndexSearch:
         body = {
             "query": {"bool": {"filter": [{"term": {"user": user_digest}}, {"term": {field: value}}]}},
             "sort": sort_by(NEWEST_FIRST), "size": size, "_source": {"excludes": ["event.attributes"]},
         }  # fmt: skip
-        return Search(EVENTS, body, user_digest)
+        return IndexSearch(EVENTS, body, user_digest)
 
     return [
-        Search(CONSENT, {"query": {"ids": {"values": [user_digest]}}, "size": 1, "_source": False}),
+        IndexSearch(CONSENT, {"query": {"ids": {"values": [user_digest]}}, "size": 1, "_source": False}),
         newest("action", "statement", STATEMENTS_READ),
         newest("session", session_id, SESSION_EVENTS_READ),
         *(newest("action", action, PREFERENCES_READ) for action in PREFERRING),

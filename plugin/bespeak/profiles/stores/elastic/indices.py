@@ -46,7 +46,7 @@ NEWEST_FIRST = {"user": "asc", "at": "desc"}
 OLDEST_FIRST = {"at": "asc"}
 
 
-class Search(NamedTuple):
+class IndexSearch(NamedTuple):
     """A search in the index of one kind."""
 
     kind: str
@@ -63,7 +63,7 @@ class Action(NamedTuple):
     document: Mapping[str, Any] | None = None
 
 
-class Indices:
+class StoreIndices:
     """The indices that begin with `prefix`, which the first write makes. Raises `StoreError`.
 
     A read waits `timeout_s`, at most twice. Safe to use from several threads.
@@ -103,7 +103,7 @@ class Indices:
             except NotFoundError:
                 return None
 
-    def search(self, searches: Sequence[Search]) -> list[list[Mapping[str, Any]]]:
+    def search(self, searches: Sequence[IndexSearch]) -> list[list[Mapping[str, Any]]]:
         """The hits of each search, sent in one request. An index that does not exist has none."""
         lines: list[Mapping[str, Any]] = []
         for search in searches:
@@ -120,7 +120,7 @@ class Indices:
                 return [self._hits(answer) for answer in answers]
             time.sleep(0.05)
 
-    def pages(self, search: Search) -> Iterator[list[Mapping[str, Any]]]:
+    def pages(self, search: IndexSearch) -> Iterator[list[Mapping[str, Any]]]:
         """All hits of a sorted search, `size` at a time."""
         body = search.body
         while hits := self.search([search._replace(body=body)])[0]:
@@ -165,7 +165,7 @@ class Indices:
         """Deletes until a search finds nothing, also what is written meanwhile; the number of documents deleted."""
         n_deleted, body = 0, {"query": query, "size": PAGE, "_source": False}
         self.refresh(kind)
-        while hits := self.search([Search(kind, body, routing)])[0]:
+        while hits := self.search([IndexSearch(kind, body, routing)])[0]:
             answers = self.write(kind, [Action("delete", hit["_id"], routing) for hit in hits])
             n_deleted += sum(status == 200 for status in answers)
         return n_deleted
