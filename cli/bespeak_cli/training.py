@@ -136,10 +136,10 @@ def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: 
 
     This takes minutes, and no extra.
     """
-    from bespeak.training.terms import train, write
+    from bespeak.training.terms import train, write_terms
 
     learnt = train(data, held_out, seed)
-    write(learnt, out)
+    write_terms(learnt, out)
     click.echo(f"Pairs by source: {learnt.sources}; average precision held out: {learnt.precision:.3f}", err=True)
     click.echo(str(out / "terms.npz"))
 

@@ -97,22 +97,24 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> SettingScores:
     """What had to be computed for it is kept for the next time."""
     from bespeak.evaluation.kept import KeptRewriter
-    from bespeak.evaluation.measurement import open_encoder, open_kept, save_kept
-    from bespeak.evaluation.memory import read_topics
+    from bespeak.evaluation.measurement import open_kept, open_kept_encoder, save_kept
+    from bespeak.evaluation.memory import make_readings
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
     from bespeak.parts import Models
     from bespeak.rewriting.opening import choose_rewriter
-    from bespeak_cli.evaluate import make_bench, open_model
+    from bespeak_cli.evaluate import make_bench, open_language_model
     from bespeak_cli.progress import Progress
 
     collection, name = read_collection(folder), serving["rewriter"]
     bench = make_bench(ctx, serving)
-    made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
+    made = open_language_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
     rewriter = KeptRewriter(made, bench.kept, collection.digest)
-    parts = open_kept(bench, Models(bench.cache, rewriter, open_encoder(bench, collection.digest)), collection.digest)
+    parts = open_kept(
+        bench, Models(bench.cache, rewriter, open_kept_encoder(bench, collection.digest)), collection.digest
+    )
     try:
-        readings = read_topics(collection, parts, Progress(f"{collection.name}: queries").update)
+        readings = make_readings(collection, parts, Progress(f"{collection.name}: queries").update)
     finally:
         save_kept(parts)
     return judged(readings, settings, Progress(f"{collection.name}: settings").update)

@@ -22,7 +22,7 @@ from bespeak.engines.corpus import Corpus
 from bespeak.engines.loading import Checkpoints, Loaded, load
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
 from bespeak.parts import Models, Parts, Warn, forget_user, open_encoder, open_parts, open_rewriter, remember_vectors
-from bespeak.pipeline import check
+from bespeak.pipeline import check_request
 from bespeak.pipeline import search as run_search
 from bespeak.profiles.events import new_event, query_event, user_key
 from bespeak.profiles.stores import EventStore
@@ -250,7 +250,7 @@ class Bespeak:
         self._check_open()
         key = _user(tenant, user)
         request = Request(query, index, key, session, offset, size, filters or {})
-        check(request)
+        check_request(request)
         profiles = _ProfileReads(self._store)
         found = run_search(self._engine, profiles, request, self._parts_for(key))
         return Result.of(found, self._record_query(request, profiles) if key and record else "")

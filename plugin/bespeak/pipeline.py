@@ -55,7 +55,7 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
 
     Raises UsageError and EngineError.
     """
-    check(request)
+    check_request(request)
     info = engine.describe(request.index)
     notes: tuple[str, ...] = ()
     try:
@@ -67,7 +67,7 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
     return replace(result, notes=notes + result.notes)
 
 
-def check(request: Request) -> None:
+def check_request(request: Request) -> None:
     """Raises UsageError for what no engine could answer."""
     if not request.query.strip():
         raise UsageError("the query is empty: give at least one word")
@@ -228,7 +228,7 @@ def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: P
         ranking = rank(reading, Window(own.hits), parts.settings)
         return cut(request, reading, own, ranking, note=fault_note(reading.fault) or reading.declined)
     try:
-        window, rest = open_window(retrieved, reading, parts)
+        window, rest = prepare_window(retrieved, reading, parts)
     except ModelError as error:
         failed = Ranking(tuple(unranked(own.hits)), RerankStatus.FAILED, Stage.EMBED)
         return cut(request, reading, own, failed, note=fault_note(str(error)))
@@ -242,7 +242,7 @@ def fault_note(fault: str) -> str:
     return f"not reranked: {fault}" if fault else ""
 
 
-def open_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
+def prepare_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
     """The hits to rank with all that ranking needs of them, and the hits beyond. Raises ModelError."""
     added = {hit.doc_id for hit in retrieved.added}
     embedded = embed_hits(join(retrieved.hits.hits, retrieved.added), retrieved.info, reading, parts, added)

@@ -15,9 +15,9 @@ from bespeak.evaluation import movielens, systems
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
 from bespeak.evaluation.measures import Estimate
 from bespeak.evaluation.measures import judge as judge_run
-from bespeak.evaluation.memory import Bm25, best, embed, ndcg, rank_topics, read_topics, score_settings
+from bespeak.evaluation.memory import Bm25, best, embed, make_readings, ndcg, rank_topics, score_settings
 from bespeak.evaluation.movielens import Rating, cut_ratings, genre_queries, read_movielens
-from bespeak.evaluation.regressions import check, read_expected, verdict_on
+from bespeak.evaluation.regressions import check_scores, read_expected, verdict_on
 from bespeak.evaluation.systems import Cell, cells_of, check_names, load_collection, read_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
 from bespeak.models.catalogue import asset_folder
@@ -297,7 +297,7 @@ def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
     load_collection(collection, engine, encoder, "random")
     parts = Parts(settings, rewriter, encoder, terms=terms, context=context)
     runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", parts)
-    found = rank_topics(read_topics(collection, parts), settings)
+    found = rank_topics(make_readings(collection, parts), settings)
     for stage in systems.STAGES:
         for topic, doc_ids in zip(collection.topics, found[stage], strict=True):
             assert doc_ids == runs["rewrite", stage][topic.query_id], (stage, topic.query_id)
@@ -305,7 +305,7 @@ def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
 
 def test_settings_are_scored_with_the_measure_that_is_reported():
     collection, encoder = random_collection(), GaussEncoder()
-    readings = read_topics(collection, Parts(Settings(), Unchanged(), encoder))
+    readings = make_readings(collection, Parts(Settings(), Unchanged(), encoder))
     scores = score_settings(readings, Settings())
     for stage, rankings in rank_topics(readings, Settings()).items():
         run = {topic.query_id: doc_ids for topic, doc_ids in zip(collection.topics, rankings, strict=True)}
@@ -494,7 +494,7 @@ def cinema(tmp_path):
 
 def test_a_history_helps_and_a_stranger_gets_the_engines_order(cinema):
     data, means = cinema
-    cells = {(c.system, c.stage): c for c in movielens.measure(data, movielens.known_systems(data)[0], means)}
+    cells = {(c.system, c.stage): c for c in movielens.measure_systems(data, movielens.known_systems(data)[0], means)}
     engine = cells["engine", "any"].scores["nDCG@10"].mean
     assert cells["user", "0"].scores["nDCG@10"].mean == engine
     assert cells["user", "0"].gain.difference == Estimate(0, 0, 0)
@@ -507,7 +507,7 @@ def test_a_history_helps_and_a_stranger_gets_the_engines_order(cinema):
 def test_a_user_is_no_neighbour_of_their_own_future(cinema):
     data, means = cinema
     alone = replace(data, viewers=data.viewers[:1])
-    cells = movielens.measure(alone, ["popularity", "item-knn"], means)
+    cells = movielens.measure_systems(alone, ["popularity", "item-knn"], means)
     assert {c.scores["nDCG@10"].mean for c in cells} == {cells[0].scores["nDCG@10"].mean}
     scorers = movielens.make_scorers(["popularity", "item-knn"], alone, means)
     (query,) = alone.queries
@@ -564,7 +564,7 @@ def test_what_others_did_together_is_learnt_and_used(clubs):
     scorer = movielens.make_scorers(["learnt"], data, means)["learnt"]
     found = [data.movies.documents[row].doc_id for row in rows[best(scorer.scores(query, rows, "all"), 6)]]
     assert sorted(map(int, found)) == [7, 8, 9, 10, 11, 12]
-    cells = {c.stage: c for c in movielens.measure(data, ["learnt"], means)}
+    cells = {c.stage: c for c in movielens.measure_systems(data, ["learnt"], means)}
     assert cells["0"].gain.difference == Estimate(0, 0, 0)
     assert cells["all"].gain.difference.mean > 0
 
@@ -600,7 +600,7 @@ def test_each_expected_score_gets_its_verdict(tmp_path):
     (tmp_path / "x.yaml").write_text(EXPECTED)
     expected = read_expected(tmp_path / "x.yaml")
     scores = {"nDCG@10": Estimate(0.2504, 0, 1), "MRR": Estimate(0.305, 0, 1), "recall@100": Estimate(0.52, 0, 1)}
-    found = list(check(expected, [Cell("raw", "lexical", scores, None, 3)]))
+    found = list(check_scores(expected, [Cell("raw", "lexical", scores, None, 3)]))
     assert [(c.system, c.measure, c.verdict) for c in found] == [
         ("raw", "nDCG@10", "OK"),
         ("raw", "MRR", "OKish"),

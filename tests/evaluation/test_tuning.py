@@ -11,7 +11,7 @@ from test_evaluation import GaussEncoder, random_collection
 from bespeak.errors import InputError
 from bespeak.evaluation.clicks import Propensity, click_evidence, fit_propensity, read_pages, weight_grid
 from bespeak.evaluation.measures import compare
-from bespeak.evaluation.memory import read_topics
+from bespeak.evaluation.memory import make_readings
 from bespeak.evaluation.tuning import SettingScores, cross_validate, grid, judged, numbered
 from bespeak.parts import Parts
 from bespeak.profiles.events import new_event
@@ -94,7 +94,7 @@ def test_the_grid_begins_with_the_present_settings_and_keeps_what_the_user_count
 
 
 def test_judgments_are_scored_by_conversation_beside_the_engines_order():
-    readings = read_topics(random_collection(), Parts(Settings(), Unchanged(), GaussEncoder()))
+    readings = make_readings(random_collection(), Parts(Settings(), Unchanged(), GaussEncoder()))
     found = judged(readings, [Settings(), Settings(Weights(1, 0, 0), last_turn_weight=0.0)])
     assert found.values.shape == (2, 12)
     assert found.groups.tolist() == [n // 3 for n in range(12)]

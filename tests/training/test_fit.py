@@ -15,7 +15,7 @@ from bespeak.training.pairs import Conversation, PastTurn, Target
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
 pytestmark = pytest.mark.train
 
-from bespeak.training.fit import PAIRS, Fit, cross_entropy, rate, score, steps  # noqa: E402
+from bespeak.training.fit import PAIRS, Fit, cross_entropy, mean_cross_entropy, rate, steps  # noqa: E402
 from bespeak.training.network import RANK, Network, new_adapter, to_arrays  # noqa: E402
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
@@ -111,7 +111,10 @@ def same(one, other):
 
 def test_the_loss_falls(network, sequences, tmp_path):
     fit = run(network, sequences[:150], tmp_path / "checkpoint.pt")
-    assert score(network, sequences[150:], fit.adapter, 2) < score(network, sequences[150:], {}, 2) - 0.1
+    assert (
+        mean_cross_entropy(network, sequences[150:], fit.adapter, 2)
+        < mean_cross_entropy(network, sequences[150:], {}, 2) - 0.1
+    )
 
 
 def test_an_interrupted_run_reaches_the_same_adapter(network, sequences, tmp_path):

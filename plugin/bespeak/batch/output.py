@@ -43,7 +43,7 @@ def rejected_lines(rejected: Iterable[RejectedQuery]) -> bytes:
     return json_lines({"line": line.line_no, "reason": line.reason, "text": line.text} for line in rejected)
 
 
-def pack(content: bytes, packing: Packing) -> bytes:
+def compress(content: bytes, packing: Packing) -> bytes:
     """A complete gzip member or Zstandard frame, so that a file cut between two of them can be read."""
     match packing:
         case "gz":

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from bespeak.batch.check import RewriteCheck
 from bespeak.batch.lines import Chunk
-from bespeak.batch.output import Packing, json_lines, output_row, pack, rejected_lines
+from bespeak.batch.output import Packing, compress, json_lines, output_row, rejected_lines
 from bespeak.batch.queries import Form, QueryLine, RejectedQuery, read_queries
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.tally import Tally, tally
@@ -91,7 +91,7 @@ def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
     rewrites, from_cache = find_rewrites(lines, profiles, tools)
     output = json_lines(map(output_row, lines, profiles, rewrites))
     counts = tally(rewrites, rejected, from_cache, time.perf_counter() - began, (chunk.first_no, chunk.end.line_no))
-    packed = pack(output, tools.packing) if output else b""
+    packed = compress(output, tools.packing) if output else b""
     return ChunkResult(chunk, packed, rejected_lines(rejected), counts, first_bad)
 
 

@@ -73,7 +73,7 @@ class ComparedSearch:
         return max((1 / self.places[doc_id][1] for doc_id in self.clicked & self.places.keys()), default=0.0)
 
 
-def report(events: Iterable[Event]) -> list[InterleavedPages | SplitTest]:
+def judge_comparisons(events: Iterable[Event]) -> list[InterleavedPages | SplitTest]:
     """A result for each comparison in the events, by name. `events` are ACTIONS, each user's together.
 
     Intervals come from drawing whole users, since searches of one user are not independent.
@@ -92,7 +92,7 @@ def read_searches(events: Iterable[Event]) -> dict[str, list[ComparedSearch]]:
     for event in events:
         if event.action != IMPRESSION:
             clicks.append(event)
-        elif found_side := read_side(event):
+        elif found_side := shown_side(event):
             name, side, rank = found_side
             found[name, event.query_id].places[event.doc_id] = (side, rank)
     searches: dict[str, list[ComparedSearch]] = defaultdict(list)
@@ -113,7 +113,7 @@ def read_impression(event: Event) -> tuple[int, dict[str, Any]] | None:
     return (rank, recorded) if isinstance(rank, int) and rank >= 1 else None
 
 
-def read_side(event: Event) -> tuple[str, str, int] | None:
+def shown_side(event: Event) -> tuple[str, str, int] | None:
     """The comparison, the side and the rank of an impression; None if nothing was compared."""
     if not (found := read_impression(event)):
         return None

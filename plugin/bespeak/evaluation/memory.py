@@ -135,7 +135,7 @@ class Readings:
     engine: CollectionEngine
 
 
-def read_topics(collection: Collection, parts: Parts, report: Report = silent) -> Readings:
+def make_readings(collection: Collection, parts: Parts, report: Report = silent) -> Readings:
     """The readings do not depend on the settings; pass a KeptRewriter and a KeptEncoder to be fast."""
     readings = []
     for done, topic in enumerate(collection.topics, 1):

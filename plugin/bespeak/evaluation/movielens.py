@@ -232,7 +232,7 @@ class Means:
     weights: Weights
 
 
-def measure(data: MovieLens, systems: Sequence[str], means: Means, report: Report = silent) -> list[Cell]:
+def measure_systems(data: MovieLens, systems: Sequence[str], means: Means, report: Report = silent) -> list[Cell]:
     """Every system, those that look at the history at each of its lengths."""
     check_names("system", systems, SYSTEMS)
     measured = make_systems(list(dict.fromkeys([BASELINE, *systems])), data, means)

@@ -89,7 +89,7 @@ def cross_validate(sets: Sequence[SettingScores], group: str) -> Tuned:
     held = tuple(itertools.starmap(hold_out, zip(sets, after, strict=True)))
     gain = mean_gain(sets, after)
     choice = pick(sets, [np.ones(len(fold), bool) for fold in folds])
-    return Tuned(choice, picks.count(choice), held, gain, refuse(choice, held, gain, group))
+    return Tuned(choice, picks.count(choice), held, gain, refusal_of(choice, held, gain, group))
 
 
 def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -135,7 +135,7 @@ def mean_gain(sets: Sequence[SettingScores], after: Sequence[Values]) -> Estimat
     return around(float(np.mean(means)), np.mean(drawn, axis=0))
 
 
-def refuse(choice: int, held: Sequence[Held], gain: Estimate, group: str) -> str:
+def refusal_of(choice: int, held: Sequence[Held], gain: Estimate, group: str) -> str:
     n_groups = sum(one.groups for one in held)
     if n_groups < FEWEST:
         return f"there are {n_groups} {group}, and fewer than {FEWEST} tell too little: collect more"

@@ -100,7 +100,7 @@ def events_of(exchange: Exchange, at: datetime) -> list[Event]:
     identity, search, query_id = exchange.identity, exchange.search, exchange.outcome.query_id
     if not exchange.query or identity.user is None or not query_id:
         return []
-    shown = [ShownHit(hit.doc_id, title_of(hit.source), hit.noted) for hit in exchange.shown]
+    shown = [ShownHit(hit.doc_id, recorded_title(hit.source), hit.noted) for hit in exchange.shown]
     whose = (identity.user, identity.session_id, query_id)
     try:
         events = impressions(*whose, shown, search.offset + 1, at)
@@ -132,7 +132,7 @@ def shown_hits(answer: str) -> tuple[EngineHit, ...]:
         return ()
 
 
-def title_of(source: Mapping[str, Any]) -> str:
+def recorded_title(source: Mapping[str, Any]) -> str:
     """The hit's title or name, else ""."""
     found = next((source[name] for name in ("title", "name") if isinstance(source.get(name), str)), "")
     return well_formed(str(found)[:MAX_TITLE_CHARS])

@@ -27,7 +27,7 @@ from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.explanation import explain_search
 from bespeak.proxy.body.query import Typed
 from bespeak.proxy.body.reply import EngineHit, Reply, read_reply, write_page
-from bespeak.proxy.body.search import Search, decline, typed_text
+from bespeak.proxy.body.search import Search, decline_reordering, typed_text
 from bespeak.proxy.body.window import Widened, widen, words_body
 from bespeak.proxy.bounds import Breaker, Busy, Runs
 from bespeak.proxy.chains import Chain, Chains
@@ -114,7 +114,7 @@ class Personaliser:
         `control`: the user belongs to the share that is recorded but not personalised.
         """
         typed = typed_text(search, self._rules.typed_path)
-        if reason := decline(search) or typed.reason or too_long(typed):
+        if reason := decline_reordering(search) or typed.reason or too_long(typed):
             return Declined(Outcome(reason=reason))
         digest, begun = search.digest(user, session_id), self._chains.clock()
         chain = self._chains.get(user, digest) if search.offset else None
@@ -214,9 +214,9 @@ class Personaliser:
                     orders.append(free)
                     continue
                 scores = dict(zip(free, words[asked.index(own)], strict=True))
-                window = open_window(reply, inside, scores, vectors, embedded)
+                window = window_of_reply(reply, inside, scores, vectors, embedded)
                 ranking = rank(reading, window, side.settings, *self._learnt_for(reading.profile))
-                orders.append([i for i in places_of(ranking) if i in vectors])
+                orders.append([i for i in indices_of(ranking) if i in vectors])
             order, placed = (
                 compared.draft(orders, personal.user, personal.digest.hex()) if compared else (orders[0], ())
             )
@@ -279,7 +279,7 @@ class Personaliser:
         ranked = [found.ranked[i] for i in page if i in found.ranked]
         if found.ranking:
             ranked = list(found.ranking.explain(ranked))
-        by_place = {place_of(one): one for one in ranked}
+        by_place = {index_of(one): one for one in ranked}
         window, rewrite = personal.asked.window, personal.chain.rewrite
         return {
             "bespeak": explain_search(rewrite, outcome, window, [(i, reply.hits[i], by_place.get(i)) for i in page])
@@ -358,14 +358,14 @@ class Order:
     @property
     def ranked(self) -> dict[int, Ranked]:
         """The ranked hits, by their index in the answer."""
-        return {place_of(one): one for one in self.ranking.hits} if self.ranking else {}
+        return {index_of(one): one for one in self.ranking.hits} if self.ranking else {}
 
 
 def too_long(typed: Typed) -> str:
     return Reason.TOO_LONG if len(typed.text) > MAX_QUERY_CHARS else ""
 
 
-def open_window(
+def window_of_reply(
     reply: Reply,
     inside: Sequence[int],
     scores: Mapping[int, float],
@@ -384,13 +384,13 @@ def open_window(
     return Window(hits, embedded.liked, text)
 
 
-def place_of(ranked: Ranked) -> int:
+def index_of(ranked: Ranked) -> int:
     """Its index in the answer."""
     return ranked.hit.rank - 1
 
 
-def places_of(ranking: Ranking) -> list[int]:
-    return [place_of(ranked) for ranked in ranking.hits]
+def indices_of(ranking: Ranking) -> list[int]:
+    return [index_of(ranked) for ranked in ranking.hits]
 
 
 async def score_words(

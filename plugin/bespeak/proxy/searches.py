@@ -98,7 +98,7 @@ class Searches:
             answer = await self._ask(call, Question(b"/_render/template", (), call.text))
             check_status(answer.status)
             with stage(Stage.TEMPLATE):
-                span = dict(splice.read_object(answer.text)[0])["template_output"]
+                span = dict(splice.read_members(answer.text)[0])["template_output"]
                 is_explained = any(json.loads(call.text).get(name) is True for name in ("explain", "profile"))
         except Fault as fault:
             await self._pass(call, receive, send, if_named(call, fault.outcome))

@@ -11,7 +11,7 @@ MAX_CHARS = 500
 """Longer queries are self-contained, and the rewriter would see only their end."""
 
 
-def decline(query: str, profile: Profile) -> str:
+def decline_rewriting(query: str, profile: Profile) -> str:
     """Why this query must not be rewritten for this user; "" if it may be.
 
     The reasons are refused, no_history, quoted, operators, identifier, too_long and other_language.

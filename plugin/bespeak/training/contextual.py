@@ -99,19 +99,19 @@ def train(
     trained; both are the shipped encoder by default. Raises InputError and ModelError.
     """
     require_extra()
-    from bespeak.training.encoder import BertEncoder, read_weights
+    from bespeak.training.encoder import BertEncoder, read_bert_weights
     from bespeak.training.fit import Fit
     from bespeak.training.network import new_adapter
 
     folder = asset_folder("onnx_models") / default_model("encoder")
     reading = EncoderInput.of(folder)
     encoder = encoder or load_encoder(threads=options.threads)
-    network = network or BertEncoder(read_weights(folder / "model.onnx"))
+    network = network or BertEncoder(read_bert_weights(folder / "model.onnx"))
     if options.held_out:
         found, scored = read_all(options.data), read_all([options.held_out])
     else:
         found, scored = split(read_all(options.data))
-    learnt = examples(found, options, reading)
+    learnt = training_examples(found, options, reading)
     held_out = [example for one in scored for example in examples_of(one, one, reading)]
     if not learnt:
         raise InputError("no pair has a history or statements: give others to --data")
@@ -120,12 +120,12 @@ def train(
         vectors = TargetVectors.of([*learnt, *held_out], encoder, out / VECTORS)
         objective, name = context_objective(network, vectors), run_name(learnt, options, encoder)
         start = new_adapter(network.shapes, options.seed)
-        fit = Fit(objective, plan(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
+        fit = Fit(objective, minibatches(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
         for progress in fit.run():
             if report:
                 report(progress)
         write_model(out, folder, fit.adapter)
-        scores = score(held_out, vectors, out, encoder)
+        scores = score_context(held_out, vectors, out, encoder)
         counts = dict(Counter(example.source for example in learnt).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
         (out / "CARD.md").write_text(context_card(options, counts, scores, N_NEGATIVES, TEMPERATURE), "utf-8")
@@ -150,7 +150,9 @@ class EncoderInput(NamedTuple):
         return tuple(self.tokenizer.encode(self.prefix + text).ids)
 
 
-def examples(found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput) -> list[TrainingExample]:
+def training_examples(
+    found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput
+) -> list[TrainingExample]:
     """All training examples, in the order of training."""
     rng = random.Random(options.seed)
     made = [
@@ -211,7 +213,7 @@ class TargetVectors:
         return cls(encoder.encode(rewrites, "query"), matrix, rows, {text: row for row, text in enumerate(answers)})
 
 
-def plan(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed: int) -> list[list[Minibatch]]:
+def minibatches(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed: int) -> list[list[Minibatch]]:
     """The parts of each step, with texts of similar length together; the last step may be smaller."""
     draw = np.random.default_rng(seed)
     steps = []
@@ -288,7 +290,9 @@ def write_model(out: Path, base: Path, adapter: Adapter) -> None:
     write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
-def score(held_out: Sequence[TrainingExample], vectors: TargetVectors, out: Path, encoder: Encoder) -> MeanCosines:
+def score_context(
+    held_out: Sequence[TrainingExample], vectors: TargetVectors, out: Path, encoder: Encoder
+) -> MeanCosines:
     """Scores the model that was written to `out`."""
     if not held_out:
         return MeanCosines(0.0, 0.0, 0)

@@ -180,14 +180,14 @@ class GainRun:
         import torch
 
         from bespeak.training.fit import Fit, steps
-        from bespeak.training.risk import minimum_risk, plan
+        from bespeak.training.risk import minimum_risk, risk_steps
 
         arrays = read_adapter(self.options.start / "adapter.npz")
         start = {key: torch.from_numpy(array.astype(np.float32)) for key, array in arrays.items()}
         choices, pairs = self._sequences(learnt)
         ordinary = [one for step in steps(pairs) for one in step]
         objective, threads = minimum_risk(self.tools.network()), self.options.threads
-        fit = Fit(objective, plan(choices, ordinary), self.out / CHECKPOINT, name, start, threads)
+        fit = Fit(objective, risk_steps(choices, ordinary), self.out / CHECKPOINT, name, start, threads)
         for progress in fit.run():
             self.report(progress)
         return fit.adapter

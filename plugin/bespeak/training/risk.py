@@ -48,7 +48,7 @@ class Ordinary:
 RiskPart: TypeAlias = Choice | Ordinary
 
 
-def plan(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[list[RiskPart]]:
+def risk_steps(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[list[RiskPart]]:
     """The parts of each step: twelve turns, and two parts of ordinary pairs, which repeat if there are too few."""
     steps: list[list[RiskPart]] = []
     for start in range(0, len(choices), STEP_TURNS):

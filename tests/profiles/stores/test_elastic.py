@@ -13,7 +13,7 @@ from bespeak.profiles.deriving import STATEMENTS_KEPT
 from bespeak.profiles.stores import Batch, Load
 from bespeak.profiles.stores.elastic import ElasticsearchStore
 from bespeak.profiles.stores.elastic.documents import profile_searches
-from bespeak.profiles.stores.elastic.indices import VERSION, index_body
+from bespeak.profiles.stores.elastic.indices import VERSION, store_index_body
 from bespeak.records import Profile, Rewrite, UserKey
 from elasticsearch import BadRequestError, Elasticsearch
 from histories import NOW, USER, Key, event, indices
@@ -55,7 +55,7 @@ class TestIndices:
             client.index(index=elastic_place.prefix + "events", routing="r", document={"user": "u", "more": 1})
 
     def test_one_of_a_newer_version_is_named(self, store, elastic_place, client):
-        body = index_body("events")
+        body = store_index_body("events")
         body["mappings"]["_meta"]["bespeak"]["version"] = VERSION + 1
         name = f"{elastic_place.prefix}events-{VERSION + 1}"
         client.indices.create(index=name, aliases={f"{elastic_place.prefix}events": {"is_hidden": True}}, **body)

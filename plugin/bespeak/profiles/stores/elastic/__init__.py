@@ -23,8 +23,8 @@ from bespeak.profiles.stores.elastic.documents import (
     load_id,
     profile_searches,
     query_digest,
-    read_event,
-    read_events,
+    restore_event,
+    restore_events,
     rewrite_document,
     rewrite_id,
 )
@@ -94,9 +94,9 @@ class ElasticsearchStore:
         if not self._indices.exist():
             return derive(UserEvents(user, session_id), now)
         paused, statements, of_session, *of_actions = self._indices.search(profile_searches(user, session_id))
-        preferring = read_events(user, itertools.chain(*of_actions))
+        preferring = restore_events(user, itertools.chain(*of_actions))
         known = UserEvents(
-            user, session_id, read_events(user, statements), read_events(user, of_session), preferring, not paused
+            user, session_id, restore_events(user, statements), restore_events(user, of_session), preferring, not paused
         )
         return derive(known, now, query_id)
 
@@ -107,7 +107,7 @@ class ElasticsearchStore:
         user_digest = digest(*user)
         body = {"query": {"term": {"user": user_digest}}, "sort": sort_by(OLDEST_FIRST), "size": EXPORT_BATCH}
         for hits in self._indices.pages(IndexSearch(EVENTS, body, user_digest)):
-            yield from read_events(user, hits)
+            yield from restore_events(user, hits)
 
     def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
         """In batches, like `export`."""
@@ -124,7 +124,7 @@ class ElasticsearchStore:
                 if hit["_source"]["user"] in paused:
                     continue
                 kept = hit["_source"]["event"]
-                yield read_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
+                yield restore_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
 
     def forget(self, user: UserKey) -> Forgotten:
         """Nothing of the user is found on return. The bytes leave the disks by merges, which take a while.

@@ -78,12 +78,12 @@ def _kept(event: Event) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value not in ("", None)}
 
 
-def read_events(user: UserKey, hits: Iterable[Mapping[str, Any]]) -> list[Event]:
+def restore_events(user: UserKey, hits: Iterable[Mapping[str, Any]]) -> list[Event]:
     """The events in hits of a search for those of one user."""
-    return [read_event(user, hit["_source"]) for hit in hits]
+    return [restore_event(user, hit["_source"]) for hit in hits]
 
 
-def read_event(user: UserKey, found: Mapping[str, Any]) -> Event:
+def restore_event(user: UserKey, found: Mapping[str, Any]) -> Event:
     kept = found["event"]
     return Event(
         event_id=kept["event_id"],

@@ -246,7 +246,7 @@ class StoreIndices:
                 self._patient.indices.create(
                     index=f"{self._name(kind)}-{VERSION}",
                     aliases={self._name(kind): {"is_hidden": True}},
-                    **index_body(kind),
+                    **store_index_body(kind),
                 )
             except BadRequestError as error:
                 if error.error != "resource_already_exists_exception":  # another proxy made it
@@ -268,7 +268,7 @@ class StoreIndices:
             raise StoreError(str(error)) from None
 
 
-def index_body(kind: str) -> dict[str, Any]:
+def store_index_body(kind: str) -> dict[str, Any]:
     """Settings and mapping of an index of the store."""
     settings: dict[str, Any] = {
         "hidden": True,
