@@ -79,7 +79,11 @@ def choose_lines(path: Path, n_lines: int) -> list[bytes]:
 
 def one_by_one(lines: Sequence[bytes], cache: Path, cores: int, kept: bool) -> tuple[Spent, list[str]]:
     rewriter = choose_rewriter("model", cache, threads=cores)
-    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, QueryLine) and one.own]
+    asked = [
+        (one.query, one.history)
+        for one in read_queries(1, lines, "jsonl")
+        if isinstance(one, QueryLine) and one.history
+    ]
     pairs = [(query, of_session(profile) if kept else profile) for query, profile in asked]
     for pair in pairs[:WARMING]:
         rewrite_query(*pair, rewriter)
@@ -116,7 +120,11 @@ def open_tools(folder: Path, cache: Path, threads: int) -> Tools:
 
 def by_llama(lines: Sequence[bytes], written: Sequence[str], cache: Path, cores: int) -> Iterator[tuple[str, Spent]]:
     tokenizer: Any = choose_rewriter("model", cache)._scorer.tokenizer  # type: ignore[attr-defined]
-    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, QueryLine) and one.own]
+    asked = [
+        (one.query, one.history)
+        for one in read_queries(1, lines, "jsonl")
+        if isinstance(one, QueryLine) and one.history
+    ]
     texts = [text_of(*pair, tokenizer) for pair in asked]
     with llamas(cores) as others:
         for name, other in others.items():

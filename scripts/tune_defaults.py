@@ -15,7 +15,7 @@ from pathlib import Path
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
 from bespeak.evaluation.memory import Readings, embed, make_readings, score_settings
-from bespeak.evaluation.movielens import LENGTHS, Means, measure_systems, read_movielens
+from bespeak.evaluation.movielens import LENGTHS, Setup, measure_systems, read_movielens
 from bespeak.evaluation.systems import load_collection, unhurried
 from bespeak.evaluation.topics import read_collection
 from bespeak.models.encoder import load_encoder
@@ -75,7 +75,7 @@ def show_personal(options: argparse.Namespace) -> None:
     encoder.save()
     print(f"{'lexical embedding user':24}", *(f"{length:>6}" for length in LENGTHS))
     for (lexical, embedding), user in itertools.product([(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)], USER_WEIGHTS):
-        means = Means(engine, "tune-movielens", encoder, vectors, Weights(lexical, embedding, user))
+        means = Setup(engine, "tune-movielens", encoder, vectors, Weights(lexical, embedding, user))
         cells = measure_systems(data, ["user"], means)
         scores = (f"{cell.scores['nDCG@10'].mean:6.3f}" for cell in cells)
         print(f"{f'{lexical:7} {embedding:9} {user:4}':24}", *scores, flush=True)

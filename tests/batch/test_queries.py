@@ -26,9 +26,9 @@ def test_a_line_may_give_query_user_session_and_history():
     }  # fmt: skip
     asked = read(json.dumps(given))
     assert (asked.query_id, asked.query, asked.user, asked.session_id) == (7, "how much?", UserKey("shop", "ada"), "3")
-    assert asked.own.turns == (Turn("hats", "red ones", "history[0]"), Turn("scarves", "", "history[1]"))
-    assert asked.own.statements == (Statement("I am tall", "statements[0]"),)
-    assert (asked.own.user, asked.own.session_id) == (asked.user, "3")
+    assert asked.history.turns == (Turn("hats", "red ones", "history[0]"), Turn("scarves", "", "history[1]"))
+    assert asked.history.statements == (Statement("I am tall", "statements[0]"),)
+    assert (asked.history.user, asked.history.session_id) == (asked.user, "3")
 
 
 def test_null_is_as_if_not_given():
@@ -37,20 +37,20 @@ def test_null_is_as_if_not_given():
 
 
 def test_an_empty_history_is_an_empty_profile():
-    assert read('{"query": "q", "user": "ada", "history": []}').own.is_empty
-    assert read('{"query": "q", "user": "ada", "history": []}').own.version == ""
+    assert read('{"query": "q", "user": "ada", "history": []}').history.is_empty
+    assert read('{"query": "q", "user": "ada", "history": []}').history.version == ""
 
 
 def test_a_long_history_is_cut_to_its_end_and_keeps_its_numbering():
     turns = [{"query": f"q{n}"} for n in range(1000)]
-    own = read(json.dumps({"query": "q", "history": turns, "statements": [f"s{n}" for n in range(1000)]})).own
+    own = read(json.dumps({"query": "q", "history": turns, "statements": [f"s{n}" for n in range(1000)]})).history
     assert (len(own.turns), own.turns[-1].event_id, own.turns[0].query) == (20, "history[999]", "q980")
     assert (len(own.statements), own.statements[0].event_id) == (250, "statements[750]")
 
 
 def test_equal_histories_have_equal_versions():
     def version(**given):
-        return read(json.dumps({"query": "q"} | given)).own.version
+        return read(json.dumps({"query": "q"} | given)).history.version
 
     said = version(history=[{"query": "hats", "response": "red"}])
     assert said == version(history=[{"query": "hats", "response": "red"}], user="ada")

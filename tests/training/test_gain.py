@@ -19,7 +19,7 @@ from bespeak.training.gain import (
     CANDIDATES,
     TEMPORARY,
     GainTools,
-    Scored,
+    ScoredTurn,
     StageProgress,
     run_name,
     summary,
@@ -55,7 +55,9 @@ def turn(query="q", rewrite="r"):
 
 
 def scored(greedy, **gains):
-    return Scored(turn(), SampledRewrites(greedy), {text: Gains(value, value, value) for text, value in gains.items()})
+    return ScoredTurn(
+        turn(), SampledRewrites(greedy), {text: Gains(value, value, value) for text, value in gains.items()}
+    )
 
 
 def test_scores_are_means_and_a_refused_rewrite_is_the_query():

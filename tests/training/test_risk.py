@@ -12,7 +12,7 @@ from bespeak.records import Profile, Turn  # noqa: E402
 from bespeak.rewriting.decoding import prompt  # noqa: E402
 from bespeak.training.fit import Fit  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
-from bespeak.training.risk import PERSON, Choice, Ordinary, minimum_risk, risk, risk_steps  # noqa: E402
+from bespeak.training.risk import PERSON, Choice, OrdinaryPairs, minimum_risk, risk, risk_steps  # noqa: E402
 
 BEFORE = Profile(turns=(Turn("Where do whales live?", "In the north.", "t"),))
 TEXTS = ["What do they eat?", "What do whales eat?", "What do whales eat in the north?"]
@@ -58,7 +58,7 @@ def test_a_step_is_twelve_turns_and_two_parts_of_pairs(tokenizer):
     one, pairs = choice(tokenizer), [[choice(tokenizer).sequence] * n for n in (1, 2, 3)]
     steps = risk_steps([one] * 30, pairs)
     assert [sum(isinstance(part, Choice) for part in step) for step in steps] == [12, 12, 6]
-    ordinary = [[part for part in step if isinstance(part, Ordinary)] for step in steps]
+    ordinary = [[part for part in step if isinstance(part, OrdinaryPairs)] for step in steps]
     assert [[len(part.sequences) for part in parts] for parts in ordinary] == [[1, 2], [3, 1], [2, 3]]
     assert [sum(part.weight for part in parts) for parts in ordinary] == [6, 6, 3]  # half of the turns'
     assert risk_steps([one], []) == [[one]]

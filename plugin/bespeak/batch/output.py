@@ -91,9 +91,9 @@ class FileOutput:
 
     def __init__(self, path: Path, output_bytes: int = 0, rejected_bytes: int = 0) -> None:
         """Opens both files and cuts them to these sizes: anything beyond was never committed."""
-        self._files: list[_Growing] = []
+        self._files: list[_AppendedFile] = []
         for file, n_bytes in ((partial_path(path), output_bytes), (rejected_path(path), rejected_bytes)):
-            self._files.append(_Growing(file, n_bytes))
+            self._files.append(_AppendedFile(file, n_bytes))
 
     def write(self, output: bytes, rejected: bytes) -> None:
         for file, content in zip(self._files, (output, rejected), strict=True):
@@ -135,7 +135,7 @@ class StreamOutput:
         pass
 
 
-class _Growing:
+class _AppendedFile:
     """A file that this process appends to."""
 
     def __init__(self, path: Path, n_bytes: int) -> None:

@@ -79,8 +79,8 @@ def judge_comparisons(events: Iterable[Event]) -> list[InterleavedPages | SplitT
     Intervals come from drawing whole users, since searches of one user are not independent.
     """
     compared: dict[str, dict[UserKey, list[ComparedSearch]]] = defaultdict(dict)
-    for user, own in groupby(events, key=attrgetter("user")):
-        for name, searches in read_searches(own).items():
+    for user, of_user in groupby(events, key=attrgetter("user")):
+        for name, searches in read_searches(of_user).items():
             compared[name][user] = searches
     return [(judge_split if "|" in name else judge_interleaved)(name, compared[name]) for name in sorted(compared)]
 
@@ -182,20 +182,22 @@ def judge_split(name: str, searches: dict[UserKey, list[ComparedSearch]]) -> Spl
 
 def _arm(searches: dict[UserKey, list[ComparedSearch]], side: str) -> Iterator[list[float]]:
     """For each user of this side, the values of their searches."""
-    for own in searches.values():
-        if values := [shown.reciprocal_rank for shown in own if side in {found for found, _ in shown.places.values()}]:
+    for of_user in searches.values():
+        if values := [
+            shown.reciprocal_rank for shown in of_user if side in {found for found, _ in shown.places.values()}
+        ]:
             yield values
 
 
 def _flat(arm: list[list[float]]) -> Iterator[tuple[str, float]]:
-    for user, own in enumerate(arm):
-        for n, value in enumerate(own):
+    for user, of_user in enumerate(arm):
+        for n, value in enumerate(of_user):
             yield f"{user}\0{n}", value
 
 
 def _resampled(arm: list[list[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """`(RESAMPLES,)` means over searches, with whole users drawn."""
-    sums, counts = np.array([sum(own) for own in arm]), np.array([float(len(own)) for own in arm])
+    sums, counts = np.array([sum(of_user) for of_user in arm]), np.array([float(len(of_user)) for of_user in arm])
     if not len(sums):
         return np.zeros(RESAMPLES)
     return resample(sums, counts, SEED + len(arm))

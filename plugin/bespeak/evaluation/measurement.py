@@ -140,8 +140,8 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
             names, note = (selection.systems, "") if selection.systems else movielens.known_systems(data)
             if note:
                 bench.say(note.capitalize())
-            means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
-            cells = movielens.measure_systems(data, names, means, bench.report("queries"))
+            setup = movielens.Setup(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
+            cells = movielens.measure_systems(data, names, setup, bench.report("queries"))
         finally:
             encoder.save()
     counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}

@@ -59,7 +59,7 @@ class SettingScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOutScores:
     """What came of one set where it was held out: the present settings and the ones picked without it."""
 
     name: str
@@ -72,15 +72,15 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuningResult:
     choice: int  # the setting picked on all evidence; 0: the present one
     agreeing: int  # folds, of FOLDS, that picked the same one
-    sets: tuple[Held, ...]
+    sets: tuple[HeldOutScores, ...]
     gain: Estimate  # held out, the mean over the sets
     refusal: str  # why nothing should change, as a sentence; "" where the evidence carries the change
 
 
-def cross_validate(sets: Sequence[SettingScores], group: str) -> Tuned:
+def cross_validate(sets: Sequence[SettingScores], group: str) -> TuningResult:
     """`group` is what a group is called: conversations, users."""
     folds = [assign(one.groups) for one in sets]
     picks = [pick(sets, [fold != n for fold in folds]) for n in range(FOLDS)]
@@ -89,7 +89,7 @@ def cross_validate(sets: Sequence[SettingScores], group: str) -> Tuned:
     held = tuple(itertools.starmap(hold_out, zip(sets, after, strict=True)))
     gain = mean_gain(sets, after)
     choice = pick(sets, [np.ones(len(fold), bool) for fold in folds])
-    return Tuned(choice, picks.count(choice), held, gain, refusal_of(choice, held, gain, group))
+    return TuningResult(choice, picks.count(choice), held, gain, refusal_of(choice, held, gain, group))
 
 
 def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -102,24 +102,24 @@ def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def pick(sets: Sequence[SettingScores], kept: Sequence[Kept]) -> int:
     """The setting with the best mean over the sets, of those that make no more queries of any set noticeably worse
     than the present one does; the first of equal ones."""
-    some = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
-    if not some:
+    usable = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
+    if not usable:
         return 0
-    means: Values = np.mean([one.means(mask) for one, mask in some], axis=0)
-    for one, mask in some:
+    means: Values = np.mean([one.means(mask) for one, mask in usable], axis=0)
+    for one, mask in usable:
         worse = one.worse(one.values, mask)
         means[worse > worse[0] + ROUNDING] = -np.inf
     return int(np.argmax(means > means.max() - ROUNDING))
 
 
-def hold_out(one: SettingScores, after: Values) -> Held:
+def hold_out(scores: SettingScores, after: Values) -> HeldOutScores:
     everything = np.ones(len(after), bool)
-    before = one.values[0]
-    shares = [float(one.worse(values, everything)) for values in (before, after)]
-    return Held(
-        one.name, len(after), len(np.unique(one.groups)), float(np.average(before, weights=one.counts)),
-        float(np.average(after, weights=one.counts)), mean_gain([one], [after]),
-        None if one.engine is None else (shares[0], shares[1]),
+    before = scores.values[0]
+    shares = [float(scores.worse(values, everything)) for values in (before, after)]
+    return HeldOutScores(
+        scores.name, len(after), len(np.unique(scores.groups)), float(np.average(before, weights=scores.counts)),
+        float(np.average(after, weights=scores.counts)), mean_gain([scores], [after]),
+        None if scores.engine is None else (shares[0], shares[1]),
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def mean_gain(sets: Sequence[SettingScores], after: Sequence[Values]) -> Estimat
     return around(float(np.mean(means)), np.mean(drawn, axis=0))
 
 
-def refusal_of(choice: int, held: Sequence[Held], gain: Estimate, group: str) -> str:
+def refusal_of(choice: int, held: Sequence[HeldOutScores], gain: Estimate, group: str) -> str:
     n_groups = sum(one.groups for one in held)
     if n_groups < FEWEST:
         return f"there are {n_groups} {group}, and fewer than {FEWEST} tell too little: collect more"

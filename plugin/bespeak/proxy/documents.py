@@ -44,7 +44,7 @@ Row: TypeAlias = tuple[str, Vector]
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddedHits:
     """The vectors of the hits in order, None if there was no time, and of liked documents by doc_id."""
 
     hits: tuple[Vector | None, ...]
@@ -88,7 +88,7 @@ class Documents:
 
     async def embed(
         self, hits: Sequence[EngineHit], liked: Sequence[str], asker: Asker, deadline: Deadline
-    ) -> Embedded:
+    ) -> EmbeddedHits:
         """Vectors that are not kept are made until the deadline, those of the hits first, best first.
 
         Documents that the user likes are looked for in the indices of the hits. Raises EngineError and TimeoutError.
@@ -101,10 +101,10 @@ class Documents:
         lookup = DocumentLookup(absent, unknown, indices, asker, deadline)
         made = await self._make(lookup, kept, self._bounds) if absent or unknown else {}
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
-        if left := [hit for hit in absent if key_of(hit) not in made]:
-            self._begin_later(replace(lookup, hits=left, liked=()))
-        late = {key_of(hit) for hit in left}
-        return Embedded(
+        if unfinished := [hit for hit in absent if key_of(hit) not in made]:
+            self._begin_later(replace(lookup, hits=unfinished, liked=()))
+        late = {key_of(hit) for hit in unfinished}
+        return EmbeddedHits(
             tuple(None if key_of(hit) in late else vectors.get(key_of(hit)) for hit in hits),
             liked_vectors(liked, indices, vectors),
             {name: index.info.fields for name, index in indices.items()},
@@ -123,12 +123,12 @@ class Documents:
 
     async def _make_later(self, lookup: DocumentLookup) -> None:
         indices = {name: index for name, index in lookup.indices.items() if index.space}
-        left = [hit for hit in lookup.hits if hit.index in indices]
-        for start in range(0, len(left), LATER_TEXTS):
+        hits = [hit for hit in lookup.hits if hit.index in indices]
+        for start in range(0, len(hits), LATER_TEXTS):
             try:
-                some, deadline = left[start : start + LATER_TEXTS], Deadline.after_ms(LATER_MS)
-                few = replace(lookup, hits=some, indices=indices, deadline=deadline)
-                await self._make(few, {}, self._later_bounds)
+                batch, deadline = hits[start : start + LATER_TEXTS], Deadline.after_ms(LATER_MS)
+                part = replace(lookup, hits=batch, indices=indices, deadline=deadline)
+                await self._make(part, {}, self._later_bounds)
             except Exception as error:  # nobody waits for it; the next search tries again
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
                 return
@@ -176,26 +176,28 @@ class Documents:
         """Vectors of the documents that exist, hits first; those `kept` for the same version are used."""
         if lookup.deadline.over:
             return {}
-        there = await self._fetch(lookup)
-        whose, there_ids = lookup.asker.digest(), {doc_id for _, doc_id in there}
-        for doc_id in set(lookup.liked) - there_ids:  # in another index, or deleted: not asked for at every query
+        fetched = await self._fetch(lookup)
+        whose, fetched_ids = lookup.asker.digest(), {doc_id for _, doc_id in fetched}
+        for doc_id in set(lookup.liked) - fetched_ids:  # in another index, or deleted: not asked for at every query
             self._absent.put((whose, doc_id), True)
-        known = {key: kept[key][1] for key in there if kept.get(key, ("",))[0] == there[key].version}
-        vectors = await self._embed({key: there[key] for key in there if key not in known}, lookup, bounds)
+        known = {key: kept[key][1] for key in fetched if kept.get(key, ("",))[0] == fetched[key].version}
+        vectors = await self._embed({key: fetched[key] for key in fetched if key not in known}, lookup, bounds)
         for name, index in lookup.indices.items():
-            rows = {key[1]: (there[key].version, vector) for key, vector in vectors.items() if key[0] == name}
+            rows = {key[1]: (fetched[key].version, vector) for key, vector in vectors.items() if key[0] == name}
             if index.space and rows:
                 await asyncio.to_thread(self._keep, index.space, rows)
         return known | vectors
 
-    async def _embed(self, there: Mapping[Key, Fetched], lookup: DocumentLookup, bounds: Bounds) -> dict[Key, Vector]:
+    async def _embed(
+        self, fetched: Mapping[Key, FetchedDocument], lookup: DocumentLookup, bounds: Bounds
+    ) -> dict[Key, Vector]:
         """The index's own vectors if it has them; for the others, those that are made in time.
 
         A document without text has the vector 0.
         """
-        made = {key: document.vector for key, document in there.items() if document.vector is not None}
+        made = {key: document.vector for key, document in fetched.items() if document.vector is not None}
         texts = {
-            key: hit_text(there[key].source, lookup.indices[key[0]].info.fields) for key in there if key not in made
+            key: hit_text(fetched[key].source, lookup.indices[key[0]].info.fields) for key in fetched if key not in made
         }
         made |= {key: np.zeros(self._encoder.dim, np.float32) for key, text in texts.items() if not text.strip()}
         bare = [key for key in texts if key not in made]
@@ -208,7 +210,7 @@ class Documents:
                 made |= dict(zip(bare, vectors, strict=False))
         return made
 
-    async def _fetch(self, lookup: DocumentLookup) -> dict[Key, Fetched]:
+    async def _fetch(self, lookup: DocumentLookup) -> dict[Key, FetchedDocument]:
         """The documents that exist: the hits in the order given, then the liked ones."""
         found = {
             (hit["_index"], hit["_id"]): _fetched(hit, lookup.indices[hit["_index"]].is_comparable)
@@ -260,7 +262,7 @@ def key_of(hit: EngineHit) -> Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedDocument:
     """A document as the cluster holds it; `vector` is the index's own, of unit length."""
 
     source: Mapping[str, Any]
@@ -268,9 +270,9 @@ class Fetched:
     vector: Vector | None
 
 
-def _fetched(hit: Mapping[str, Any], is_comparable: bool) -> Fetched:
+def _fetched(hit: Mapping[str, Any], is_comparable: bool) -> FetchedDocument:
     given = hit.get("fields", {}).get(VECTOR_FIELD) if is_comparable else None
     vector = None if given is None else np.array(given, np.float32)
     if vector is not None:
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-    return Fetched(hit.get("_source") or {}, version_of(hit), vector)
+    return FetchedDocument(hit.get("_source") or {}, version_of(hit), vector)

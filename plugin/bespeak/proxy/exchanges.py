@@ -52,13 +52,13 @@ class Exchange:
         return f"{self.head}\n{self.search.text}\n"
 
     @property
-    def asked_lines(self) -> str:
+    def engine_lines(self) -> str:
         """The two lines that the engine is asked in their place."""
         if self.personal is None:
             return self.lines
-        asked = self.personal.asked
-        changes = {name: json.dumps(value) for name, value in asked.params if name == "preference"}
-        return f"{splice.edit_object(self.head, 0, changes)}\n{asked.text}\n"
+        widened = self.personal.widened
+        changes = {name: json.dumps(value) for name, value in widened.params if name == "preference"}
+        return f"{splice.edit_object(self.head, 0, changes)}\n{widened.text}\n"
 
     def prepared(self, found: PersonalSearch | Declined) -> Exchange:
         if isinstance(found, PersonalSearch):

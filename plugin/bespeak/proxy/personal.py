@@ -28,10 +28,10 @@ from bespeak.proxy.body.explanation import explain_search
 from bespeak.proxy.body.query import Typed
 from bespeak.proxy.body.reply import EngineHit, Reply, read_reply, write_page
 from bespeak.proxy.body.search import Search, decline_reordering, typed_text
-from bespeak.proxy.body.window import Widened, widen, words_body
+from bespeak.proxy.body.window import WidenedSearch, widen, words_body
 from bespeak.proxy.bounds import Breaker, Busy, Runs
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Documents, Embedded
+from bespeak.proxy.documents import Documents, EmbeddedHits
 from bespeak.proxy.http.upstream import Headers, TooLarge, Upstream
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome, stage
@@ -65,7 +65,7 @@ class PersonalSearch:
     user: UserKey
     typed: Typed
     chain: Chain
-    asked: Widened
+    widened: WidenedSearch
     session_id: str
     reading: Reading | None  # of a first page; later pages follow the chain
     digest: bytes
@@ -129,8 +129,8 @@ class Personaliser:
             return Declined(outcome, typed.text if chain.consent else "")
         with stage(Stage.PLAN):
             window, preference = self._parts.settings.window, f"bespeak-{digest.hex()[:16]}"
-            asked = widen(search, window, typed, chain.clauses, preference)
-        return PersonalSearch(search, user, typed, chain, asked, session_id, reading, digest)
+            widened = widen(search, window, typed, chain.clauses, preference)
+        return PersonalSearch(search, user, typed, chain, widened, session_id, reading, digest)
 
     async def _begin(self, search: Search, reading: Reading, control: bool) -> tuple[Reading, Chain]:
         """What holds for this page and for those after it."""
@@ -141,8 +141,8 @@ class Personaliser:
             return reading, Chain(query_id(search), rewrite, untouched=True)
         began = time.monotonic()
         rewrite = await self._rewrite(reading)
-        asked = rewrite.status not in (RewriteStatus.GATED, RewriteStatus.OFF)
-        self._shared.metrics.rewritten(rewrite.status, time.monotonic() - began if asked else None)
+        ran = rewrite.status not in (RewriteStatus.GATED, RewriteStatus.OFF)
+        self._shared.metrics.rewritten(rewrite.status, time.monotonic() - began if ran else None)
         with stage(Stage.PLAN):
             reading = pick_terms(replace(reading, rewrite=rewrite), self._parts.terms)
             return reading, Chain(query_id(search), rewrite, clauses(reading, self._parts.settings))
@@ -157,7 +157,7 @@ class Personaliser:
     async def encode(self, personal: PersonalSearch) -> Reading | None:
         """The reading with the vectors of what is asked; needs no answer of the engine's. Raises Fault."""
         reading, parts, budget_ms = personal.reading, self._parts, self._parts.settings.rerank_ms
-        if reading is None or parts.encoder is None or not personal.asked.window:
+        if reading is None or parts.encoder is None or not personal.widened.window:
             return reading
         with stage(Stage.ENCODE):
             if is_remembered(reading, parts):
@@ -172,7 +172,7 @@ class Personaliser:
         """The client's page of the engine's answer. Raises Fault."""
         with stage(Stage.ENGINE_ANSWER):
             reply = read_reply(answer)
-        search, chain, window = personal.search, personal.chain, personal.asked.window
+        search, chain, window = personal.search, personal.chain, personal.widened.window
         if not window:  # a page beyond it, in the engine's own order
             return Completed(answer, self._tell(chain, RerankStatus.OFF, Reason.BEYOND_WINDOW), reply.hits)
         if reading is None or chain.order:
@@ -195,25 +195,25 @@ class Personaliser:
 
     async def _rank(self, personal: PersonalSearch, reading: Reading, reply: Reply, asker: Headers) -> Order:
         """All hits of the answer: the window in this person's order, then the rest as it came."""
-        inside = range(min(personal.asked.window, len(reply.hits)))
+        inside = range(min(personal.widened.window, len(reply.hits)))
         free = [i for i in inside if not reply.hits[i].pinned]
         compared = self._compared(personal)
         sides = compared.sides if compared else (Side("", self._parts.settings),)
         added = [self._clauses(personal, reading, side) for side in sides]
-        asked = list(dict.fromkeys(added))
+        distinct = list(dict.fromkeys(added))
         words, embedded = await self._guarded(
             Stage.EMBED,
             self._reranking,
-            lambda: self._ask_about(personal, reading, asked, [reply.hits[i] for i in free], asker),
+            lambda: self._ask_about(personal, reading, distinct, [reply.hits[i] for i in free], asker),
         )
         with stage(Stage.RANK):
             vectors = dict(zip(free, embedded.hits, strict=True))
             orders, ranking = [], None
-            for side, own in zip(sides, added, strict=True):
+            for side, clauses_of_side in zip(sides, added, strict=True):
                 if side.settings is None:
                     orders.append(free)
                     continue
-                scores = dict(zip(free, words[asked.index(own)], strict=True))
+                scores = dict(zip(free, words[distinct.index(clauses_of_side)], strict=True))
                 window = window_of_reply(reply, inside, scores, vectors, embedded)
                 ranking = rank(reading, window, side.settings, *self._learnt_for(reading.profile))
                 orders.append([i for i in indices_of(ranking) if i in vectors])
@@ -264,7 +264,7 @@ class Personaliser:
         added: Sequence[Sequence[Clause]],
         hits: Sequence[EngineHit],
         asker: Headers,
-    ) -> tuple[list[list[float]], Embedded]:
+    ) -> tuple[list[list[float]], EmbeddedHits]:
         """What each of `added` scores in the hits, and the hits' vectors, at once and within the budget."""
         deadline, whose = Deadline.after_ms(self._parts.settings.rerank_ms), Asker.of(personal.search, asker)
         bodies = [words_body(personal.search, personal.typed, some, hits) for some in added]
@@ -280,7 +280,7 @@ class Personaliser:
         if found.ranking:
             ranked = list(found.ranking.explain(ranked))
         by_place = {index_of(one): one for one in ranked}
-        window, rewrite = personal.asked.window, personal.chain.rewrite
+        window, rewrite = personal.widened.window, personal.chain.rewrite
         return {
             "bespeak": explain_search(rewrite, outcome, window, [(i, reply.hits[i], by_place.get(i)) for i in page])
         }
@@ -370,7 +370,7 @@ def window_of_reply(
     inside: Sequence[int],
     scores: Mapping[int, float],
     vectors: Mapping[int, Vector | None],
-    embedded: Embedded,
+    embedded: EmbeddedHits,
 ) -> Window:
     """The answer's first hits, each with what the added words score in it; a hit's rank is its place in the answer."""
 
@@ -414,8 +414,8 @@ def in_time(function: Callable[[Deadline], T], budget_ms: float) -> Callable[[De
     return begin
 
 
-async def no_vectors(hits: Sequence[EngineHit]) -> Embedded:
-    return Embedded((None,) * len(hits), {})
+async def no_vectors(hits: Sequence[EngineHit]) -> EmbeddedHits:
+    return EmbeddedHits((None,) * len(hits), {})
 
 
 async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bespeak.profiles.deriving import STRENGTHS
-from bespeak.profiles.stores import EventStore, Forgotten
+from bespeak.profiles.stores import EventStore, ForgottenCounts
 from bespeak.profiles.ubi import RejectedEvent, read_events
 from bespeak.proxy.recording import Recorder
 from bespeak.records import Event, UserKey
@@ -74,7 +74,7 @@ class UserData:
         self._recorder.flush(FLUSH_S)
         return self._store.export(user)
 
-    def forget(self, user: UserKey) -> Forgotten:
+    def forget(self, user: UserKey) -> ForgottenCounts:
         """First what is on its way to the store, then the store, then what was derived from it."""
         try:
             self._recorder.forget(user)

@@ -292,11 +292,11 @@ def refuse_text(text: str, query: str, profile: Profile) -> str:
         return "the model repeated an answer"
     if is_other_script(text) != is_other_script(query):
         return "the model wrote in another script"
-    said = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
-    if folded in said and folded != [fold(word) for word in words(query)]:
+    earlier = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
+    if folded in earlier and folded != [fold(word) for word in words(query)]:
         return "the model repeated an earlier query"
-    asked = subjects(query)
-    if asked and not asked & subjects(text):
+    subject_words = subjects(query)
+    if subject_words and not subject_words & subjects(text):
         return "the model dropped what was asked"
     return ""
 

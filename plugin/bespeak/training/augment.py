@@ -38,8 +38,8 @@ def stems(*texts: str) -> Stems:
 
 def _topic_stems(conversation: Conversation) -> Stems:
     """The stems of the queries and rewrites."""
-    asked = [turn.query for turn in conversation.turns]
-    return stems(*asked, *(text for target in conversation.targets for text in (target.query, target.rewrite)))
+    queries = [turn.query for turn in conversation.turns]
+    return stems(*queries, *(text for target in conversation.targets for text in (target.query, target.rewrite)))
 
 
 def concerns(statement: str, conversation: Conversation) -> bool:
@@ -105,10 +105,10 @@ def _headline(rewrite: str) -> str:
     >>> _headline("What are some of the possible causes of the Bronze Age collapse?")
     'Possible Causes of the Bronze Age Collapse'
     """
-    asked = [word.rstrip("?.!,;:") for word in rewrite.split()]
-    while asked and fold(asked[0]) in ASKING:
-        asked = asked[1:]
-    headline = [word if fold(word) in SMALL and i else word[:1].upper() + word[1:] for i, word in enumerate(asked)]
+    kept = [word.rstrip("?.!,;:") for word in rewrite.split()]
+    while kept and fold(kept[0]) in ASKING:
+        kept = kept[1:]
+    headline = [word if fold(word) in SMALL and i else word[:1].upper() + word[1:] for i, word in enumerate(kept)]
     return " ".join(headline[: 2 * TITLE_WORDS])
 
 

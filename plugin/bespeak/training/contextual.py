@@ -155,15 +155,15 @@ def training_examples(
 ) -> list[TrainingExample]:
     """All training examples, in the order of training."""
     rng = random.Random(options.seed)
-    made = [
+    found_examples = [
         example
         for original, varied in variants(found, rng, options.passes)
         for example in examples_of(varied, original, reading)
     ]
-    for conversation in personal_conversations(round(PERSONAL_SHARE * len(made)), all_statements(found), rng):
-        made += examples_of(conversation, conversation, reading)
-    rng.shuffle(made)
-    return made
+    for conversation in personal_conversations(round(PERSONAL_SHARE * len(found_examples)), all_statements(found), rng):
+        found_examples += examples_of(conversation, conversation, reading)
+    rng.shuffle(found_examples)
+    return found_examples
 
 
 def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[TrainingExample]:
@@ -218,7 +218,7 @@ def minibatches(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed:
     draw = np.random.default_rng(seed)
     steps = []
     for start in range(0, len(learnt), STEP_PARTS * PART_TEXTS):
-        some = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
+        batch = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
         negative_rewrites = draw.integers(len(vectors.rewrites), size=N_NEGATIVES)
         negative_answers = draw.integers(max(len(vectors.answers), 1), size=N_NEGATIVES if len(vectors.answers) else 0)
         steps.append(
@@ -230,7 +230,7 @@ def minibatches(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed:
                     negative_rewrites,
                     negative_answers,
                 )
-                for part in (some[i : i + PART_TEXTS] for i in range(0, len(some), PART_TEXTS))
+                for part in (batch[i : i + PART_TEXTS] for i in range(0, len(batch), PART_TEXTS))
             ]
         )
     return steps

@@ -112,7 +112,7 @@ def train_gain(options: GainOptions, out: Path, report: Report | None = None, to
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
 
 
-class Scored(NamedTuple):
+class ScoredTurn(NamedTuple):
     """A turn's candidates, including the query and the person's rewrite, with their gains."""
 
     turn: AnsweredTurn
@@ -168,15 +168,15 @@ class GainRun:
         report = self._reporter("answers encoded", len(texts))
         return Answers(texts, encode_all(texts, encoder, self.out / VECTORS, report), encoder)
 
-    def _score(self, sampled: Sequence[SampledRewrites], answers: Answers) -> list[Scored]:
+    def _score(self, sampled: Sequence[SampledRewrites], answers: Answers) -> list[ScoredTurn]:
         scored, report = [], self._reporter("turns scored", len(self.turns))
         for turn, one in zip(self.turns, sampled, strict=True):
             texts = one.candidates(turn)
-            scored.append(Scored(turn, one, dict(zip(texts, answers.gains(turn, texts), strict=True))))
+            scored.append(ScoredTurn(turn, one, dict(zip(texts, answers.gains(turn, texts), strict=True))))
             report(len(scored))
         return scored
 
-    def _fit(self, learnt: Sequence[Scored], name: str) -> Adapter:
+    def _fit(self, learnt: Sequence[ScoredTurn], name: str) -> Adapter:
         import torch
 
         from bespeak.training.fit import Fit, steps
@@ -192,7 +192,7 @@ class GainRun:
             self.report(progress)
         return fit.adapter
 
-    def _sequences(self, learnt: Sequence[Scored]) -> tuple[list[Choice], list[Packed]]:
+    def _sequences(self, learnt: Sequence[ScoredTurn]) -> tuple[list[Choice], list[Packed]]:
         """The candidates of each turn, in the order of training, and the ordinary pairs."""
         from tokenizers import Tokenizer
 
@@ -214,7 +214,7 @@ class GainRun:
             shutil.copyfile(self.options.start / "CARD.md", Path(folder) / "CARD.md")
             yield Path(folder)
 
-    def _write(self, adapter: Adapter, scores: MeanGains, learnt: Sequence[Scored]) -> None:
+    def _write(self, adapter: Adapter, scores: MeanGains, learnt: Sequence[ScoredTurn]) -> None:
         """Writes the adapter last, so that a folder with an adapter is complete."""
         from bespeak.training.network import to_arrays
 
@@ -229,7 +229,7 @@ class GainRun:
         return lambda done: self.report(StageProgress(what, done, size))
 
 
-def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:
+def choice(scored: ScoredTurn, tokenizer: Tokenizer) -> Choice:
     from bespeak.training.risk import Choice
 
     texts, turn = list(scored.gains), scored.turn
@@ -238,7 +238,7 @@ def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:
     return Choice(sequence, means, texts.index(turn.rewrite))
 
 
-def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) -> MeanGains:
+def summary(before: Sequence[ScoredTurn], after: Sequence[ScoredTurn], n_learnt: int) -> MeanGains:
     def mean(values: Iterable[float]) -> float:
         return float(np.mean(list(values)))
 

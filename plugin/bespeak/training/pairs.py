@@ -114,7 +114,7 @@ def conversations(pairs: Iterable[Pair]) -> list[Conversation]:
     found: list[list[Pair]] = []
     trunk: tuple[PastTurn, ...] = ()
     for pair in pairs:
-        if found and _same(found[-1][0], pair) and (longer := _join(trunk, pair, found[-1])) is not None:
+        if found and _is_same(found[-1][0], pair) and (longer := _join(trunk, pair, found[-1])) is not None:
             found[-1].append(pair)
             trunk = longer
         else:
@@ -123,7 +123,7 @@ def conversations(pairs: Iterable[Pair]) -> list[Conversation]:
     return [_conversation(group) for group in found]
 
 
-def _same(one: Pair, other: Pair) -> bool:
+def _is_same(one: Pair, other: Pair) -> bool:
     return (one.source, one.title, one.statements) == (other.source, other.title, other.statements)
 
 

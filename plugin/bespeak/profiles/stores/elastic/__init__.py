@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bespeak.engines.cluster import Cluster
 from bespeak.errors import StoreError
 from bespeak.profiles.deriving import UserEvents, derive
-from bespeak.profiles.stores import ADD_BATCH, EXPORT_BATCH, REWRITES_KEPT, Batch, Forgotten, Load
+from bespeak.profiles.stores import ADD_BATCH, EXPORT_BATCH, REWRITES_KEPT, Batch, EventLoad, ForgottenCounts
 from bespeak.profiles.stores.elastic.documents import (
     create_event,
     digest,
@@ -126,14 +126,14 @@ class ElasticsearchStore:
                 kept = hit["_source"]["event"]
                 yield restore_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
 
-    def forget(self, user: UserKey) -> Forgotten:
+    def forget(self, user: UserKey) -> ForgottenCounts:
         """Nothing of the user is found on return. The bytes leave the disks by merges, which take a while.
 
         What another proxy adds meanwhile is deleted too, or stays as if it had been added afterwards. Also raises
         `StoreError` if all is deleted, but the merges could not be requested.
         """
         if not self._indices.exist():
-            return Forgotten(0, 0, 0)
+            return ForgottenCounts(0, 0, 0)
         user_digest = digest(*user)
         of_user = {"term": {"user": user_digest}}
         n_events = self._indices.delete(EVENTS, of_user, user_digest)
@@ -147,7 +147,7 @@ class ElasticsearchStore:
                 f"all is deleted, but its bytes stay on the disks until Elasticsearch merges them away ({error}): "
                 "run `forget` again"
             ) from None
-        return Forgotten(n_events, n_rewrites, n_consent)
+        return ForgottenCounts(n_events, n_rewrites, n_consent)
 
     def prepare(self) -> None:
         """Makes the indices if there are none, which takes a second or two, before the first event needs them."""
@@ -187,10 +187,10 @@ class ElasticsearchStore:
         if self._indices.exist():
             self._indices.write(REWRITES, [Action("delete", rewrite_id(key))], refresh=False)
 
-    def resume(self, tenant: str, file_digest: str) -> Load:
+    def resume(self, tenant: str, file_digest: str) -> EventLoad:
         return self._load(tenant, file_digest)[0]
 
-    def record(self, load: Load, batch: Batch) -> Load:
+    def record(self, load: EventLoad, batch: Batch) -> EventLoad:
         """Adds the events first. If it is interrupted before the load moves, the batch is recorded again."""
         stored, seen = self._load(load.tenant, load.file_digest)
         if stored != load:
@@ -201,7 +201,7 @@ class ElasticsearchStore:
             raise same_file()
         return moved
 
-    def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
+    def rejections(self, load: EventLoad) -> Iterator[tuple[int, str]]:
         if not self._indices.exist():
             return
         self._indices.refresh(LOADS)
@@ -209,7 +209,7 @@ class ElasticsearchStore:
         for hits in self._indices.pages(IndexSearch(LOADS, body)):
             yield from ((hit["_source"]["line_no"], hit["_source"]["reason"]["text"]) for hit in hits)
 
-    def finish(self, load: Load) -> None:
+    def finish(self, load: EventLoad) -> None:
         if self._indices.exist():
             self._indices.delete(LOADS, {"term": {"of": load_id(load)}})
             self._indices.write(LOADS, [Action("delete", load_id(load))])
@@ -280,14 +280,14 @@ class ElasticsearchStore:
             self._indices.write(REWRITES, [Action("delete", hit["_id"]) for hit in hits])
             excess -= len(hits)
 
-    def _load(self, tenant: str, file_digest: str) -> tuple[Load, Mapping[str, Any]]:
+    def _load(self, tenant: str, file_digest: str) -> tuple[EventLoad, Mapping[str, Any]]:
         """The load as it is stored, and the version that `write_once` compares."""
-        start = Load(tenant, file_digest)
+        start = EventLoad(tenant, file_digest)
         found = self._indices.get(LOADS, load_id(start)) if self._indices.exist() else None
         if found is None:
             return start, {"op_type": "create"}
         seen = {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
-        return Load(**found["_source"]["load"]), seen
+        return EventLoad(**found["_source"]["load"]), seen
 
 
 def same_file() -> StoreError:

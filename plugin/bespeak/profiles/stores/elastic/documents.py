@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bespeak.profiles.deriving import PREFERRING
 from bespeak.profiles.events import EPOCH, microseconds
-from bespeak.profiles.stores import PREFERENCES_READ, SESSION_EVENTS_READ, STATEMENTS_READ, Load
+from bespeak.profiles.stores import PREFERENCES_READ, SESSION_EVENTS_READ, STATEMENTS_READ, EventLoad
 from bespeak.profiles.stores.elastic.indices import (
     CONSENT,
     EVENTS,
@@ -100,7 +100,7 @@ def restore_event(user: UserKey, found: Mapping[str, Any]) -> Event:
     )
 
 
-def index_rejection(load: Load, line_no: int, reason: str) -> Action:
+def index_rejection(load: EventLoad, line_no: int, reason: str) -> Action:
     found = {"of": load_id(load), "line_no": line_no, "reason": {"text": reason}}
     return Action("index", digest(load_id(load), str(line_no)), document=found)
 
@@ -118,7 +118,7 @@ def rewrite_id(key: RewriteKey) -> str:
     return digest(*key.user, key.profile_version, key.model_version, key.query)
 
 
-def load_id(load: Load) -> str:
+def load_id(load: EventLoad) -> str:
     return digest(load.tenant, load.file_digest)
 
 

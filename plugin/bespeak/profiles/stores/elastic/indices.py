@@ -75,23 +75,23 @@ class StoreIndices:
         self._cluster, self._client = cluster, cluster.client
         self._patient_s = max(cluster.timeout_s, PATIENT_S)
         self._patient = self._client.options(request_timeout=self._patient_s)
-        self._known = self._made = False  # whether an index was seen; whether all were
+        self._any_exists = self._all_exist = False  # whether an index was seen; whether all were
 
     def exist(self) -> bool:
         """Whether any of the indices has been made."""
-        if not self._known:
-            self._known = bool(self._kinds())
-        return self._known
+        if not self._any_exists:
+            self._any_exists = bool(self._kinds())
+        return self._any_exists
 
     def make(self) -> None:
         """Makes the indices that do not exist yet."""
-        if self._made:
+        if self._all_exist:
             return
-        there = self._kinds()
+        existing = self._kinds()
         for kind in KINDS:
-            if kind not in there:
+            if kind not in existing:
                 self._create(kind)
-        self._known = self._made = True
+        self._any_exists = self._all_exist = True
 
     def get(self, kind: str, doc_id: str) -> Mapping[str, Any] | None:
         """The document as it was last written, refreshed or not; None if there is none."""
@@ -136,7 +136,7 @@ class StoreIndices:
         self.make()
         answers = self._bulk(kind, actions, refresh)
         if any(_kind(answer.get("error")) == "index_not_found_exception" for answer in answers):
-            self._known = self._made = False  # deleted meanwhile
+            self._any_exists = self._all_exist = False  # deleted meanwhile
             self.make()
             answers = self._bulk(kind, actions, refresh)
         for answer in answers:
@@ -195,7 +195,7 @@ class StoreIndices:
             hits: list[Mapping[str, Any]] = answer["hits"]["hits"]
             return hits
         if _kind(answer["error"]) == "index_not_found_exception":
-            self._known = self._made = False
+            self._any_exists = self._all_exist = False
             return []
         raise self._refused(answer["status"], answer["error"])
 
