@@ -13,7 +13,7 @@ import bespeak_cli
 ROOT = Path(bespeak.__file__).parent
 COMMANDS = Path(bespeak_cli.__file__).parent
 FLOORS = (
-    ("errors", "statuses", "caching", "files"),
+    ("errors", "statuses", "caching", "files", "sqlite_errors"),
     ("records",),
     ("deadline", "document", "settings"),
     ("text",),

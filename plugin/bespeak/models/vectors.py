@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from bespeak.records import Vector
+from bespeak.sqlite_errors import primary_code, retry_while_busy
 
 Value = TypeVar("Value")
 Row: TypeAlias = tuple[int, bytes, bytes, bytes, int]
@@ -173,7 +174,7 @@ def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     try:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         is_new = _is_new(connection)
-        _retrying(lambda: connection.execute("PRAGMA journal_mode = WAL"), timeout_s)
+        retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL"), timeout_s)
         for pragma in ("synchronous = OFF", "temp_store = MEMORY", f"cache_size = -{CACHED_KIB}"):
             connection.execute(f"PRAGMA {pragma}")
         if is_new:
@@ -234,19 +235,6 @@ def _writing(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _retrying(act: Callable[[], object], timeout_s: float) -> None:
-    """Retries while the file is busy: SQLite itself does not wait while another process switches it to WAL."""
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            act()
-            return
-        except sqlite3.OperationalError as error:
-            if _error_code(error) not in ("SQLITE_BUSY", "SQLITE_LOCKED") or time.monotonic() > end:
-                raise
-            time.sleep(0.005)
-
-
 def _move_away(path: Path) -> None:
     """Moves a damaged file away. Its log goes first: beside a new file it would cause further damage."""
     for end in ("-wal", "-shm"):
@@ -269,7 +257,7 @@ def _number(connection: sqlite3.Connection, pragma: str) -> int:
 
 
 def _error_code(error: Exception) -> str:
-    """SQLite's primary error code, such as SQLITE_BUSY for SQLITE_BUSY_SNAPSHOT."""
+    """SQLite's primary error code, or what else kept the file from being used."""
     match error:
         case _Foreign():
             return "foreign"
@@ -277,7 +265,7 @@ def _error_code(error: Exception) -> str:
             return "version"
         case OSError():
             return "SQLITE_CANTOPEN"
-    return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
+    return primary_code(error)
 
 
 def _explain(path: Path, kind: str) -> str:

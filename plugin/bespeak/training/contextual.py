@@ -107,14 +107,7 @@ def train(
     reading = EncoderInput.of(folder)
     encoder = encoder or load_encoder(threads=options.threads)
     network = network or BertEncoder(read_bert_weights(folder / "model.onnx"))
-    if options.held_out:
-        found, scored = read_all(options.data), read_all([options.held_out])
-    else:
-        found, scored = split(read_all(options.data))
-    learnt = training_examples(found, options, reading)
-    held_out = [example for one in scored for example in examples_of(one, one, reading)]
-    if not learnt:
-        raise InputError("no pair has a history or statements: give others to --data")
+    learnt, held_out = read_examples(options, reading)
     try:
         out.mkdir(parents=True, exist_ok=True)
         vectors = TargetVectors.of([*learnt, *held_out], encoder, out / VECTORS)
@@ -129,8 +122,7 @@ def train(
         counts = dict(Counter(example.source for example in learnt).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
         (out / "CARD.md").write_text(context_card(options, counts, scores, N_NEGATIVES, TEMPERATURE), "utf-8")
-        how = f"bespeak models train-context; towards {encoder.name}"
-        put_record(out, how)
+        put_record(out, f"bespeak models train-context; towards {encoder.name}")
     except OSError as error:
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
     return scores
@@ -150,20 +142,34 @@ class EncoderInput(NamedTuple):
         return tuple(self.tokenizer.encode(self.prefix + text).ids)
 
 
+def read_examples(
+    options: TrainingOptions, reading: EncoderInput
+) -> tuple[list[TrainingExample], list[TrainingExample]]:
+    """The examples to learn from, and those to score the model on. Raises InputError."""
+    if options.held_out:
+        found, scored = read_all(options.data), read_all([options.held_out])
+    else:
+        found, scored = split(read_all(options.data))
+    learnt = training_examples(found, options, reading)
+    if not learnt:
+        raise InputError("no pair has a history or statements: give others to --data")
+    return learnt, [example for conversation in scored for example in examples_of(conversation, conversation, reading)]
+
+
 def training_examples(
     found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput
 ) -> list[TrainingExample]:
     """All training examples, in the order of training."""
     rng = random.Random(options.seed)
-    found_examples = [
+    examples = [
         example
         for original, varied in variants(found, rng, options.passes)
         for example in examples_of(varied, original, reading)
     ]
-    for conversation in personal_conversations(round(PERSONAL_SHARE * len(found_examples)), all_statements(found), rng):
-        found_examples += examples_of(conversation, conversation, reading)
-    rng.shuffle(found_examples)
-    return found_examples
+    for conversation in personal_conversations(round(PERSONAL_SHARE * len(examples)), all_statements(found), rng):
+        examples += examples_of(conversation, conversation, reading)
+    rng.shuffle(examples)
+    return examples
 
 
 def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[TrainingExample]:

@@ -6,8 +6,7 @@ import itertools
 import json
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from datetime import datetime, timedelta
@@ -30,6 +29,7 @@ from bespeak.profiles.stores import (
 )
 from bespeak.profiles.stores.text import json_text, read_rewrite, rewrite_text
 from bespeak.records import Event, Profile, Rewrite, UserKey
+from bespeak.sqlite_errors import primary_code, retry_while_busy
 
 if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import RewriteKey
@@ -322,7 +322,7 @@ class SqliteStore:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)
         try:
-            self._patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+            retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL"), self._timeout_s)
             for pragma in ("synchronous = NORMAL", "secure_delete = ON", "temp_store = MEMORY"):
                 connection.execute(f"PRAGMA {pragma}")
             self._migrate(connection)
@@ -330,18 +330,6 @@ class SqliteStore:
             connection.close()
             raise
         return connection
-
-    def _patiently(self, act: Callable[[], object]) -> None:
-        """Retries while another process makes the file: SQLite does not wait for a change to WAL by itself."""
-        end = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                act()
-                return
-            except sqlite3.OperationalError as error:
-                if _kind(error) not in ("SQLITE_BUSY", "SQLITE_LOCKED") or time.monotonic() > end:
-                    raise
-                time.sleep(0.01)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         if _version(connection) == len(MIGRATIONS):
@@ -363,7 +351,7 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(_sentence(self.path, _kind(error), self._timeout_s)) from error
+            raise StoreError(_sentence(self.path, primary_code(error), self._timeout_s)) from error
 
 
 @contextmanager
@@ -376,11 +364,6 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-def _kind(error: sqlite3.Error) -> str:
-    """SQLite's primary code: SQLITE_BUSY for SQLITE_BUSY_SNAPSHOT."""
-    return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
 
 
 def _sentence(path: Path, kind: str, timeout_s: float) -> str:
