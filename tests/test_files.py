@@ -4,7 +4,7 @@ import stat
 import pytest
 from filelock import Timeout
 
-from bespeak.files import locked, rename_durably, replace_folder, replacing
+from bespeak.files import locked, make_private_file, make_private_folder, rename_durably, replace_folder, replacing
 
 
 @pytest.fixture
@@ -76,3 +76,21 @@ def test_a_finished_file_takes_the_name_of_another(folder):
     path.write_text("old")
     rename_durably(made, path)
     assert [(found.name, found.read_text()) for found in folder.iterdir()] == [("path", "new")]
+
+
+def test_what_is_made_private_is_its_owners_alone_and_what_is_there_stays_as_it_is(folder):
+    make_private_folder(folder / "above" / "inside")
+    make_private_file(folder / "above" / "inside" / "data.db")
+    assert mode_of(folder / "above" / "inside") == 0o700
+    assert mode_of(folder / "above" / "inside" / "data.db") == 0o600
+
+    shared = folder / "shared.db"
+    shared.write_text("kept")
+    shared.chmod(0o660)
+    make_private_file(shared)
+    make_private_folder(folder)
+    assert (mode_of(shared), shared.read_text()) == (0o660, "kept")
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)

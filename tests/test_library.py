@@ -2,6 +2,7 @@
 
 import io
 import json
+import stat
 import subprocess
 import sys
 import threading
@@ -400,6 +401,14 @@ def test_a_closed_library_says_so(opened):
 def test_arguments_that_do_not_fit_together_are_refused(opened, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         opened(**options)
+
+
+def test_folders_and_files_are_their_owners_alone(kitchen, opened, tmp_path):
+    kitchen.remember("I like soup.", "ada")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    for end in ("", "-wal", "-shm"):
+        assert stat.S_IMODE((tmp_path / "data" / f"bespeak.db{end}").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

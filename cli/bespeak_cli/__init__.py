@@ -122,9 +122,10 @@ class Folders:
     @staticmethod
     def _made(path: Path) -> Path:
         from bespeak.errors import StoreError
+        from bespeak.files import make_private_folder
 
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path)
         except OSError as error:
             raise StoreError(
                 f"cannot make the folder {path} ({error.strerror}): give a writable one with --data-dir or --cache-dir"

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock
-
 
 @contextmanager
 def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: Any) -> Iterator[IO[Any]]:
@@ -34,6 +32,16 @@ def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: An
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes the folder, for its owner alone, and those above it; one that is there keeps its mode. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def make_private_file(path: Path) -> None:
+    """Makes the file, empty and for its owner alone, unless it is there. Raises OSError."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))
 
 
 def rename_durably(made: Path, path: Path) -> None:
@@ -72,5 +80,7 @@ def locked(path: Path, wait_s: float = -1) -> Iterator[None]:
 
     Waits `wait_s` seconds, by default without end. Raises `filelock.Timeout` where it stays taken.
     """
+    from filelock import FileLock  # takes longer to import than most commands take to run
+
     with FileLock(path, timeout=wait_s):
         yield

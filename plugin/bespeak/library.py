@@ -21,6 +21,7 @@ from bespeak.engines import Engine
 from bespeak.engines.corpus import Corpus
 from bespeak.engines.loading import Checkpoints, Loaded, load
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
+from bespeak.files import make_private_folder
 from bespeak.parts import Models, Parts, Warn, forget_user, open_encoder, open_parts, open_rewriter, remember_vectors
 from bespeak.pipeline import check
 from bespeak.pipeline import search as run_search
@@ -131,7 +132,7 @@ def open(
 
 def make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path)
     except OSError as error:
         raise StoreError(f"cannot make the folder {path} ({error.strerror}): give one that can be written") from error
 
@@ -342,7 +343,7 @@ class Bespeak:
     def _make_cache(self) -> None:
         """Without the folder, models are checked anew each time."""
         with suppress(OSError):
-            self._models.cache.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._models.cache)
 
     def _parts_for(self, user: UserKey | None) -> Parts:
         """Opened when first asked for. A query of nobody's needs no rewriter, and a language model is slow to open."""

@@ -15,7 +15,7 @@ from bespeak.document import document_text
 from bespeak.engines import Engine
 from bespeak.engines.corpus import Corpus, Row, find_fields, read_documents
 from bespeak.errors import IndexMissing, InputError
-from bespeak.files import replacing
+from bespeak.files import make_private_folder, replacing
 from bespeak.records import Document
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Checkpoints:
     def write(self, key: str, done: Loaded) -> None:
         """Raises InputError if the folder cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.folder)
             with replacing(self.folder / f"{key}.json", "w", durable=True, encoding="utf-8") as file:
                 json.dump(asdict(done), file)
         except OSError as error:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError, StoreError
-from bespeak.files import replacing
+from bespeak.files import make_private_folder, replacing
 from bespeak.ranking.behaviour import Behaviour, Floats, Rows
 from bespeak.records import Preference
 
@@ -234,7 +234,7 @@ def write_learnt(path: Path, learnt: Learnt) -> str:
     header += b" " * (-(len(MAGIC) + 65 + len(header)) % 4)  # aligns the arrays to their items
     digest = hashlib.sha256(b"".join([header, *body])).hexdigest()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with replacing(path, durable=True) as file:
             file.writelines([MAGIC, digest.encode("ascii"), b"\n", header, *body])
     except OSError as error:
