@@ -8,6 +8,7 @@ import bespeak
 ROOT = Path(bespeak.__file__).parent
 FLOORS = (
     ("errors", "statuses", "caching", "files"),
+    ("arguments",),
     ("records",),
     ("deadline", "document", "settings"),
     ("text",),

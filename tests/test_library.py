@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import bespeak
@@ -181,11 +182,63 @@ def test_a_rewriter_of_ones_own_and_filters(opened):
         ({"query": "x", "index": "dishes", "user": "\ud800"}, UsageError, "not Unicode"),
         ({"query": "x", "index": "dishes", "size": 0}, UsageError, "size must be at least 1"),
         ({"query": "x", "index": "dishes", "offset": -1}, UsageError, "offset at least 0"),
+        ({"query": None, "index": "dishes"}, UsageError, "query must be text, but is of type NoneType"),
+        ({"query": "x", "index": None}, UsageError, "index must be text"),
+        ({"query": "x", "index": "dishes", "user": 7}, UsageError, "user id must be text, but is of type int"),
+        ({"query": "x", "index": "dishes", "tenant": None, "user": "ada"}, UsageError, "tenant id must be text"),
+        ({"query": "x", "index": "dishes", "session": None}, UsageError, "session id must be text"),
+        ({"query": "x", "index": "dishes", "session": "s" * 257}, UsageError, "at most 256"),
+        ({"query": "x", "index": "dishes", "size": "3"}, UsageError, "size must be a whole number"),
+        ({"query": "x", "index": "dishes", "offset": 2.0}, UsageError, "offset must be a whole number"),
+        ({"query": "x", "index": "dishes", "filters": "title"}, UsageError, "filters must be a dict"),
     ],
 )
 def test_what_cannot_be_searched_gets_its_sentence(kitchen, arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         kitchen.search(**arguments)
+
+
+def test_whole_numbers_of_any_kind_are_sizes(kitchen):
+    assert len(kitchen.search("carrots", index="dishes", size=np.int64(2), offset=np.int32(1)).page) == 2
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "sentence"),
+    [
+        (None, {}, "documents must be dicts"),
+        (DISHES[0], {}, "documents must be dicts"),
+        (b"{}", {}, "documents must be dicts"),
+        (io.StringIO("{}"), {}, "binary"),
+        (DISHES, {"to": None}, "to must be text"),
+        (DISHES, {"fields": "text"}, "fields must be a list of names"),
+    ],
+)
+def test_what_holds_no_documents_is_refused(kitchen, documents, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        kitchen.index(documents, **{"to": "dishes"} | options)
+    assert kitchen.index([3, "text"], to="dishes").rejections == ((1, "not a JSON object"), (2, "not a JSON object"))
+
+
+def test_other_arguments_of_a_wrong_kind_are_refused_in_words(kitchen):
+    result = kitchen.search("carrots", index="dishes", user="ada", record=False)
+    for use, error, sentence in (
+        (lambda: kitchen.rewrite(None), UsageError, "query must be text"),
+        (lambda: kitchen.rewrite("x" * 10_001, user="ada"), UsageError, "the limit is 10000"),
+        (lambda: kitchen.remember(None, "ada"), UsageError, "the statement must be text"),
+        (lambda: kitchen.remember("I am vegetarian", None), UsageError, "user id must be text"),
+        (lambda: kitchen.record(None), UsageError, "events must be a dict"),
+        (lambda: kitchen.record([3]), InputError, "event 1: not a JSON object"),
+        (lambda: kitchen.click(None, 1), UsageError, "result must be what search returned"),
+        (lambda: kitchen.click(result, 1, "query"), UsageError, "another action"),
+        (lambda: kitchen.click(result, 1, ""), InputError, "action_name is empty"),
+        (lambda: kitchen.click(result, 1, None), InputError, "action_name is empty or not text"),
+        (lambda: kitchen.profile("ada", session=3), UsageError, "session id must be text"),
+        (lambda: kitchen.export(None), UsageError, "user id must be text"),
+        (lambda: kitchen.set_consent("ada", "off"), UsageError, "given must be True or False"),
+    ):
+        with pytest.raises(error, match=sentence):
+            use()
+    assert actions(kitchen) == []
 
 
 def test_a_store_that_fails_costs_the_personal_part_alone(kitchen, opened, said, tmp_path):
@@ -396,6 +449,12 @@ def test_a_closed_library_says_so(opened):
         ({"profiles": "elasticsearch"}, "need its URL"),
         ({"profiles": "mysql"}, "not in 'mysql'"),
         ({"elasticsearch": "nonsense"}, "the URL of Elasticsearch must look like"),
+        ({"elasticsearch": 9200}, "elasticsearch must be a URL"),
+        ({"elasticsearch": "http://127.0.0.1:9", "basic": "user:password"}, "basic must be two texts"),
+        ({"rewriter": None}, "rewriter must be a name or have the method rewrite"),
+        ({"encoder": 3}, "encoder must be a name or have the method encode"),
+        ({"settings": {"window": 3}}, "settings must be Settings"),
+        ({"cache": 3}, "cache must be a path"),
     ],
 )
 def test_arguments_that_do_not_fit_together_are_refused(opened, options, sentence):

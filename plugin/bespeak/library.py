@@ -6,6 +6,7 @@ are named together, and most callers name one or two.
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import uuid
@@ -14,18 +15,20 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from bespeak import records
+from bespeak.arguments import require, require_text
 from bespeak.engines import Engine
 from bespeak.engines.corpus import Corpus
 from bespeak.engines.loading import Checkpoints, Loaded, load
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
 from bespeak.files import make_private_folder
 from bespeak.parts import Models, Parts, Warn, forget_user, open_encoder, open_parts, open_rewriter, remember_vectors
-from bespeak.pipeline import check
+from bespeak.pipeline import check, check_query
 from bespeak.pipeline import search as run_search
-from bespeak.profiles.events import new_event, query_event, user_key
+from bespeak.profiles.events import check_id, new_event, query_event, user_key
 from bespeak.profiles.stores import EventStore
 from bespeak.profiles.ubi import read_event, ubi_line
 from bespeak.reading import rewrite_query, same_text
@@ -119,6 +122,12 @@ def open(
     """
     import platformdirs
 
+    require("settings", settings, (Settings, NoneType), "Settings")
+    require("elasticsearch", elasticsearch, (str, NoneType), "a URL")
+    if basic is not None and not (isinstance(basic, tuple | list) and [type(part) for part in basic] == [str, str]):
+        raise UsageError("basic must be two texts: user and password")
+    for name, path in (("folder", folder), ("cache", cache), ("ca_file", ca_file)):
+        require(name, path, (str, Path, NoneType), "a path")
     folder = Path(folder) if folder else platformdirs.user_data_path("bespeak")
     cache = Path(cache) if cache else platformdirs.user_cache_path("bespeak")
     for name, given in (("api_key", api_key), ("basic", basic), ("ca_file", ca_file)):
@@ -219,7 +228,10 @@ class Bespeak:
         the encoder is missing, InputError, UsageError and EngineError.
         """
         self._check_open()
+        require_text("to", to)
+        require("fields", fields, (list, tuple), "a list of names")
         source = Path(documents) if isinstance(documents, str) else documents
+        _check_documents(source)
         self._make_cache()
         encoder = open_encoder(self._models)
         checkpoints = Checkpoints(self._folder / "loads") if self._folder else None
@@ -259,9 +271,12 @@ class Bespeak:
     def rewrite(self, query: str, *, user: str | None = None, session: str = "", tenant: str = "") -> Rewrite:
         """What the query would be rewritten to for this user now. Nothing is searched or recorded.
 
-        Its status says why it was left as typed. Raises StoreError if the profile cannot be read.
+        Its status says why it was left as typed. Raises UsageError as `search` does, and StoreError if the profile
+        cannot be read.
         """
         self._check_open()
+        check_query(query)
+        check_id("session", session)
         key = _user(tenant, user)
         profile = self._store.profile(key, session, datetime.now(UTC))
         return rewrite_query(query, profile, self._parts_for(key).rewriter, self._settings.rewrite_ms)
@@ -271,6 +286,7 @@ class Bespeak:
     def remember(self, text: str, user: str, *, tenant: str = "") -> None:
         """Keeps what a user says about themselves, such as "I am vegetarian". Raises UsageError if it is empty."""
         self._check_open()
+        require_text("the statement", text)
         if not text.strip():
             raise UsageError("nothing to remember: the statement is empty")
         self._store.add([new_event(user_key(tenant, user), "statement", datetime.now(UTC), text=text.strip())])
@@ -281,6 +297,7 @@ class Bespeak:
         All of them or none: raises InputError with the number (from 1) of the first that cannot be taken.
         """
         self._check_open()
+        require("events", events, (Mapping, Iterable), "a dict, or several")
         given = [events] if isinstance(events, Mapping) else events
         return self._store.add([_event(number, event, tenant) for number, event in enumerate(given, 1)])
 
@@ -291,6 +308,9 @@ class Bespeak:
         the page does not show and for a search without a user.
         """
         self._check_open()
+        require("result", result, records.Result, "what search returned")
+        if action == "query":
+            raise UsageError("a query is not done to a hit: give another action, such as click")
         user = result.request.user
         if user is None:
             raise UsageError("the search named no user, so that the click would be nobody's")
@@ -303,6 +323,7 @@ class Bespeak:
     def profile(self, user: str, *, session: str = "", tenant: str = "") -> Profile:
         """What is known of a user, with the turns of the session; empty for a stranger. Raises StoreError."""
         self._check_open()
+        check_id("session", session)
         return self._store.profile(user_key(tenant, user), session, datetime.now(UTC))
 
     def export(self, user: str, *, tenant: str = "") -> Iterator[dict[str, Any]]:
@@ -313,6 +334,7 @@ class Bespeak:
     def set_consent(self, user: str, given: bool, *, tenant: str = "") -> None:
         """Pauses personalisation for a user (False) or goes on with it (True). Nothing is deleted."""
         self._check_open()
+        require("given", given, bool, "True or False")
         self._store.set_consent(user_key(tenant, user), given)
 
     def forget(self, user: str, *, tenant: str = "") -> Deleted:
@@ -402,6 +424,14 @@ class _ProfileReads:
 def _user(tenant: str, user: str | None) -> UserKey | None:
     """None for None alone: an empty name is a mistake, not a stranger."""
     return None if user is None else user_key(tenant, user)
+
+
+def _check_documents(documents: object) -> None:
+    """Raises UsageError for what holds no documents."""
+    if isinstance(documents, io.TextIOBase):
+        raise UsageError("documents are a stream of text: open it in binary mode")
+    if isinstance(documents, Mapping | bytes) or not isinstance(documents, Path | Iterable):
+        raise UsageError(f"documents must be dicts, a file or a binary stream, but are one {type(documents).__name__}")
 
 
 def _event(number: int, event: Mapping[str, Any], tenant: str) -> Event:

@@ -81,6 +81,9 @@ class Models:
         if isinstance(self.rewriter, str) and self.rewriter not in get_args(RewriterName):
             names = ", ".join(get_args(RewriterName))
             raise UsageError(f"there is no rewriter {self.rewriter!r}: take one of {names}, or one of your own")
+        for name, model, method in (("rewriter", self.rewriter, "rewrite"), ("encoder", self.encoder, "encode")):
+            if not isinstance(model, str) and not hasattr(model, method) and (name, model) != ("encoder", None):
+                raise UsageError(f"{name} must be a name or have the method {method}: {type(model).__name__} has not")
 
 
 def open_parts(

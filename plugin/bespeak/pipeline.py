@@ -6,16 +6,18 @@ the proxy takes it with a client's own search in place of `ask` and `retrieve`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from bespeak.arguments import require, require_text, require_whole_number
 from bespeak.document import hit_text
 from bespeak.engines import Engine, IndexInfo
 from bespeak.errors import ModelError, StoreError, UsageError
 from bespeak.parts import Parts, Profiles
+from bespeak.profiles.events import check_id
 from bespeak.ranking.rerank import (
     Judge,
     LearntScores,
@@ -69,14 +71,23 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
 
 def check(request: Request) -> None:
     """Raises UsageError for what no engine could answer."""
-    if not request.query.strip():
-        raise UsageError("the query is empty: give at least one word")
-    if len(request.query) > MAX_QUERY_CHARS:
-        raise UsageError(
-            f"the query is {len(request.query)} characters long, the limit is {MAX_QUERY_CHARS}: shorten it"
-        )
+    check_query(request.query)
+    require_text("index", request.index)
+    check_id("session", request.session_id)
+    require("filters", request.filters, Mapping, "a dict of fields and values")
+    for name, value in (("size", request.size), ("offset", request.offset)):
+        require_whole_number(name, value)
     if request.size < 1 or request.offset < 0:
         raise UsageError(f"size must be at least 1 and offset at least 0, but are {request.size} and {request.offset}")
+
+
+def check_query(query: str) -> None:
+    """Raises UsageError for a query that is empty or too long."""
+    require_text("query", query)
+    if not query.strip():
+        raise UsageError("the query is empty: give at least one word")
+    if len(query) > MAX_QUERY_CHARS:
+        raise UsageError(f"the query is {len(query)} characters long, the limit is {MAX_QUERY_CHARS}: shorten it")
 
 
 # Ask and retrieve: the embedded engine, or searches of our own in Elasticsearch.

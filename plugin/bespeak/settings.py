@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bespeak.arguments import require, require_number, require_whole_number
 from bespeak.errors import UsageError
 
 MAX_WINDOW = 10_000
@@ -20,9 +21,10 @@ class Weights:
     user: float = 0.15
 
     def __post_init__(self) -> None:
-        values = (self.lexical, self.embedding, self.user)
-        if min(values) < 0 or max(values) <= 0:
-            raise UsageError(f"weights must not be negative and not all 0, but are {values}")
+        for name, value in zip(("lexical", "embedding", "user"), self.as_tuple(), strict=True):
+            require_number(f"the {name} weight", value, 0)
+        if not any(self.as_tuple()):
+            raise UsageError("the weights are all 0: at least one must be above it")
 
     def as_tuple(self) -> tuple[float, float, float]:
         return (self.lexical, self.embedding, self.user)
@@ -47,10 +49,13 @@ class Settings:
     last_turn_share: float = 0.5
 
     def __post_init__(self) -> None:
+        require("weights", self.weights, Weights, "Weights")
+        require_whole_number("window", self.window)
         if not 1 <= self.window <= MAX_WINDOW:
             raise UsageError(f"window must be between 1 and {MAX_WINDOW}, but is {self.window}")
         for name in ("rewrite_ms", "profile_ms", "rerank_ms"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be above 0, but is {getattr(self, name)}")
+            require_number(name, getattr(self, name), 0, or_equal=False)
+        for name in ("rewrite_weight", "last_turn_weight", "last_turn_share"):
+            require_number(name, getattr(self, name), 0)
         if self.mode not in ("boost", "recall"):
             raise UsageError(f"mode must be boost or recall, but is {self.mode!r}")
