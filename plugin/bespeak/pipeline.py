@@ -226,7 +226,7 @@ def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: P
     own = retrieved.own
     if reading.declined or reading.fault:
         ranking = rank(reading, Window(own.hits), parts.settings)
-        return cut(request, reading, own, ranking, note=fault_note(reading.fault) or reading.declined)
+        return cut(request, reading, own, ranking, note=fault_note(reading.fault) or ranking.reason)
     try:
         window, rest = open_window(retrieved, reading, parts)
     except ModelError as error:

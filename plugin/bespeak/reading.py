@@ -46,8 +46,8 @@ class Reading:
 
     query: str
     profile: Profile  # without the turns of this very query
-    gate: str  # the reason why the query must not be rewritten
-    declined: str  # the reason why the engine's order must stay
+    gate: Reason | None  # why the query must not be rewritten
+    declined: Reason | None  # why the engine's order must stay
     rewrite: Rewrite
     picked: tuple[Term, ...] | None = None  # words of the session; None: nothing picks them
     vectors: Mapping[VectorName, Vector] = field(default_factory=dict)  # empty: there is no encoder, or it failed
@@ -87,7 +87,7 @@ def open_reading(query: str, profile: Profile) -> Reading:
     """The gate's decision, made once; what follows relies on it."""
     profile = without_query(profile, query)
     reason = gate.decline(query, profile)
-    rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason)
+    rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason or "")
     return Reading(query, profile, reason, decline_ranking(profile, reason), rewrite)
 
 
@@ -105,13 +105,13 @@ def same_text(query: str) -> str:
     return " ".join(query.casefold().split())
 
 
-def decline_ranking(profile: Profile, gate_reason: str) -> str:
-    """Why the engine's order must stay; "" where it may change."""
+def decline_ranking(profile: Profile, gate_reason: Reason | None) -> Reason | None:
+    """Why the engine's order must stay; None if it may change."""
     if not profile.consent:
         return Reason.REFUSED
     if profile.is_empty:
         return Reason.STRANGER
-    return "" if gate_reason in REWRITE_REASONS else gate_reason
+    return None if gate_reason in REWRITE_REASONS else gate_reason
 
 
 def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from bespeak.errors import EngineError
-from bespeak.models.encoder import RememberingEncoder
 from bespeak.models.vectors import VectorCache
-from bespeak.parts import Parts
+from bespeak.parts import Parts, forget_user, remember_vectors
 from bespeak.profiles.stores import EventStore
 from bespeak.proxy.ahead import Ahead
 from bespeak.proxy.app import Proxy
@@ -54,7 +53,7 @@ def assemble(
     options = options or ProxyOptions()
     cache, runs, chains, metrics = VectorCache(vectors), Runs.bounded(options.model_runs), Chains(), Metrics()
     documents = Documents(upstream, parts.encoder, cache, runs.encodings) if parts.encoder else None
-    parts = with_memory(parts)
+    parts = remember_vectors(parts)
     shared, rules = Shared(runs, chains, metrics), Rules(options.typed_path, options.comparison)
     personaliser = Personaliser(upstream, store, parts, documents, shared, rules)
     recorder, share = Recorder(store), Share(options.share)
@@ -63,7 +62,9 @@ def assemble(
     ahead = Ahead(parts.rewriter, store, chains, (runs.rewrites, runs.encodings))
     audience = Audience(Identify(options.jwt_key), share)
     # Reading ahead ends before the rewriter forgets.
-    data = UserData(store, recorder, [chains.forget, ahead.forget, *forgetting(parts)], partial(is_learnt, parts))
+    data = UserData(
+        store, recorder, [chains.forget, ahead.forget, partial(forget_user, parts)], partial(is_learnt, parts)
+    )
     hooks = Hooks(
         rewriting(store, parts, runs.rewrites),
         lambda: missing(upstream),
@@ -76,22 +77,6 @@ def assemble(
     ]  # fmt: skip
     searches = Searches(upstream, personaliser, audience, recorder, metrics, ahead)
     return Proxy(upstream, searches=searches, own=own, passed=metrics.passed, closing=closing)
-
-
-def with_memory(parts: Parts) -> Parts:
-    """The parts with encoders that remember what they encoded."""
-    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
-    context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
-    return replace(parts, encoder=encoder, context=context)
-
-
-def forgetting(parts: Parts) -> list[Callable[[UserKey], object]]:
-    """Functions that drop what the parts remember of a user."""
-    forgets: list[Callable[[UserKey], object]] = [parts.rewriter.forget]
-    forgets += [parts.encoder.forget] if isinstance(parts.encoder, RememberingEncoder) else []
-    forgets += [parts.context.forget] if parts.context else []
-    forgets += [parts.terms.forget] if parts.terms else []
-    return forgets
 
 
 def is_learnt(parts: Parts, tenant: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bespeak.errors import InputError, UsageError
 from bespeak.profiles.events import MAX_ID_CHARS, user_key
 from bespeak.records import UserKey
+from bespeak.statuses import Reason
 
 if TYPE_CHECKING:
     from bespeak.proxy.http.upstream import Headers
@@ -99,7 +100,7 @@ class Identify:
                 return _identity(given.get(TENANT, ""), user_id, session_id)
             return _signed(self._jwt_key, given.get(USER, ""), session_id)
         except (UnicodeDecodeError, UsageError):
-            return Identity(None, reason="bad_identity")
+            return Identity(None, reason=Reason.BAD_IDENTITY)
 
 
 class Share:
@@ -182,13 +183,13 @@ def _identity(tenant: str, user_id: str, session_id: str) -> Identity:
 def _signed(jwt_key: JwtKey, token: str, session_id: str) -> Identity:
     """User and tenant come from the token alone: a header could name somebody else's."""
     if not TOKEN.fullmatch(token):
-        return Identity(None, reason="unsigned")
+        return Identity(None, reason=Reason.UNSIGNED)
     claims = jwt_key.claims(token) if len(token) <= MAX_TOKEN_CHARS else None
     if claims is None:
-        return Identity(None, reason="bad_token")
+        return Identity(None, reason=Reason.BAD_TOKEN)
     sub, tenant, session = claims["sub"], claims.get("tenant", ""), claims.get("session", session_id)
     if not (isinstance(sub, str) and isinstance(tenant, str) and isinstance(session, str)):
-        return Identity(None, reason="bad_token")
+        return Identity(None, reason=Reason.BAD_TOKEN)
     return _identity(tenant, sub, session)
 
 

@@ -39,7 +39,7 @@ from bespeak.proxy.outcome import Declined, Fault, Outcome, stage
 from bespeak.proxy.personal import Personaliser, both
 from bespeak.proxy.recording import Recorder
 from bespeak.reading import Reading
-from bespeak.statuses import Stage
+from bespeak.statuses import Reason, Stage
 
 MAX_OBSERVED_BYTES = 4_000_000
 """An answer that passes untouched is copied up to this length, to record the hits that it showed."""
@@ -67,11 +67,11 @@ class Searches:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, is_complete = await read_body(receive, MAX_BODY_BYTES)
-        reason = "" if is_complete else "too_large"
+        reason = "" if is_complete else Reason.TOO_LARGE
         try:
             call = read_call(scope, body if is_complete else b"")
         except (InputError, UnicodeDecodeError):
-            reason = reason or "unreadable"
+            reason = reason or Reason.UNREADABLE
         if reason:
             added = [header(Outcome(reason=reason))] if names_user(scope["headers"]) else []
             await pass_on(self._upstream, scope, receive, send, body=body, more=not is_complete, added=added)
@@ -104,7 +104,7 @@ class Searches:
             await self._pass(call, receive, send, if_named(call, fault.outcome))
             return
         if is_explained:
-            await self._pass(call, receive, send, [Outcome(reason="explain")])
+            await self._pass(call, receive, send, [Outcome(reason=Reason.EXPLAIN)])
             return
         rendered = replace(call, text=answer.text[span.start : span.end], rendered=True)
         await self._answer_searches(rendered, receive, send)
@@ -113,7 +113,7 @@ class Searches:
         try:
             exchanges = self._read(call)
         except InputError:
-            await self._pass(call, receive, send, if_named(call, Outcome(reason="unreadable")))
+            await self._pass(call, receive, send, if_named(call, Outcome(reason=Reason.UNREADABLE)))
             return
         if not any(exchange.concerns_us for exchange in exchanges):
             await self._pass(call, receive, send)  # its `ext` is for somebody else
@@ -161,13 +161,13 @@ class Searches:
         """
         some = [self._prepare_one(exchange) for exchange in exchanges[:MAX_PERSONAL_SEARCHES]]
         prepared = await asyncio.gather(*some)
-        too_many = Declined(Outcome(reason="too_many_searches"))
+        too_many = Declined(Outcome(reason=Reason.TOO_MANY_SEARCHES))
         return [*prepared, *(exchange.prepared(too_many) for exchange in exchanges[MAX_PERSONAL_SEARCHES:])]
 
     async def _prepare_one(self, exchange: Exchange) -> Exchange:
         search, identity = exchange.search, exchange.identity
         if identity.user is None:
-            return exchange.prepared(Declined(Outcome(reason=identity.reason or "anonymous")))
+            return exchange.prepared(Declined(Outcome(reason=identity.reason or Reason.ANONYMOUS)))
         try:
             with stage(Stage.PREPARE):
                 control = not self._audience.share.includes(identity.user)

@@ -13,6 +13,7 @@ from bespeak.errors import InputError
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.query import Typed, find_typed
 from bespeak.records import UserKey
+from bespeak.statuses import Reason
 
 Params: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -105,30 +106,30 @@ def _whole_number(value: Any, name: str) -> int:
     return int(value)
 
 
-def decline(search: Search) -> str:
-    """Why the order of this search's hits must stay as it is; "" if it may change."""
+def decline(search: Search) -> Reason | None:
+    """Why the order of this search's hits must stay as it is; None if it may change."""
     if search.get("scroll") is not None:
-        return "scroll"
+        return Reason.SCROLL
     if search.size == 0:
-        return "size_0"
+        return Reason.SIZE_0
     if search.body.get("search_after") is not None:
-        return "search_after"
+        return Reason.SEARCH_AFTER
     if search.body.get("slice") is not None:
-        return "slice"
+        return Reason.SLICE
     if not sorted_by_score(search.get("sort"), pit="pit" in search.body):
-        return "sort"
+        return Reason.SORT
     if any(not sorted_by_score(inner.get("sort"), pit=False) for inner in standard_retrievers(search.body)):
-        return "sort"
+        return Reason.SORT
     if any(inner.get("search_after") is not None for inner in standard_retrievers(search.body)):
-        return "search_after"
-    for name in ("explain", "profile"):  # somebody studies how the engine ranks
-        if search.get(name) in (True, "true", ""):
-            return name
+        return Reason.SEARCH_AFTER
+    for reason in (Reason.EXPLAIN, Reason.PROFILE):  # somebody studies how the engine ranks
+        if search.get(reason) in (True, "true", ""):
+            return reason
     if search.get("stored_fields") in ("_none_", ["_none_"]):
-        return "no_ids"
+        return Reason.NO_IDS
     if dict(search.params).get("format", "json") != "json":
-        return "format"
-    return ""
+        return Reason.FORMAT
+    return None
 
 
 def sorted_by_score(sort: Any, pit: bool) -> bool:
