@@ -6,11 +6,13 @@ the proxy takes it with a client's own search in place of `ask` and `retrieve`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bespeak.document import hit_text
 from bespeak.engines import Engine, IndexInfo
@@ -29,6 +31,7 @@ from bespeak.ranking.rerank import (
     user_vector,
 )
 from bespeak.ranking.tuned import EMBEDDED_CHARS, LEARNT_WINDOWS, MAX_PREFERENCES
+from bespeak.ranking.vectors import Embedded
 from bespeak.reading import MAX_QUERY_CHARS, Reading, clauses, query_vector, read
 from bespeak.records import (
     Clause,
@@ -47,6 +50,7 @@ from bespeak.statuses import Reason, RerankStatus, Stage
 from bespeak.text import analysis
 
 if TYPE_CHECKING:
+    from bespeak.models.encoder import Encoder
     from bespeak.ranking.learning import Learnt
 
 
@@ -116,8 +120,7 @@ def ask(request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> En
     if reading.declined or reading.fault:
         return query
     recall = settings.mode == "recall"
-    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
-    found = query_vector(reading, settings) if recall and comparable else None
+    found = query_vector(reading, settings) if recall and is_comparable(info, parts.encoder) else None
     return replace(
         query, optional=clauses(reading, settings), vector=found.mixed.vector if found else None, recall=recall
     )
@@ -244,14 +247,21 @@ def fault_note(fault: str) -> str:
 
 def open_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
     """The hits to rank with all that ranking needs of them, and the hits beyond. Raises ModelError."""
-    added = {hit.doc_id for hit in retrieved.added}
-    embedded = embed_hits(join(retrieved.hits.hits, retrieved.added), retrieved.info, reading, parts, added)
-    info, settings = retrieved.info, parts.settings
-    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
-    asked = query_vector(reading, settings) if settings.mode == "recall" and comparable else None
-    hits, rest = choose_window(embedded, asked.mixed.vector if asked else None, settings.window, added)
-    liked = embed_liked(retrieved, reading.profile, parts)
-    return Window(hits, liked, lambda hit: hit_text(hit.source, info.fields)), rest
+    added, info, settings = {hit.doc_id for hit in retrieved.added}, retrieved.info, parts.settings
+    hits = join(retrieved.hits.hits, retrieved.added)
+    encoder = parts.encoder if reading.vectors else None
+    inside = [i < settings.window or hit.doc_id in added for i, hit in enumerate(hits)]
+    embedded = embed(hits, inside, retrieved, reading.profile, encoder)
+    found = [replace(hit, vector=vector) for hit, vector in zip(hits, embedded.hits, strict=True)]
+    recall = settings.mode == "recall" and is_comparable(info, encoder)
+    asked = query_vector(reading, settings) if recall else None
+    chosen, rest = choose_window(found, asked.mixed.vector if asked else None, settings.window, added)
+    return Window(chosen, embedded.liked, lambda hit: hit_text(hit.source, info.fields)), rest
+
+
+def is_comparable(info: IndexInfo, encoder: Encoder | None) -> bool:
+    """Whether the index's own vectors compare with the encoder's."""
+    return encoder is not None and info.encoder == encoder.name
 
 
 def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
@@ -262,37 +272,35 @@ def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
     return [*known, *(hit for hit in added if hit.doc_id not in there)]
 
 
-def embed_hits(
-    hits: Sequence[Hit], info: IndexInfo, reading: Reading, parts: Parts, added: Collection[str]
-) -> list[Hit]:
-    """The hits with vectors that compare with the query's: the index's own, or made from their texts."""
-    if parts.encoder is None or not reading.vectors:
-        return [replace(hit, vector=None) for hit in hits]
-    comparable = info.encoder == parts.encoder.name
-    bare = [
-        i
-        for i, hit in enumerate(hits)
-        if (i < parts.settings.window or hit.doc_id in added) and (hit.vector is None or not comparable)
-    ]
-    found = [hit if comparable else replace(hit, vector=None) for hit in hits]
-    texts = [hit_text(hits[i].source, info.fields)[:EMBEDDED_CHARS] for i in bare]
-    for i, vector in zip(bare, parts.encoder.encode(texts), strict=True):
-        found[i] = replace(found[i], vector=vector)
-    return found
+def embed(
+    hits: Sequence[Hit], inside: Sequence[bool], retrieved: Retrieved, profile: Profile, encoder: Encoder | None
+) -> Embedded:
+    """Vectors of the hits and of what the user liked, for searches of our own. Raises ModelError.
 
-
-def embed_liked(retrieved: Retrieved, profile: Profile, parts: Parts) -> dict[str, Vector]:
-    """Vectors of what the user liked, by doc_id; of a document that the index lacks, from its title."""
-    if parts.encoder is None:
-        return {}
-    info, liked = retrieved.info, retrieved.liked
-    comparable = info.encoder == parts.encoder.name
-    vectors = {d.doc_id: d.vector for d in liked if d.vector is not None and comparable}
+    Of hits that are not `inside` the window none is made.
+    """
+    if encoder is None:
+        return Embedded((None,) * len(hits))
+    info, comparable = retrieved.info, is_comparable(retrieved.info, encoder)
+    vectors = [hit.vector if comparable else None for hit in hits]
+    bare = [i for i, vector in enumerate(vectors) if vector is None and inside[i]]
+    for i, vector in zip(
+        bare, embed_texts([hit_text(hits[i].source, info.fields) for i in bare], encoder), strict=True
+    ):
+        vectors[i] = vector
+    liked = {d.doc_id: d.vector for d in retrieved.liked if d.vector is not None and comparable}
     texts = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
-    texts |= {d.doc_id: hit_text(d.source, info.fields)[:EMBEDDED_CHARS] for d in liked}
-    bare = [doc_id for doc_id in texts if doc_id not in vectors]
-    made = parts.encoder.encode([texts[doc_id] for doc_id in bare])
-    return vectors | dict(zip(bare, made, strict=True))
+    texts |= {d.doc_id: hit_text(d.source, info.fields) for d in retrieved.liked}
+    missing = [doc_id for doc_id in texts if doc_id not in liked]
+    liked |= dict(zip(missing, embed_texts([texts[doc_id] for doc_id in missing], encoder), strict=True))
+    return Embedded(tuple(vectors), liked, {info.index: info.fields})
+
+
+def embed_texts(texts: Sequence[str], encoder: Encoder) -> list[Vector]:
+    """A vector for the beginning of each text; zeros for one without text. Raises ModelError."""
+    there = [text for text in texts if text.strip()]
+    rows = iter(encoder.encode([text[:EMBEDDED_CHARS] for text in there]))
+    return [next(rows) if text.strip() else np.zeros(encoder.dim, np.float32) for text in texts]
 
 
 def cut(

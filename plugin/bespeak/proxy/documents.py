@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.indices import Indices, KnownIndex
 from bespeak.ranking.tuned import EMBEDDED_CHARS
+from bespeak.ranking.vectors import Embedded
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
@@ -41,15 +42,6 @@ Key: TypeAlias = tuple[str, str]
 """Index and doc_id."""
 Row: TypeAlias = tuple[str, Vector]
 """Version and vector."""
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """The vectors of the hits in order, None if there was no time, and of liked documents by doc_id."""
-
-    hits: tuple[Vector | None, ...]
-    liked: Mapping[str, Vector]
-    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
 
 
 @dataclass(frozen=True, slots=True)

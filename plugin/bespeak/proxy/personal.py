@@ -13,6 +13,7 @@ import time
 import uuid
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from bespeak.deadline import Deadline, Late
 from bespeak.document import hit_text
 from bespeak.errors import EngineRefused
+from bespeak.models.encoder import encode_until
 from bespeak.parts import Parts, Profiles
 from bespeak.pipeline import Ranking, liked_ids, rank
 from bespeak.proxy.asking import Asker
@@ -31,12 +33,14 @@ from bespeak.proxy.body.search import Search, decline, typed_text
 from bespeak.proxy.body.window import Widened, widen, words_body
 from bespeak.proxy.bounds import Breaker, Busy, Runs
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Documents, Embedded
+from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Headers, TooLarge, Upstream
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome, stage
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.ranking.rerank import Window
+from bespeak.ranking.tuned import EMBEDDED_CHARS, MAX_PREFERENCES
+from bespeak.ranking.vectors import Embedded
 from bespeak.reading import (
     MAX_QUERY_CHARS,
     Reading,
@@ -267,9 +271,25 @@ class Personaliser:
         deadline, whose = Deadline.after_ms(self._parts.settings.rerank_ms), Asker.of(personal.search, asker)
         bodies = [words_body(personal.search, personal.typed, some, hits) for some in added]
         words = asyncio.gather(*(score_words(self._upstream, body, hits, whose, deadline) for body in bodies))
-        liked = liked_ids(reading.profile)
-        embedding = self._documents.embed(hits, liked, whose, deadline) if self._documents else no_vectors(hits)
-        return await both(words, embedding)
+        return await both(words, self._embed(reading.profile, hits, whose, deadline))
+
+    async def _embed(self, profile: Profile, hits: Sequence[EngineHit], asker: Asker, deadline: Deadline) -> Embedded:
+        """Vectors of the hits and of what the user liked, as far as there is time. Raises EngineError, TimeoutError."""
+        encoder = self._parts.encoder
+        if self._documents is None or encoder is None:
+            return Embedded((None,) * len(hits))
+        found = await self._documents.embed(hits, liked_ids(profile), asker, deadline)
+        titles = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
+        missing = [doc_id for doc_id in titles if doc_id not in found.liked]
+        if not missing or deadline.over:
+            return found
+        texts = [titles[doc_id][:EMBEDDED_CHARS] for doc_id in missing]
+        with suppress(Busy, Late):  # without its title a document that is elsewhere says nothing
+            rows = await self._shared.runs.encodings.run(
+                lambda within: encode_until(encoder, texts, "document", within), deadline.left_s * 1000
+            )
+            found = replace(found, liked={**found.liked, **dict(zip(missing, rows, strict=False))})
+        return found
 
     def _explain(self, personal: Personal, reply: Reply, found: Order, outcome: Outcome) -> dict[str, object]:
         search = personal.search
@@ -410,10 +430,6 @@ def in_time(function: Callable[[Deadline], T], budget_ms: float) -> Callable[[De
         return function(within)
 
     return begin
-
-
-async def no_vectors(hits: Sequence[EngineHit]) -> Embedded:
-    return Embedded((None,) * len(hits), {})
 
 
 async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:

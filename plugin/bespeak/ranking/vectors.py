@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,3 +51,17 @@ def add_up(addends: Sequence[Addend]) -> VectorSum | None:
     if norm < 1e-6:
         return None
     return VectorSum((total / norm).astype(np.float32), tuple(addends), norm)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors that ranking needs: the seam between a face's engine and the ranking.
+
+    A face gives the vector that its index holds if that compares with the query's, otherwise one made from the
+    document's text; a liked document that the index lacks is embedded by its title. A document without text has a
+    vector of zeros.
+    """
+
+    hits: tuple[Vector | None, ...]  # in the order of the hits; None: there was no time, or there is no encoder
+    liked: Mapping[str, Vector] = field(default_factory=dict)  # by doc_id
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
