@@ -67,6 +67,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "size": result.request.size,
         "rewrite": rewrite_dict(result.rewrite),
         "rerank": result.rerank,
+        "reason": result.reason,
         "weights": list(result.weights) if result.weights else None,
         "notes": [in_words(note) for note in result.notes],
         "total": result.hits.total,
