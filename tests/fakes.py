@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from bespeak.engines import IndexInfo, Rejected
+from bespeak.engines import IndexInfo, RejectedDocument
 from bespeak.errors import IndexMissing
 from bespeak.reading import Reading
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
@@ -112,7 +112,7 @@ class MemoryEngine:
     def create(self, index: str, fields: Sequence[str], dim: int | None, encoder: str | None) -> None:
         raise AssertionError("not used")
 
-    def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
+    def load(self, index: str, documents: Sequence[Document]) -> list[RejectedDocument]:
         raise AssertionError("not used")
 
     def refresh(self, index: str) -> None:

@@ -74,7 +74,7 @@ def make_tools(folders: Folders, options: dict[str, Any]) -> Tools:
         form_of(shown(str(options["source"]))),
         packing_of(shown(str(options["output"]))) if options["format_"] == "jsonl" else "",
         options["strict"],
-        at_once=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1,
+        concurrency=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1,
         n_threads=ROWS if model else 1,
     )
 

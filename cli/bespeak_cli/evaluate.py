@@ -136,13 +136,13 @@ def report_comparisons(ctx: click.Context, options: dict[str, Any]) -> None:
     """What the recorded clicks say about the sides that were compared."""
     from contextlib import closing
 
-    from bespeak.evaluation.comparisons import ACTIONS, report
+    from bespeak.evaluation.comparisons import ACTIONS, judge_comparisons
     from bespeak_cli.compare import as_data, as_report
     from bespeak_cli.store import check_store_options, open_store
 
     check_store_options(options)
     with closing(open_store(ctx.obj.data, options)) as store:
-        found = report(store.of_everyone(ACTIONS))
+        found = judge_comparisons(store.of_everyone(ACTIONS))
     if options["format_"] == "json":
         import json
 
@@ -171,7 +171,7 @@ def make_bench(ctx: click.Context, options: dict[str, Any]) -> Bench:
         read_settings(options),
         options["encoder"],
         partial(open_index, ctx, options),
-        partial(open_model, ctx),
+        partial(open_language_model, ctx),
         lambda label: Progress(label).update,
         partial(click.echo, err=True),
     )
@@ -186,7 +186,7 @@ def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
     return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
 
 
-def open_model(ctx: click.Context) -> Rewriter:
+def open_language_model(ctx: click.Context) -> Rewriter:
     """The language model, built if missing. Never another rewriter: its scores would be taken for the model's."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.opening import choose_rewriter
@@ -202,7 +202,7 @@ def open_model(ctx: click.Context) -> Rewriter:
 def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
     """Measures what each file names and shows a verdict for each score; exit code 1 if one is missed."""
     from bespeak.evaluation.measurement import measure
-    from bespeak.evaluation.regressions import check, read_expected
+    from bespeak.evaluation.regressions import check_scores, read_expected
     from bespeak_cli.scores import check_row
 
     failed = 0
@@ -210,7 +210,7 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
         expected = read_expected(path)
         named = options | named_options(expected)
         measured = measure(options["data"] / expected.data, read_selection(named), make_bench(ctx, named))
-        found = list(check(expected, measured.cells))
+        found = list(check_scores(expected, measured.cells))
         click.echo("\n".join([f"{path.name}: {expected.data}", *map(check_row, found)]))
         failed += sum(one.verdict == "FAIL" for one in found)
     if failed:

@@ -14,7 +14,7 @@ from bespeak_cli.engine import engine_options
 from bespeak_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from bespeak.engines.loading import Loaded
+    from bespeak.engines.loading import IndexLoad
 
 
 @click.command()
@@ -49,7 +49,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
 
 
 @contextmanager
-def progress(file: Path) -> Iterator[Callable[[Loaded], None] | None]:
+def progress(file: Path) -> Iterator[Callable[[IndexLoad], None] | None]:
     """Shows a bar on stderr and yields what moves it; yields None if the file's length is not known."""
     n_lines = count_lines(file)
     if not n_lines:
@@ -67,7 +67,7 @@ def count_lines(file: Path) -> int | None:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) or None
 
 
-def report(done: Loaded, index: str) -> None:
+def report(done: IndexLoad, index: str) -> None:
     """Prints rejected lines to stderr, and a summary to stdout."""
     for line_no, reason in done.rejections:
         click.echo(f"line {line_no}: {reason}", err=True)

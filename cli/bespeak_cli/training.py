@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bespeak.training.fit import FitStep
-    from bespeak.training.gain import Stage
+    from bespeak.training.gain import StageProgress
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -136,10 +136,10 @@ def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: 
 
     This takes minutes, and no extra.
     """
-    from bespeak.training.terms import train, write
+    from bespeak.training.terms import train, write_terms
 
     learnt = train(data, held_out, seed)
-    write(learnt, out)
+    write_terms(learnt, out)
     click.echo(f"Pairs by source: {learnt.sources}; average precision held out: {learnt.precision:.3f}", err=True)
     click.echo(str(out / "terms.npz"))
 
@@ -191,14 +191,14 @@ def report_steps(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep], None
     return report
 
 
-def report_stages(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep | Stage], None]:
+def report_stages(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep | StageProgress], None]:
     """Like `report_steps`, also for the stages before and after the steps."""
-    from bespeak.training.gain import Stage
+    from bespeak.training.gain import StageProgress
 
     report_step, bars = report_steps(line_every_s), dict[str, ProgressBar]()
 
-    def report(progress: FitStep | Stage) -> None:
-        if isinstance(progress, Stage):
+    def report(progress: FitStep | StageProgress) -> None:
+        if isinstance(progress, StageProgress):
             bar = bars.setdefault(progress.what, ProgressBar(progress.what, line_every_s=line_every_s))
             bar.update(progress.done, progress.size)
         else:

@@ -19,10 +19,10 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from bespeak import records
 from bespeak.engines import Engine
 from bespeak.engines.corpus import Corpus
-from bespeak.engines.loading import Checkpoints, Loaded, load
+from bespeak.engines.loading import Checkpoints, IndexLoad, load
 from bespeak.errors import BespeakError, InputError, StoreError, UsageError
 from bespeak.parts import Models, Parts, Warn, forget_user, open_encoder, open_parts, open_rewriter, remember_vectors
-from bespeak.pipeline import check
+from bespeak.pipeline import check_request
 from bespeak.pipeline import search as run_search
 from bespeak.profiles.events import new_event, query_event, user_key
 from bespeak.profiles.stores import EventStore
@@ -207,8 +207,8 @@ class Bespeak:
         to: str,
         fields: Sequence[str] = (),
         id_field: str | None = None,
-        progress: Callable[[Loaded], None] | None = None,
-    ) -> Loaded:
+        progress: Callable[[IndexLoad], None] | None = None,
+    ) -> IndexLoad:
         """Loads documents into an index, which is made if it does not exist; a document replaces the one of its id.
 
         `documents` are dicts, or a file of JSON lines or CSV, plain or gzip. `fields` are searched; by default those
@@ -250,7 +250,7 @@ class Bespeak:
         self._check_open()
         key = _user(tenant, user)
         request = Request(query, index, key, session, offset, size, filters or {})
-        check(request)
+        check_request(request)
         profiles = _ProfileReads(self._store)
         found = run_search(self._engine, profiles, request, self._parts_for(key))
         return Result.of(found, self._record_query(request, profiles) if key and record else "")
@@ -322,12 +322,14 @@ class Bespeak:
         self._check_open()
         key = user_key(tenant, user)
         try:
-            gone = self._store.forget(key)
+            deleted = self._store.forget(key)
         finally:
             with self._opening:
                 if self._parts:
                     forget_user(self._parts, key)
-        return Deleted(gone.events, gone.rewrites, bool(gone.consent), bool(gone.events) and self.learnt_from(tenant))
+        return Deleted(
+            deleted.events, deleted.rewrites, bool(deleted.consent), bool(deleted.events) and self.learnt_from(tenant)
+        )
 
     def learnt_from(self, tenant: str = "") -> bool:
         """Whether `bespeak learn` was run for this tenant: its sums count each user until it runs again."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bespeak.session.terms import TermPicker
 
 
-class Lessons(Protocol):
+class LearntSource(Protocol):
     """What was learnt of people's behaviour; the folder that `bespeak learn` writes to is one."""
 
     def of(self, tenant: str) -> tuple[Learnt | None, str]:
@@ -39,7 +39,7 @@ class Parts:
     settings: Settings
     rewriter: Rewriter
     encoder: Encoder | None
-    learnt: Lessons | None = None
+    learnt: LearntSource | None = None
     terms: TermPicker | None = field(default=None, kw_only=True)
     context: ContextEncoder | None = field(default=None, kw_only=True)
 

@@ -59,7 +59,7 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
 
     Raises UsageError and EngineError.
     """
-    check(request)
+    check_request(request)
     info = engine.describe(request.index)
     notes: tuple[str, ...] = ()
     try:
@@ -71,7 +71,7 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
     return replace(result, notes=notes + result.notes)
 
 
-def check(request: Request) -> None:
+def check_request(request: Request) -> None:
     """Raises UsageError for what no engine could answer."""
     if not request.query.strip():
         raise UsageError("the query is empty: give at least one word")
@@ -91,7 +91,7 @@ class Retrieved:
     """What an engine returned for a reading."""
 
     info: IndexInfo
-    own: Hits  # the answer to the query as typed: what is shown where nothing is ranked, and what hits moved from
+    as_typed: Hits  # the answer to the query as typed: what is shown where nothing is ranked, and what hits moved from
     hits: Hits  # the answer to all that was asked
     liked: tuple[Document, ...] = ()  # documents that the user liked, as far as the index holds them
     added: tuple[Hit, ...] = ()  # hits that others' behaviour suggests
@@ -99,13 +99,13 @@ class Retrieved:
 
 def retrieve(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> Retrieved:
     """Asks the engine for the hits to rank. Raises EngineError."""
-    own = engine.search(ask_as_typed(request, parts.settings))
+    as_typed = engine.search(ask_as_typed(request, parts.settings))
     if reading.declined or reading.fault:
-        return Retrieved(info, own, own)
+        return Retrieved(info, as_typed, as_typed)
     hits = engine.search(ask(request, info, reading, parts))
     doc_ids = liked_ids(reading.profile)
     liked = tuple(engine.fetch(request.index, doc_ids)) if doc_ids else ()
-    return Retrieved(info, own, hits, liked, tuple(suggest(engine, request, info, reading, parts)))
+    return Retrieved(info, as_typed, hits, liked, tuple(suggest(engine, request, info, reading, parts)))
 
 
 def liked_ids(profile: Profile) -> list[str]:
@@ -177,21 +177,23 @@ def rank(
     pinned = [hit for hit in window.hits if hit.pinned]
     # In an order of their own, so that equal scores never depend on how the hits came.
     free = sorted((hit for hit in window.hits if not hit.pinned), key=attrgetter("doc_id"))
-    asked = query_vector(reading, settings)
-    if asked:
-        asked = keep_typed(free, asked)
-    user = user_vector(reading.profile, window.liked, asked.last_turn if asked else None, settings.last_turn_share)
+    vector = query_vector(reading, settings)
+    if vector:
+        vector = keep_typed(free, vector)
+    user = user_vector(reading.profile, window.liked, vector.last_turn if vector else None, settings.last_turn_share)
     holds = holds_query(reading, window.text) if learnt else None
     learnt_scores = LearntScores.over(free, reading.profile.preferences, learnt, holds)
-    query = asked.mixed if asked else None
+    query = vector.mixed if vector else None
     scores = score_window(free, query, user, learnt_scores)
     order = order_window(free, scores, settings.weights, start=len(pinned) + 1)
 
     def explain(hits: Sequence[Ranked]) -> tuple[Ranked, ...]:
-        said = reading.explained
-        return explain_hits(hits, Judge.over(free, settings.weights, query, user, said, learnt_scores), window.text)
+        explained = reading.explained
+        return explain_hits(
+            hits, Judge.over(free, settings.weights, query, user, explained, learnt_scores), window.text
+        )
 
-    complete = asked is not None and all(hit.vector is not None for hit in free)
+    complete = vector is not None and all(hit.vector is not None for hit in free)
     reasons = [reason] if reading.vectors else [Reason.NO_ENCODER, reason]
     return Ranking(
         (*unranked(pinned), *order),
@@ -226,18 +228,18 @@ def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str
 
 def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: Parts) -> Result:
     """The asked page of the ranked hits. No I/O."""
-    own = retrieved.own
+    as_typed = retrieved.as_typed
     if reading.declined or reading.fault:
-        ranking = rank(reading, Window(own.hits), parts.settings)
-        return cut(request, reading, own, ranking, note=fault_note(reading.fault) or ranking.reason)
+        ranking = rank(reading, Window(as_typed.hits), parts.settings)
+        return cut(request, reading, as_typed, ranking, note=fault_note(reading.fault) or ranking.reason)
     try:
-        window, rest = open_window(retrieved, reading, parts)
+        window, rest = prepare_window(retrieved, reading, parts)
     except ModelError as error:
-        failed = Ranking(tuple(unranked(own.hits)), RerankStatus.FAILED, Stage.EMBED)
-        return cut(request, reading, own, failed, note=fault_note(str(error)))
+        failed = Ranking(tuple(unranked(as_typed.hits)), RerankStatus.FAILED, Stage.EMBED)
+        return cut(request, reading, as_typed, failed, note=fault_note(str(error)))
     learnt, damage = parts.learnt_for(reading.profile)
     ranking = rank(reading, window, parts.settings, learnt, Reason.LEARNT_UNREADABLE if damage else "")
-    result = cut(request, reading, own, ranking, rest, damage)
+    result = cut(request, reading, as_typed, ranking, rest, damage)
     return replace(result, page=ranking.explain(result.page), weights=parts.settings.weights.as_tuple())
 
 
@@ -245,7 +247,7 @@ def fault_note(fault: str) -> str:
     return f"not reranked: {fault}" if fault else ""
 
 
-def open_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
+def prepare_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
     """The hits to rank with all that ranking needs of them, and the hits beyond. Raises ModelError."""
     added, info, settings = {hit.doc_id for hit in retrieved.added}, retrieved.info, parts.settings
     hits = join(retrieved.hits.hits, retrieved.added)
@@ -267,9 +269,9 @@ def is_comparable(info: IndexInfo, encoder: Encoder | None) -> bool:
 def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
     """The hits, then those added beside them; one that only the vector had found gets its lexical score."""
     by_id = {hit.doc_id: hit for hit in added}
-    known = [by_id[hit.doc_id] if hit.score == 0 and hit.doc_id in by_id else hit for hit in hits]
+    joined = [by_id[hit.doc_id] if hit.score == 0 and hit.doc_id in by_id else hit for hit in hits]
     there = {hit.doc_id for hit in hits}
-    return [*known, *(hit for hit in added if hit.doc_id not in there)]
+    return [*joined, *(hit for hit in added if hit.doc_id not in there)]
 
 
 def embed(
@@ -304,14 +306,14 @@ def embed_texts(texts: Sequence[str], encoder: Encoder) -> list[Vector]:
 
 
 def cut(
-    request: Request, reading: Reading, own: Hits, ranking: Ranking, rest: Sequence[Hit] = (), note: str = ""
+    request: Request, reading: Reading, as_typed: Hits, ranking: Ranking, rest: Sequence[Hit] = (), note: str = ""
 ) -> Result:
     """The asked page of a ranking and the hits beyond it, each with its rank in the engine's own answer, or 0."""
-    ranks = {hit.doc_id: hit.rank for hit in own.hits}
+    ranks = {hit.doc_id: hit.rank for hit in as_typed.hits}
     order = [*ranking.hits, *unranked(rest, start=len(ranking.hits) + 1)]
     page = tuple(
         replace(ranked, hit=replace(ranked.hit, rank=ranks.get(ranked.hit.doc_id, 0)))
         for ranked in order[request.offset : request.offset + request.size]
     )
     notes = (note,) if note else ()
-    return Result(request, reading.rewrite, page, own, ranking.status, ranking.reason, notes)
+    return Result(request, reading.rewrite, page, as_typed, ranking.status, ranking.reason, notes)

@@ -86,7 +86,7 @@ def read(query: str, profile: Profile, parts: Parts) -> Reading:
 def open_reading(query: str, profile: Profile) -> Reading:
     """The gate's decision, made once; what follows relies on it."""
     profile = without_query(profile, query)
-    reason = gate.decline(query, profile)
+    reason = gate.decline_rewriting(query, profile)
     rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason or "")
     return Reading(query, profile, reason, decline_ranking(profile, reason), rewrite)
 

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from batch_runs import Runs, asking
-from bespeak.batch.output import pack
+from bespeak.batch.output import compress
 
 # Ray has no wheel for every Python and platform that the rest runs on; `.ci/run` fails where this is skipped.
 if importlib.util.find_spec("ray") is None:
@@ -140,7 +140,7 @@ def test_workers_and_the_driver_are_killed_and_nothing_is_lost(cluster, runs, ex
 
 def test_the_command_writes_the_same_here_and_there(cluster, runs):
     """With compressed input and output; nothing of Ray appears on stdout."""
-    (runs.folder / "in.jsonl.zst").write_bytes(pack("\n".join(LINES).encode(), "zst"))
+    (runs.folder / "in.jsonl.zst").write_bytes(compress("\n".join(LINES).encode(), "zst"))
     here = command(runs.folder, "in.jsonl.zst", "--output", "here.jsonl.gz")
     there = [command(runs.folder, "in.jsonl.zst", "--output", "there.jsonl.gz", *on(cluster)) for _ in range(2)]
     assert runs.read("there.jsonl.gz") == runs.read("here.jsonl.gz")

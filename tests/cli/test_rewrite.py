@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
-from bespeak.batch.lines import Chunk, Place
+from bespeak.batch.lines import Chunk, LinePosition
 from bespeak.batch.work import rewrite_chunk
 from bespeak.errors import StoreError
 from bespeak.profiles.events import new_event
@@ -275,9 +275,9 @@ def test_a_cluster_does_not_read_this_machines_profiles(tmp_path):
     options = {"source": "in.jsonl", "output": "out.jsonl", "format_": "jsonl", "rewriter": "last-turn"}
     options |= {"profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
     tools = make_tools(Folders(tmp_path, tmp_path).absolute(), options)
-    assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), Place(1, 17), 17), tools).tally.queries == 1
+    assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), LinePosition(1, 17), 17), tools).tally.queries == 1
     with pytest.raises(StoreError, match="line 1 names a user, but this machine's profiles cannot be read"):
-        rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), Place(1, 32), 32), tools)
+        rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), LinePosition(1, 32), 32), tools)
     tools.close()
 
 

@@ -15,9 +15,9 @@ from bespeak.evaluation import movielens, systems
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
 from bespeak.evaluation.measures import Estimate
 from bespeak.evaluation.measures import judge as judge_run
-from bespeak.evaluation.memory import Bm25, best, embed, ndcg, rank_topics, read_topics, score_settings
+from bespeak.evaluation.memory import Bm25, best, embed, make_readings, ndcg, rank_topics, score_settings
 from bespeak.evaluation.movielens import Rating, cut_ratings, genre_queries, read_movielens
-from bespeak.evaluation.regressions import check, read_expected, verdict_on
+from bespeak.evaluation.regressions import check_scores, read_expected, verdict_on
 from bespeak.evaluation.systems import Cell, cells_of, check_names, load_collection, read_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
 from bespeak.models.catalogue import asset_folder
@@ -297,7 +297,7 @@ def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
     load_collection(collection, engine, encoder, "random")
     parts = Parts(settings, rewriter, encoder, terms=terms, context=context)
     runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", parts)
-    found = rank_topics(read_topics(collection, parts), settings)
+    found = rank_topics(make_readings(collection, parts), settings)
     for stage in systems.STAGES:
         for topic, doc_ids in zip(collection.topics, found[stage], strict=True):
             assert doc_ids == runs["rewrite", stage][topic.query_id], (stage, topic.query_id)
@@ -305,7 +305,7 @@ def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
 
 def test_settings_are_scored_with_the_measure_that_is_reported():
     collection, encoder = random_collection(), GaussEncoder()
-    readings = read_topics(collection, Parts(Settings(), Unchanged(), encoder))
+    readings = make_readings(collection, Parts(Settings(), Unchanged(), encoder))
     scores = score_settings(readings, Settings())
     for stage, rankings in rank_topics(readings, Settings()).items():
         run = {topic.query_id: doc_ids for topic, doc_ids in zip(collection.topics, rankings, strict=True)}
@@ -489,12 +489,12 @@ def cinema(tmp_path):
     engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
     load_collection(data.movies, engine, encoder, "movies")
     weights = Weights(0.0, 0.0, 1.0)
-    return data, movielens.Means(engine, "movies", encoder, embed(data.movies, encoder), weights)
+    return data, movielens.Setup(engine, "movies", encoder, embed(data.movies, encoder), weights)
 
 
 def test_a_history_helps_and_a_stranger_gets_the_engines_order(cinema):
-    data, means = cinema
-    cells = {(c.system, c.stage): c for c in movielens.measure(data, movielens.known_systems(data)[0], means)}
+    data, setup = cinema
+    cells = {(c.system, c.stage): c for c in movielens.measure_systems(data, movielens.known_systems(data)[0], setup)}
     engine = cells["engine", "any"].scores["nDCG@10"].mean
     assert cells["user", "0"].scores["nDCG@10"].mean == engine
     assert cells["user", "0"].gain.difference == Estimate(0, 0, 0)
@@ -505,11 +505,11 @@ def test_a_history_helps_and_a_stranger_gets_the_engines_order(cinema):
 
 
 def test_a_user_is_no_neighbour_of_their_own_future(cinema):
-    data, means = cinema
+    data, setup = cinema
     alone = replace(data, viewers=data.viewers[:1])
-    cells = movielens.measure(alone, ["popularity", "item-knn"], means)
+    cells = movielens.measure_systems(alone, ["popularity", "item-knn"], setup)
     assert {c.scores["nDCG@10"].mean for c in cells} == {cells[0].scores["nDCG@10"].mean}
-    scorers = movielens.make_scorers(["popularity", "item-knn"], alone, means)
+    scorers = movielens.make_systems(["popularity", "item-knn"], alone, setup)
     (query,) = alone.queries
     assert not scorers["popularity"].scores(query, alone.candidates(query), "any").any()
     assert not scorers["item-knn"].scores(query, alone.candidates(query), "all").any()
@@ -525,18 +525,18 @@ def test_the_shortened_history_is_the_latest_part():
 
 @pytest.mark.parametrize("weights", [Weights(), Weights(0, 0, 1), Weights(0.2, 0.3, 0.9)], ids=str)
 def test_the_user_score_ranks_as_the_pipeline_does(cinema, weights):
-    data, means = cinema
+    data, setup = cinema
     (query,) = data.queries
     rows = data.candidates(query)
-    scorer = movielens.make_scorers(["user"], data, replace(means, weights=weights))["user"]
+    scorer = movielens.make_systems(["user"], data, replace(setup, weights=weights))["user"]
     found = [data.movies.documents[row].doc_id for row in rows[best(scorer.scores(query, rows, "all"), 40)]]
-    parts = Parts(Settings(weights=weights, mode="boost"), ScriptedRewriter({}), means.encoder)
+    parts = Parts(Settings(weights=weights, mode="boost"), ScriptedRewriter({}), setup.encoder)
     profile = movielens.profile_of(query.viewer, query.viewer.before)
-    request, info = Request("Comedy", "movies", ADA, size=40), means.engine.describe("movies")
+    request, info = Request("Comedy", "movies", ADA, size=40), setup.engine.describe("movies")
     reading = read("Comedy", profile, parts)
-    hits = means.engine.search(ask(request, info, reading, parts))
+    hits = setup.engine.search(ask(request, info, reading, parts))
     fresh = replace(hits, hits=tuple(hit for hit in hits.hits if hit.doc_id not in query.viewer.rated))
-    liked = tuple(means.engine.fetch("movies", liked_ids(profile)))
+    liked = tuple(setup.engine.fetch("movies", liked_ids(profile)))
     result = show_page(request, reading, Retrieved(info, fresh, fresh, liked), parts)
     assert found == [ranked.hit.doc_id for ranked in result.page]
     assert len(found) == 33
@@ -554,17 +554,17 @@ def clubs(tmp_path):
     data = read_movielens(write_movielens(tmp_path / "ml", movies, ratings), every=50)
     engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
     load_collection(data.movies, engine, encoder, "movies")
-    return data, movielens.Means(engine, "movies", encoder, embed(data.movies, encoder), Weights(0, 0, 1))
+    return data, movielens.Setup(engine, "movies", encoder, embed(data.movies, encoder), Weights(0, 0, 1))
 
 
 def test_what_others_did_together_is_learnt_and_used(clubs):
-    data, means = clubs
+    data, setup = clubs
     (query,) = data.queries
     rows = data.candidates(query)
-    scorer = movielens.make_scorers(["learnt"], data, means)["learnt"]
+    scorer = movielens.make_systems(["learnt"], data, setup)["learnt"]
     found = [data.movies.documents[row].doc_id for row in rows[best(scorer.scores(query, rows, "all"), 6)]]
     assert sorted(map(int, found)) == [7, 8, 9, 10, 11, 12]
-    cells = {c.stage: c for c in movielens.measure(data, ["learnt"], means)}
+    cells = {c.stage: c for c in movielens.measure_systems(data, ["learnt"], setup)}
     assert cells["0"].gain.difference == Estimate(0, 0, 0)
     assert cells["all"].gain.difference.mean > 0
 
@@ -600,7 +600,7 @@ def test_each_expected_score_gets_its_verdict(tmp_path):
     (tmp_path / "x.yaml").write_text(EXPECTED)
     expected = read_expected(tmp_path / "x.yaml")
     scores = {"nDCG@10": Estimate(0.2504, 0, 1), "MRR": Estimate(0.305, 0, 1), "recall@100": Estimate(0.52, 0, 1)}
-    found = list(check(expected, [Cell("raw", "lexical", scores, None, 3)]))
+    found = list(check_scores(expected, [Cell("raw", "lexical", scores, None, 3)]))
     assert [(c.system, c.measure, c.verdict) for c in found] == [
         ("raw", "nDCG@10", "OK"),
         ("raw", "MRR", "OKish"),

@@ -11,8 +11,8 @@ from test_evaluation import GaussEncoder, random_collection
 from bespeak.errors import InputError
 from bespeak.evaluation.clicks import Propensity, click_evidence, fit_propensity, read_pages, weight_grid
 from bespeak.evaluation.measures import compare
-from bespeak.evaluation.memory import read_topics
-from bespeak.evaluation.tuning import Evidence, cross_validate, grid, judged, numbered
+from bespeak.evaluation.memory import make_readings
+from bespeak.evaluation.tuning import SettingScores, cross_validate, grid, judged, numbered
 from bespeak.parts import Parts
 from bespeak.profiles.events import new_event
 from bespeak.ranking.interleaving import draft
@@ -32,7 +32,7 @@ def evidence(*gains, groups=40, engine=0.4, name="set", noise=0.05):
     present = 0.5 + draw.normal(0, noise, 2 * groups)
     rows = [present] + [present + gain + draw.normal(0, noise, 2 * groups) for gain in gains]
     whose = np.repeat(np.arange(groups), 2)
-    return Evidence(name, np.stack(rows), np.ones(2 * groups), whose, np.full(2 * groups, engine))
+    return SettingScores(name, np.stack(rows), np.ones(2 * groups), whose, np.full(2 * groups, engine))
 
 
 def test_better_settings_are_found_and_their_gain_is_that_of_the_held_out():
@@ -94,7 +94,7 @@ def test_the_grid_begins_with_the_present_settings_and_keeps_what_the_user_count
 
 
 def test_judgments_are_scored_by_conversation_beside_the_engines_order():
-    readings = read_topics(random_collection(), Parts(Settings(), Unchanged(), GaussEncoder()))
+    readings = make_readings(random_collection(), Parts(Settings(), Unchanged(), GaussEncoder()))
     found = judged(readings, [Settings(), Settings(Weights(1, 0, 0), last_turn_weight=0.0)])
     assert found.values.shape == (2, 12)
     assert found.groups.tolist() == [n // 3 for n in range(12)]

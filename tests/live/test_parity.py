@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import bespeak
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.errors import ModelError
-from bespeak.evaluation.memory import rank_topics, read_topics
+from bespeak.evaluation.memory import make_readings, rank_topics
 from bespeak.evaluation.systems import rank_topic, read_topic
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.parts import Models, Parts, open_parts
@@ -245,7 +245,7 @@ def test_evaluation_ranks_as_search_does(elasticsearch_url, index, tmp_path):
         found = rank_topic("hybrid", asked, engine, collection, None)
     assert (asked.reading.rewrite.text, asked.reading.rewrite.status) == expected.rewrite[:2]
     assert found == expected.ids
-    assert rank_topics(read_topics(collection, case.parts), CALM)["hybrid"] == [expected.ids]
+    assert rank_topics(make_readings(collection, case.parts), CALM)["hybrid"] == [expected.ids]
 
 
 def test_each_side_of_a_comparison_ranks_as_search_does(elasticsearch_url, index, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from bespeak.deadline import Deadline, Late
 from bespeak.models.catalogue import asset_folder
 from bespeak.models.encoder import open_tokenizer
-from bespeak.proxy.ahead import Ahead, with_turn
+from bespeak.proxy.ahead import ReadAhead, with_turn
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
@@ -180,7 +180,7 @@ def test_a_fault_in_reading_ahead_is_logged_without_the_user(proxied, caplog, fa
 
 def made(rewriter, n_bounds=1):
     chains, bounds = Chains(), [Bounds(1) for _ in range(n_bounds)]
-    return Ahead(rewriter, Known(), chains, bounds), chains, bounds
+    return ReadAhead(rewriter, Known(), chains, bounds), chains, bounds
 
 
 class Known:
@@ -198,7 +198,7 @@ def test_a_user_forgotten_while_the_profile_is_read_is_not_warmed():
             ahead.forget(user)
             return super().profile(user, session_id, now)
 
-    ahead = Ahead(rewriter, Forgetting(), chains, [])
+    ahead = ReadAhead(rewriter, Forgetting(), chains, [])
     ahead.read_session(ADA, "s")
     ahead.close()
     assert rewriter.warmed == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bespeak.errors import EngineUnreachable, InputError, ModelError, StoreError, UsageError
 from bespeak.profiles.events import new_event
-from bespeak.profiles.stores import Forgotten
+from bespeak.profiles.stores import ForgottenCounts
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.profiles.ubi import MAX_LINE_BYTES, read_event, ubi_line
 from bespeak.proxy.access import check_binding, is_loopback, read_token
@@ -363,7 +363,7 @@ def test_a_user_is_forgotten_everywhere(built, store, recorder):
     recorder.record([late])  # of a search that was under way
     recorder.flush()
     assert call(app, "GET", "/_bespeak/profile/ada").body == b""
-    assert call(app, "DELETE", "/_bespeak/profile/ada").json == Forgotten(0, 0, 0)._asdict()
+    assert call(app, "DELETE", "/_bespeak/profile/ada").json == ForgottenCounts(0, 0, 0)._asdict()
 
 
 def test_derived_data_is_forgotten_even_if_the_store_fails(built):

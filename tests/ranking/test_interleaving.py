@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bespeak.evaluation.comparisons import report, sign_test
+from bespeak.evaluation.comparisons import judge_comparisons, sign_test
 from bespeak.profiles.events import new_event
 from bespeak.ranking.interleaving import Comparison, Side, draft
 from bespeak.records import UserKey
@@ -40,7 +40,7 @@ def test_each_side_picks_its_best_in_turn():
 
 @pytest.mark.parametrize(("orders", "better"), [((BAD, GOOD), "b"), ((GOOD, BAD), "a"), ((GOOD, GOOD), "")])
 def test_a_better_side_wins_and_equal_sides_do_not(orders, better):
-    (found,) = report(searches("a:b", orders))
+    (found,) = judge_comparisons(searches("a:b", orders))
     assert found.sides == ("a", "b")
     assert found.searches == 240
     assert found.better == better
@@ -48,14 +48,14 @@ def test_a_better_side_wins_and_equal_sides_do_not(orders, better):
 
 @pytest.mark.parametrize(("orders", "better"), [((BAD, GOOD), "b"), ((GOOD, GOOD), "")])
 def test_a_split_test_compares_users(orders, better):
-    (found,) = report(searches("a|b", orders, users=200, split=True))
+    (found,) = judge_comparisons(searches("a|b", orders, users=200, split=True))
     assert sum(found.users) == 200
     assert min(found.users) > 60
     assert found.better == better
 
 
 def test_what_was_not_compared_is_left_out():
-    assert report([new_event(UserKey("", "u"), "click", NOW, query_id="q", doc_id="d")]) == []
+    assert judge_comparisons([new_event(UserKey("", "u"), "click", NOW, query_id="q", doc_id="d")]) == []
 
 
 def test_the_sign_test_is_binomial():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bespeak.ranking.rerank import (
     Judge,
     choose_window,
-    find_same,
+    finds_same,
     holds_all,
     keep_typed,
     min_max,
@@ -179,9 +179,9 @@ def test_a_word_of_the_rewrite_is_evidence_only_where_it_stands():
 
 def test_scores_agree_where_most_of_the_first_ten_are_the_same():
     falling = np.arange(40, 0, -1).astype(np.float32)
-    assert find_same(falling, np.roll(falling, 4))
-    assert not find_same(falling, np.roll(falling, 5))
-    assert not find_same(falling[:3], falling[:3])
+    assert finds_same(falling, np.roll(falling, 4))
+    assert not finds_same(falling, np.roll(falling, 5))
+    assert not finds_same(falling[:3], falling[:3])
 
 
 @pytest.mark.parametrize(("session", "kept"), [((1, 0.1), True), ((-1, 0.3), False)])

@@ -103,7 +103,7 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
     check_names("system", names, MODES)
     if selection.stages or selection.n_examples:
         raise UsageError("a proxy is measured as a whole: leave --stage and --examples out")
-    encoder = open_encoder(bench, collection.digest)
+    encoder = open_kept_encoder(bench, collection.digest)
     with closing(bench.open_engine()) as engine:
         try:
             index = index_name(collection.digest, encoder)
@@ -119,7 +119,7 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
 @contextmanager
 def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[str], bench: Bench) -> Iterator[Parts]:
     """The parts that these systems need; what they computed is kept, even if measuring fails."""
-    encoder = open_encoder(bench, collection.digest) if set(stages) != {"lexical"} else "none"
+    encoder = open_kept_encoder(bench, collection.digest) if set(stages) != {"lexical"} else "none"
     rewriter: Rewriter = Unchanged()
     if REWRITTEN & set(names):
         rewriter = KeptRewriter(bench.open_model(), bench.kept, collection.digest)
@@ -131,7 +131,7 @@ def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[
 
 
 def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Bench) -> Measured:
-    encoder = open_encoder(bench, data.movies.digest)
+    encoder = open_kept_encoder(bench, data.movies.digest)
     parts = Parts(bench.settings, Unchanged(), encoder)
     with closing(bench.open_engine()) as engine:
         try:
@@ -140,8 +140,8 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
             names, note = (selection.systems, "") if selection.systems else movielens.known_systems(data)
             if note:
                 bench.say(note.capitalize())
-            means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
-            cells = movielens.measure(data, names, means, bench.report("queries"))
+            setup = movielens.Setup(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
+            cells = movielens.measure_systems(data, names, setup, bench.report("queries"))
         finally:
             encoder.save()
     counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}
@@ -154,7 +154,7 @@ def usual_systems(collection: Collection) -> tuple[str, ...]:
     return ("raw", "last-turn", "rewrite", *(("human",) if has_human else ()))
 
 
-def open_encoder(bench: Bench, label: str) -> KeptEncoder:
+def open_kept_encoder(bench: Bench, label: str) -> KeptEncoder:
     return KeptEncoder(load_encoder(bench.encoder, bench.cache), bench.kept, label, bench.report("vectors"))
 
 

@@ -135,7 +135,7 @@ class Readings:
     engine: CollectionEngine
 
 
-def read_topics(collection: Collection, parts: Parts, report: Report = silent) -> Readings:
+def make_readings(collection: Collection, parts: Parts, report: Report = silent) -> Readings:
     """The readings do not depend on the settings; pass a KeptRewriter and a KeptEncoder to be fast."""
     readings = []
     for done, topic in enumerate(collection.topics, 1):
@@ -154,14 +154,14 @@ def rank_topics(found: Readings, settings: Settings, depth: int = DEPTH) -> dict
         hits = engine.search(query)
         rankings["lexical"].append([hit.doc_id for hit in hits.hits if hit.score > 0][:depth])
         if engine.vectors is not None and parts.encoder is not None:
-            rows = best(engine.vectors @ vector_asked(reading, settings, parts.encoder), depth).tolist()
+            rows = best(engine.vectors @ search_vector(reading, settings, parts.encoder), depth).tolist()
             rankings["dense"].append([found.collection.documents[row].doc_id for row in rows])
         page = show_page(request, reading, Retrieved(engine.info, hits, hits), parts).page
         rankings["hybrid"].append([ranked.hit.doc_id for ranked in page])
     return rankings
 
 
-def vector_asked(reading: Reading, settings: Settings, encoder: Encoder) -> Vector:
+def search_vector(reading: Reading, settings: Settings, encoder: Encoder) -> Vector:
     """The reading's own query vector, or the query's where the gate left it alone; `(dim,)`."""
     if found := query_vector(reading, settings):
         return found.mixed.vector

@@ -210,8 +210,8 @@ def genre_queries(viewer: Viewer, genres: Mapping[str, tuple[str, ...]]) -> Iter
         yield GenreQuery(f"{viewer.user_id} {genre}", viewer, genre, frozenset(relevant))
 
 
-class Scorer(Protocol):
-    """A system: a score for each candidate of a query, at each of its stages."""
+class RankingSystem(Protocol):
+    """A score for each candidate of a query, at each of its stages."""
 
     @property
     def stages(self) -> Sequence[str]: ...
@@ -222,7 +222,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Means:
+class Setup:
     """What the systems are made of; `vectors` are the movies', `(n_movies, dim)`."""
 
     engine: Engine
@@ -232,18 +232,18 @@ class Means:
     weights: Weights
 
 
-def measure(data: MovieLens, systems: Sequence[str], means: Means, report: Report = silent) -> list[Cell]:
+def measure_systems(data: MovieLens, systems: Sequence[str], setup: Setup, report: Report = silent) -> list[Cell]:
     """Every system, those that look at the history at each of its lengths."""
     check_names("system", systems, SYSTEMS)
-    scorers = make_scorers(list(dict.fromkeys([BASELINE, *systems])), data, means)
+    measured = make_systems(list(dict.fromkeys([BASELINE, *systems])), data, setup)
     runs: dict[tuple[str, str], dict[str, list[str]]] = {}
     for done, query in enumerate(data.queries, 1):
         rows = data.candidates(query)
-        for system, scorer in scorers.items():
-            for stage in scorer.stages:
-                order = rows[best(scorer.scores(query, rows, stage), DEPTH)]
-                found = [data.movies.documents[row].doc_id for row in order]
-                runs.setdefault((system, stage), {})[query.query_id] = found
+        for name, system in measured.items():
+            for stage in system.stages:
+                order = rows[best(system.scores(query, rows, stage), DEPTH)]
+                doc_ids = [data.movies.documents[row].doc_id for row in order]
+                runs.setdefault((name, stage), {})[query.query_id] = doc_ids
         report(done, len(data.queries))
     cells = tabulate(runs, data.qrels, data.groups, BASELINE)
     return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
@@ -258,17 +258,17 @@ def known_systems(data: MovieLens) -> tuple[tuple[str, ...], str]:
     return SYSTEMS, ""
 
 
-def make_scorers(systems: Sequence[str], data: MovieLens, means: Means) -> dict[str, Scorer]:
-    order, others = EngineOrder(data, means.engine, means.index), Others(data)
-    makers: dict[str, Callable[[], Scorer]] = {
+def make_systems(systems: Sequence[str], data: MovieLens, setup: Setup) -> dict[str, RankingSystem]:
+    order, others = EngineOrder(data, setup.engine, setup.index), OtherRatings(data)
+    makers: dict[str, Callable[[], RankingSystem]] = {
         "engine": lambda: order,
-        "user": lambda: Personal(data, means, order),
-        "learnt": lambda: Personal(data, means, order, data.learnt),
-        "search": lambda: Search(Personal(data, means, order), data, means, data.learnt),
+        "user": lambda: PersonalOrder(data, setup, order),
+        "learnt": lambda: PersonalOrder(data, setup, order, data.learnt),
+        "search": lambda: SearchOrder(PersonalOrder(data, setup, order), data, setup, data.learnt),
         "popularity": lambda: Popularity(others),
         "item-knn": lambda: ItemKnn(others),
     }
-    return {system: makers[system]() for system in systems}
+    return {name: makers[name]() for name in systems}
 
 
 class EngineOrder:
@@ -302,14 +302,14 @@ class _Genre:
     hits: Mapping[str, Hit]
 
 
-class Personal:
+class PersonalOrder:
     """The pipeline's order over all candidates in place of a window; a stranger's is the engine's own."""
 
     stages = tuple(LENGTHS)
 
-    def __init__(self, data: MovieLens, means: Means, order: EngineOrder, learnt: Learnt | None = None) -> None:
-        self._data, self._means, self._order, self._learnt = data, means, order, learnt
-        self._settings = Settings(weights=means.weights)
+    def __init__(self, data: MovieLens, setup: Setup, order: EngineOrder, learnt: Learnt | None = None) -> None:
+        self._data, self._setup, self._order, self._learnt = data, setup, order, learnt
+        self._settings = Settings(weights=setup.weights)
         self._profiles: dict[tuple[int, str], Profile] = {}
         self._genres: dict[str, _Genre] = {}
 
@@ -330,19 +330,19 @@ class Personal:
     def _genre(self, query: GenreQuery, profile: Profile) -> _Genre:
         if query.genre not in self._genres:
             rows = np.array([self._data.row[doc_id] for doc_id in self._data.by_genre[query.genre]], np.int64)
-            scores, vectors = self._order.scores(query, rows).tolist(), self._means.vectors[rows]
+            scores, vectors = self._order.scores(query, rows).tolist(), self._setup.vectors[rows]
             documents = [self._data.movies.documents[row] for row in rows]
             hits = [
                 Hit(document.doc_id, score, 0, document.source, vector)
                 for document, score, vector in zip(documents, scores, vectors, strict=True)
             ]
-            reading = read(query.genre, profile, Parts(self._settings, Unchanged(), self._means.encoder))
+            reading = read(query.genre, profile, Parts(self._settings, Unchanged(), self._setup.encoder))
             self._genres[query.genre] = _Genre(reading, {hit.doc_id: hit for hit in hits})
         return self._genres[query.genre]
 
     def _liked(self, profile: Profile) -> dict[str, Vector]:
         liked = [doc_id for doc_id in liked_ids(profile) if doc_id in self._data.row]
-        return {doc_id: self._means.vectors[self._data.row[doc_id]] for doc_id in liked}
+        return {doc_id: self._setup.vectors[self._data.row[doc_id]] for doc_id in liked}
 
     def profile(self, viewer: Viewer, stage: str) -> Profile:
         key = (viewer.user_id, stage)
@@ -371,26 +371,26 @@ def _moment(rating: Rating) -> datetime:
     return datetime.fromtimestamp(rating.timestamp, UTC)
 
 
-class Search:
+class SearchOrder:
     """What a search for the genre finds: its window is filled by the engine, and by what was learnt. Others score 0."""
 
     stages = ("10", "all")
 
-    def __init__(self, personal: Personal, data: MovieLens, means: Means, learnt: Learnt) -> None:
-        self._personal, self._data, self._means = personal, data, means
-        settings = Settings(weights=means.weights)
-        self._parts = Parts(settings, Unchanged(), means.encoder, _OfEverybody(learnt))
+    def __init__(self, personal: PersonalOrder, data: MovieLens, setup: Setup, learnt: Learnt) -> None:
+        self._personal, self._data, self._setup = personal, data, setup
+        settings = Settings(weights=setup.weights)
+        self._parts = Parts(settings, Unchanged(), setup.encoder, _LearntForAnyTenant(learnt))
 
     def scores(self, query: GenreQuery, rows: Rows, stage: str) -> Array:
-        request = Request(query.genre, self._means.index, UserKey(TENANT, "viewer"), size=SEARCHED)
+        request = Request(query.genre, self._setup.index, UserKey(TENANT, "viewer"), size=SEARCHED)
         profile = self._personal.profile(query.viewer, stage)
-        found = search(self._means.engine, _Known(profile), request, self._parts).page
+        found = search(self._setup.engine, _OneProfile(profile), request, self._parts).page
         places = {ranked.hit.doc_id: ranked.rank for ranked in found}
         documents = self._data.movies.documents
         return np.array([1 / places.get(documents[row].doc_id, np.inf) for row in rows], np.float32)
 
 
-class _Known(NamedTuple):
+class _OneProfile(NamedTuple):
     """A store of one profile."""
 
     of_all: Profile
@@ -399,7 +399,7 @@ class _Known(NamedTuple):
         return self.of_all
 
 
-class _OfEverybody(NamedTuple):
+class _LearntForAnyTenant(NamedTuple):
     """What was learnt, for any tenant."""
 
     learnt: Learnt
@@ -411,7 +411,7 @@ class _OfEverybody(NamedTuple):
         return True
 
 
-class Others:
+class OtherRatings:
     """What all users but the one in question rated, at any time."""
 
     def __init__(self, data: MovieLens) -> None:
@@ -437,7 +437,7 @@ class Popularity:
 
     stages = (ANY_LENGTH,)
 
-    def __init__(self, others: Others) -> None:
+    def __init__(self, others: OtherRatings) -> None:
         self._others = others
 
     def scores(self, query: GenreQuery, rows: Rows, _stage: str = ANY_LENGTH) -> Array:
@@ -453,7 +453,7 @@ class ItemKnn:
 
     stages = tuple(LENGTHS)
 
-    def __init__(self, others: Others) -> None:
+    def __init__(self, others: OtherRatings) -> None:
         self._others = others
         self._known: dict[tuple[int, str], Array] = {}
 

@@ -10,7 +10,7 @@ from bespeak.engines import Engine
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
-from bespeak.evaluation.memory import best, embed, vector_asked
+from bespeak.evaluation.memory import best, embed, search_vector
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.parts import Parts
 from bespeak.pipeline import Retrieved, ask, show_page
@@ -73,15 +73,15 @@ def run_all(
     runs: Runs = {(s, stage): {} for s in systems for stage in stages}
     for done, topic in enumerate(collection.topics, 1):
         for system in systems:
-            asked = read_topic(system, topic, index, parts)
+            search = read_topic(system, topic, index, parts)
             for stage in stages:
-                runs[system, stage][topic.query_id] = rank_topic(stage, asked, engine, collection, vectors)
+                runs[system, stage][topic.query_id] = rank_topic(stage, search, engine, collection, vectors)
         report(done, len(collection.topics))
     return runs
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TopicSearch:
     """One topic as a system reads it, and the parts that it is ranked by."""
 
     request: Request
@@ -89,12 +89,12 @@ class Asked:
     parts: Parts
 
 
-def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> Asked:
+def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> TopicSearch:
     """What the system makes of this turn. Raises `InputError` where it lacks what it needs."""
     if system == "rewrite":
-        return _asked(topic.text, topic, index, parts)
+        return make_search(topic.text, topic, index, parts)
     if system == "session":
-        return _asked(topic.text, topic, index, replace(parts, rewriter=Unchanged()))
+        return make_search(topic.text, topic, index, replace(parts, rewriter=Unchanged()))
     if system == "last-turn":
         return _last_turn(topic, index, parts)
     if system == "human" and topic.human_rewrite is None:
@@ -102,11 +102,11 @@ def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> Asked:
     text = {"raw": topic.text, "human": topic.human_rewrite}.get(system)
     if text is None:
         text = rewrite_query(topic.text, topic.profile, parts.rewriter, parts.settings.rewrite_ms).text
-    return _asked(text, topic, index, without_session(parts))
+    return make_search(text, topic, index, without_session(parts))
 
 
-def _asked(text: str, topic: Topic, index: str, parts: Parts) -> Asked:
-    return Asked(Request(text, index, size=DEPTH), read(text, topic.profile, parts), parts)
+def make_search(text: str, topic: Topic, index: str, parts: Parts) -> TopicSearch:
+    return TopicSearch(Request(text, index, size=DEPTH), read(text, topic.profile, parts), parts)
 
 
 def without_session(parts: Parts) -> Parts:
@@ -115,30 +115,32 @@ def without_session(parts: Parts) -> Parts:
     return replace(parts, rewriter=Unchanged(), settings=settings, terms=None, context=None)
 
 
-def _last_turn(topic: Topic, index: str, parts: Parts) -> Asked:
+def _last_turn(topic: Topic, index: str, parts: Parts) -> TopicSearch:
     """The query and the last turn's salient words; as vectors, the query and half of the last turn."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
     parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None, context=None)
-    asked = _asked(topic.text, topic, index, parts)
-    vectors = dict(asked.reading.vectors)
+    search = make_search(topic.text, topic, index, parts)
+    vectors = dict(search.reading.vectors)
     vectors.pop("rewrite", None)
-    return replace(asked, reading=replace(asked.reading, vectors=vectors))
+    return replace(search, reading=replace(search.reading, vectors=vectors))
 
 
-def rank_topic(stage: str, asked: Asked, engine: Engine, collection: Collection, vectors: Matrix | None) -> list[str]:
+def rank_topic(
+    stage: str, search: TopicSearch, engine: Engine, collection: Collection, vectors: Matrix | None
+) -> list[str]:
     """At most `DEPTH` doc_ids, best first."""
-    info = engine.describe(asked.request.index)
-    query = ask(asked.request, info, asked.reading, asked.parts)
+    info = engine.describe(search.request.index)
+    query = ask(search.request, info, search.reading, search.parts)
     if stage == "lexical":
         hits = engine.search(replace(query, vector=None)).hits
         return [hit.doc_id for hit in hits if hit.score > 0][:DEPTH]
     if stage == "dense":
-        if vectors is None or asked.parts.encoder is None:
+        if vectors is None or search.parts.encoder is None:
             raise UsageError("the stage dense needs an encoder: name one with --encoder")
-        rows = best(vectors @ vector_asked(asked.reading, asked.parts.settings, asked.parts.encoder), DEPTH)
+        rows = best(vectors @ search_vector(search.reading, search.parts.settings, search.parts.encoder), DEPTH)
         return [collection.documents[row].doc_id for row in rows]
     found = engine.search(query)
-    page = show_page(asked.request, asked.reading, Retrieved(info, found, found), asked.parts).page
+    page = show_page(search.request, search.reading, Retrieved(info, found, found), search.parts).page
     return [ranked.hit.doc_id for ranked in page]
 
 

@@ -86,16 +86,16 @@ class Collection:
 def read_collection(folder: Path) -> Collection:
     """Topics without a judgment are left out. Raises `InputError`."""
     part = folder / "dev" if (folder / "dev" / "queries.jsonl").is_file() else folder
-    documents = sorted((_document(line) for line in read_lines(folder / "corpus.jsonl")), key=lambda d: d.doc_id)
+    documents = sorted((_document(line) for line in read_rows(folder / "corpus.jsonl")), key=lambda d: d.doc_id)
     qrels = read_qrels(part / "qrels.tsv")
-    topics = tuple(t for t in (_topic(line) for line in read_lines(part / "queries.jsonl")) if t.query_id in qrels)
+    topics = tuple(t for t in (_topic(line) for line in read_rows(part / "queries.jsonl")) if t.query_id in qrels)
     if not documents or not topics:
         raise InputError(f"{folder} holds {len(documents)} documents and {len(topics)} judged queries: both are needed")
     fields = tuple(name for name in FIELDS if any(document.source.get(name) for document in documents))
     return Collection(folder.resolve().name, tuple(documents), fields, topics, qrels)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON lines file, each with an `_id` and a `text`."""
     try:
         with path.open(encoding="utf-8") as file:

@@ -34,7 +34,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class SettingScores:
     """One set. `groups` are drawn and held out whole; `engine` is what the engine's own order scores, where known."""
 
     name: str
@@ -59,7 +59,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOutScores:
     """What came of one set where it was held out: the present settings and the ones picked without it."""
 
     name: str
@@ -72,15 +72,15 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuningResult:
     choice: int  # the setting picked on all evidence; 0: the present one
     agreeing: int  # folds, of FOLDS, that picked the same one
-    sets: tuple[Held, ...]
+    sets: tuple[HeldOutScores, ...]
     gain: Estimate  # held out, the mean over the sets
     refusal: str  # why nothing should change, as a sentence; "" where the evidence carries the change
 
 
-def cross_validate(sets: Sequence[Evidence], group: str) -> Tuned:
+def cross_validate(sets: Sequence[SettingScores], group: str) -> TuningResult:
     """`group` is what a group is called: conversations, users."""
     folds = [assign(one.groups) for one in sets]
     picks = [pick(sets, [fold != n for fold in folds]) for n in range(FOLDS)]
@@ -89,7 +89,7 @@ def cross_validate(sets: Sequence[Evidence], group: str) -> Tuned:
     held = tuple(itertools.starmap(hold_out, zip(sets, after, strict=True)))
     gain = mean_gain(sets, after)
     choice = pick(sets, [np.ones(len(fold), bool) for fold in folds])
-    return Tuned(choice, picks.count(choice), held, gain, refuse(choice, held, gain, group))
+    return TuningResult(choice, picks.count(choice), held, gain, refusal_of(choice, held, gain, group))
 
 
 def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -99,31 +99,31 @@ def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return folds
 
 
-def pick(sets: Sequence[Evidence], kept: Sequence[Kept]) -> int:
+def pick(sets: Sequence[SettingScores], kept: Sequence[Kept]) -> int:
     """The setting with the best mean over the sets, of those that make no more queries of any set noticeably worse
     than the present one does; the first of equal ones."""
-    some = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
-    if not some:
+    usable = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
+    if not usable:
         return 0
-    means: Values = np.mean([one.means(mask) for one, mask in some], axis=0)
-    for one, mask in some:
+    means: Values = np.mean([one.means(mask) for one, mask in usable], axis=0)
+    for one, mask in usable:
         worse = one.worse(one.values, mask)
         means[worse > worse[0] + ROUNDING] = -np.inf
     return int(np.argmax(means > means.max() - ROUNDING))
 
 
-def hold_out(one: Evidence, after: Values) -> Held:
+def hold_out(scores: SettingScores, after: Values) -> HeldOutScores:
     everything = np.ones(len(after), bool)
-    before = one.values[0]
-    shares = [float(one.worse(values, everything)) for values in (before, after)]
-    return Held(
-        one.name, len(after), len(np.unique(one.groups)), float(np.average(before, weights=one.counts)),
-        float(np.average(after, weights=one.counts)), mean_gain([one], [after]),
-        None if one.engine is None else (shares[0], shares[1]),
+    before = scores.values[0]
+    shares = [float(scores.worse(values, everything)) for values in (before, after)]
+    return HeldOutScores(
+        scores.name, len(after), len(np.unique(scores.groups)), float(np.average(before, weights=scores.counts)),
+        float(np.average(after, weights=scores.counts)), mean_gain([scores], [after]),
+        None if scores.engine is None else (shares[0], shares[1]),
     )  # fmt: skip
 
 
-def mean_gain(sets: Sequence[Evidence], after: Sequence[Values]) -> Estimate:
+def mean_gain(sets: Sequence[SettingScores], after: Sequence[Values]) -> Estimate:
     """Of the sets' mean differences the mean; groups are drawn in each set by themselves."""
     means, drawn = [], []
     for n, (one, values) in enumerate(zip(sets, after, strict=True)):
@@ -135,7 +135,7 @@ def mean_gain(sets: Sequence[Evidence], after: Sequence[Values]) -> Estimate:
     return around(float(np.mean(means)), np.mean(drawn, axis=0))
 
 
-def refuse(choice: int, held: Sequence[Held], gain: Estimate, group: str) -> str:
+def refusal_of(choice: int, held: Sequence[HeldOutScores], gain: Estimate, group: str) -> str:
     n_groups = sum(one.groups for one in held)
     if n_groups < FEWEST:
         return f"there are {n_groups} {group}, and fewer than {FEWEST} tell too little: collect more"
@@ -168,7 +168,7 @@ def grid(present: Settings, rewritten: bool = True) -> list[Settings]:
     return list(dict.fromkeys(found))
 
 
-def judged(readings: Readings, settings: Sequence[Settings], report: Report = silent) -> Evidence:
+def judged(readings: Readings, settings: Sequence[Settings], report: Report = silent) -> SettingScores:
     """nDCG@10 of each setting in each topic, and of the query as typed in the engine's order; by conversation."""
     rows = []
     for done, one in enumerate(settings, 1):
@@ -176,7 +176,7 @@ def judged(readings: Readings, settings: Sequence[Settings], report: Report = si
         report(done, len(settings))
     collection = readings.collection
     as_typed = replace(settings[0], rewrite_weight=0.0, last_turn_weight=0.0)
-    return Evidence(
+    return SettingScores(
         collection.name, np.stack(rows), np.ones(len(collection.topics)),
         numbered([topic.conversation for topic in collection.topics]), score_settings(readings, as_typed)["lexical"],
     )  # fmt: skip

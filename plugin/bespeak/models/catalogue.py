@@ -132,7 +132,7 @@ def parse_record(row: Any, path: Path) -> ModelRecord:
 def describe_files(folder: Path) -> dict[str, ModelFile]:
     """Size and sha256 of every file in the folder, except the record itself."""
     return {
-        path.name: ModelFile(digest(path), path.stat().st_size)
+        path.name: ModelFile(digest_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != RECORD
     }
@@ -216,7 +216,7 @@ class Digests:
         known = self._known.get(key)
         if isinstance(known, list) and len(known) == 4 and known[:3] == state and isinstance(known[3], str):
             return known[3]
-        found = digest(path)
+        found = digest_file(path)
         self._known[key] = [*state, found]
         self._changed = True
         return found
@@ -237,7 +237,7 @@ class Digests:
         return known if isinstance(known, dict) else {}
 
 
-def digest(path: Path) -> str:
+def digest_file(path: Path) -> str:
     """The sha256 of a file in hex. Raises ModelError if it cannot be read."""
     try:
         with path.open("rb") as file:

@@ -54,15 +54,15 @@ class UserEvents:
     consent: bool = True
 
 
-def derive(known: UserEvents, now: datetime, query_id: str = "") -> Profile:
+def derive(events: UserEvents, now: datetime, query_id: str = "") -> Profile:
     """The profile of a user in one session. Events later than `now` (clocks differ) count as new.
 
     The query that is being asked now is not an earlier turn: leave its event out, or name its `query_id`.
     """
-    statements = _statements(known.statements)
-    turns = _turns(known.session_events, query_id)
-    preferences, counted = _preferences(known.preference_events, now)
-    profile = Profile(known.user, known.session_id, statements, turns, preferences, known.consent)
+    statements = _statements(events.statements)
+    turns = _turns(events.session_events, query_id)
+    preferences, counted = _preferences(events.preference_events, now)
+    profile = Profile(events.user, events.session_id, statements, turns, preferences, events.consent)
     return replace(profile, version=_version(profile, counted))
 
 

@@ -25,7 +25,7 @@ AHEAD_MS = 5_000.0
 """A reading that takes longer is stopped."""
 
 
-class Ahead:
+class ReadAhead:
     """One reading at a time, for one event loop; it stops as soon as a request needs a model."""
 
     def __init__(self, rewriter: Rewriter, profiles: Profiles, chains: Chains, bounds: Sequence[Bounds]) -> None:

@@ -13,7 +13,7 @@ from bespeak.errors import EngineError
 from bespeak.models.vectors import VectorCache
 from bespeak.parts import Parts, forget_user, remember_vectors
 from bespeak.profiles.stores import EventStore
-from bespeak.proxy.ahead import Ahead
+from bespeak.proxy.ahead import ReadAhead
 from bespeak.proxy.app import Proxy
 from bespeak.proxy.bounds import Bounds, Runs
 from bespeak.proxy.chains import Chains
@@ -59,7 +59,7 @@ def assemble(
     recorder, share = Recorder(store), Share(options.share)
     metrics.watch_recorder(lambda: recorder.counts)
     metrics.watch_share(lambda: share.value)
-    ahead = Ahead(parts.rewriter, store, chains, (runs.rewrites, runs.encodings))
+    ahead = ReadAhead(parts.rewriter, store, chains, (runs.rewrites, runs.encodings))
     audience = Audience(Identify(options.jwt_key), share)
     # Reading ahead ends before the rewriter forgets.
     data = UserData(

@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from bespeak.proxy.recording import Counts
+    from bespeak.proxy.recording import RecorderCounts
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -83,7 +83,7 @@ class Metrics:
         """Asks `is_open` whenever the metrics are read."""
         self._breakers.labels(self._label(stage)).set_function(lambda: float(is_open()))
 
-    def watch_recorder(self, counts: Callable[[], Counts]) -> None:
+    def watch_recorder(self, counts: Callable[[], RecorderCounts]) -> None:
         self._registry.register(_RecorderCollector(counts))
 
     def watch_share(self, share: Callable[[], float]) -> None:
@@ -104,7 +104,7 @@ class Metrics:
 
 
 class _RecorderCollector(Collector):
-    def __init__(self, counts: Callable[[], Counts]) -> None:
+    def __init__(self, counts: Callable[[], RecorderCounts]) -> None:
         self._counts = counts
 
     def collect(self) -> Iterable[Metric]:

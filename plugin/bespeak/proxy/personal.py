@@ -29,8 +29,8 @@ from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.explanation import explain_search
 from bespeak.proxy.body.query import Typed
 from bespeak.proxy.body.reply import EngineHit, Reply, read_reply, write_page
-from bespeak.proxy.body.search import Search, decline, typed_text
-from bespeak.proxy.body.window import Widened, widen, words_body
+from bespeak.proxy.body.search import Search, decline_reordering, typed_text
+from bespeak.proxy.body.window import WidenedSearch, widen, words_body
 from bespeak.proxy.bounds import Breaker, Busy, Runs
 from bespeak.proxy.chains import Chain, Chains
 from bespeak.proxy.documents import Documents
@@ -62,14 +62,14 @@ U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
-class Personal:
+class PersonalSearch:
     """A search that is personalised, with all that is known before the engine is asked."""
 
     search: Search
     user: UserKey
     typed: Typed
     chain: Chain
-    asked: Widened
+    widened: WidenedSearch
     session_id: str
     reading: Reading | None  # of a first page; later pages follow the chain
     digest: bytes
@@ -112,13 +112,13 @@ class Personaliser:
         for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
             shared.metrics.watch_breaker(name, partial(getattr, breaker, "open"))
 
-    async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> Personal | Declined:
+    async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> PersonalSearch | Declined:
         """What to ask the engine for this person, or why nothing is changed. Raises Fault.
 
         `control`: the user belongs to the share that is recorded but not personalised.
         """
         typed = typed_text(search, self._rules.typed_path)
-        if reason := decline(search) or typed.reason or too_long(typed):
+        if reason := decline_reordering(search) or typed.reason or too_long(typed):
             return Declined(Outcome(reason=reason))
         digest, begun = search.digest(user, session_id), self._chains.clock()
         chain = self._chains.get(user, digest) if search.offset else None
@@ -133,8 +133,8 @@ class Personaliser:
             return Declined(outcome, typed.text if chain.consent else "")
         with stage(Stage.PLAN):
             window, preference = self._parts.settings.window, f"bespeak-{digest.hex()[:16]}"
-            asked = widen(search, window, typed, chain.clauses, preference)
-        return Personal(search, user, typed, chain, asked, session_id, reading, digest)
+            widened = widen(search, window, typed, chain.clauses, preference)
+        return PersonalSearch(search, user, typed, chain, widened, session_id, reading, digest)
 
     async def _begin(self, search: Search, reading: Reading, control: bool) -> tuple[Reading, Chain]:
         """What holds for this page and for those after it."""
@@ -145,8 +145,8 @@ class Personaliser:
             return reading, Chain(query_id(search), rewrite, untouched=True)
         began = time.monotonic()
         rewrite = await self._rewrite(reading)
-        asked = rewrite.status not in (RewriteStatus.GATED, RewriteStatus.OFF)
-        self._shared.metrics.rewritten(rewrite.status, time.monotonic() - began if asked else None)
+        ran = rewrite.status not in (RewriteStatus.GATED, RewriteStatus.OFF)
+        self._shared.metrics.rewritten(rewrite.status, time.monotonic() - began if ran else None)
         with stage(Stage.PLAN):
             reading = pick_terms(replace(reading, rewrite=rewrite), self._parts.terms)
             return reading, Chain(query_id(search), rewrite, clauses(reading, self._parts.settings))
@@ -158,10 +158,10 @@ class Personaliser:
             chain = Chain(outcome.query_id, rewrite, untouched=True, begun=self._chains.clock())
             self._chains.put(user, search.digest(user, session_id), chain)
 
-    async def encode(self, personal: Personal) -> Reading | None:
+    async def encode(self, personal: PersonalSearch) -> Reading | None:
         """The reading with the vectors of what is asked; needs no answer of the engine's. Raises Fault."""
         reading, parts, budget_ms = personal.reading, self._parts, self._parts.settings.rerank_ms
-        if reading is None or parts.encoder is None or not personal.asked.window:
+        if reading is None or parts.encoder is None or not personal.widened.window:
             return reading
         with stage(Stage.ENCODE):
             if is_remembered(reading, parts):
@@ -170,11 +170,13 @@ class Personaliser:
         encodings = self._shared.runs.encodings
         return await self._guarded(Stage.ENCODE, self._reranking, lambda: encodings.run(run, budget_ms))
 
-    async def complete(self, personal: Personal, reading: Reading | None, answer: str, asker: Headers) -> Completed:
+    async def complete(
+        self, personal: PersonalSearch, reading: Reading | None, answer: str, asker: Headers
+    ) -> Completed:
         """The client's page of the engine's answer. Raises Fault."""
         with stage(Stage.ENGINE_ANSWER):
             reply = read_reply(answer)
-        search, chain, window = personal.search, personal.chain, personal.asked.window
+        search, chain, window = personal.search, personal.chain, personal.widened.window
         if not window:  # a page beyond it, in the engine's own order
             return Completed(answer, self._tell(chain, RerankStatus.OFF, Reason.BEYOND_WINDOW), reply.hits)
         if reading is None or chain.order:
@@ -195,30 +197,30 @@ class Personaliser:
         shown = tuple(replace(reply.hits[i], noted=self._note(found, i)) for i in page)
         return Completed(text, outcome, shown)
 
-    async def _rank(self, personal: Personal, reading: Reading, reply: Reply, asker: Headers) -> Order:
+    async def _rank(self, personal: PersonalSearch, reading: Reading, reply: Reply, asker: Headers) -> Order:
         """All hits of the answer: the window in this person's order, then the rest as it came."""
-        inside = range(min(personal.asked.window, len(reply.hits)))
+        inside = range(min(personal.widened.window, len(reply.hits)))
         free = [i for i in inside if not reply.hits[i].pinned]
         compared = self._compared(personal)
         sides = compared.sides if compared else (Side("", self._parts.settings),)
         added = [self._clauses(personal, reading, side) for side in sides]
-        asked = list(dict.fromkeys(added))
+        distinct = list(dict.fromkeys(added))
         words, embedded = await self._guarded(
             Stage.EMBED,
             self._reranking,
-            lambda: self._ask_about(personal, reading, asked, [reply.hits[i] for i in free], asker),
+            lambda: self._ask_about(personal, reading, distinct, [reply.hits[i] for i in free], asker),
         )
         with stage(Stage.RANK):
             vectors = dict(zip(free, embedded.hits, strict=True))
             orders, ranking = [], None
-            for side, own in zip(sides, added, strict=True):
+            for side, clauses_of_side in zip(sides, added, strict=True):
                 if side.settings is None:
                     orders.append(free)
                     continue
-                scores = dict(zip(free, words[asked.index(own)], strict=True))
-                window = open_window(reply, inside, scores, vectors, embedded)
+                scores = dict(zip(free, words[distinct.index(clauses_of_side)], strict=True))
+                window = window_of_reply(reply, inside, scores, vectors, embedded)
                 ranking = rank(reading, window, side.settings, *self._learnt_for(reading.profile))
-                orders.append([i for i in places_of(ranking) if i in vectors])
+                orders.append([i for i in indices_of(ranking) if i in vectors])
             order, placed = (
                 compared.draft(orders, personal.user, personal.digest.hex()) if compared else (orders[0], ())
             )
@@ -239,12 +241,12 @@ class Personaliser:
         self._damage = damage
         return learnt, Reason.LEARNT_UNREADABLE if damage else ""
 
-    def _compared(self, personal: Personal) -> Comparison | None:
+    def _compared(self, personal: PersonalSearch) -> Comparison | None:
         """What is compared here: nothing where words of ours found hits, or where somebody looks at scores."""
         search = personal.search
         return None if search.explained or search.mode == "recall" else self._rules.comparison
 
-    def _clauses(self, personal: Personal, reading: Reading, side: Side) -> tuple[Clause, ...]:
+    def _clauses(self, personal: PersonalSearch, reading: Reading, side: Side) -> tuple[Clause, ...]:
         """What is added to the query's words for this side; the chain's own where nothing is compared."""
         if not side.name:
             return personal.chain.clauses
@@ -261,7 +263,7 @@ class Personaliser:
 
     async def _ask_about(
         self,
-        personal: Personal,
+        personal: PersonalSearch,
         reading: Reading,
         added: Sequence[Sequence[Clause]],
         hits: Sequence[EngineHit],
@@ -291,14 +293,14 @@ class Personaliser:
             found = replace(found, liked={**found.liked, **dict(zip(missing, rows, strict=False))})
         return found
 
-    def _explain(self, personal: Personal, reply: Reply, found: Order, outcome: Outcome) -> dict[str, object]:
+    def _explain(self, personal: PersonalSearch, reply: Reply, found: Order, outcome: Outcome) -> dict[str, object]:
         search = personal.search
         page = found.order[search.offset : search.offset + search.size]
         ranked = [found.ranked[i] for i in page if i in found.ranked]
         if found.ranking:
             ranked = list(found.ranking.explain(ranked))
-        by_place = {place_of(one): one for one in ranked}
-        window, rewrite = personal.asked.window, personal.chain.rewrite
+        by_place = {index_of(one): one for one in ranked}
+        window, rewrite = personal.widened.window, personal.chain.rewrite
         return {
             "bespeak": explain_search(rewrite, outcome, window, [(i, reply.hits[i], by_place.get(i)) for i in page])
         }
@@ -376,14 +378,14 @@ class Order:
     @property
     def ranked(self) -> dict[int, Ranked]:
         """The ranked hits, by their index in the answer."""
-        return {place_of(one): one for one in self.ranking.hits} if self.ranking else {}
+        return {index_of(one): one for one in self.ranking.hits} if self.ranking else {}
 
 
 def too_long(typed: Typed) -> str:
     return Reason.TOO_LONG if len(typed.text) > MAX_QUERY_CHARS else ""
 
 
-def open_window(
+def window_of_reply(
     reply: Reply,
     inside: Sequence[int],
     scores: Mapping[int, float],
@@ -402,13 +404,13 @@ def open_window(
     return Window(hits, embedded.liked, text)
 
 
-def place_of(ranked: Ranked) -> int:
+def index_of(ranked: Ranked) -> int:
     """Its index in the answer."""
     return ranked.hit.rank - 1
 
 
-def places_of(ranking: Ranking) -> list[int]:
-    return [place_of(ranked) for ranked in ranking.hits]
+def indices_of(ranking: Ranking) -> list[int]:
+    return [index_of(ranked) for ranked in ranking.hits]
 
 
 async def score_words(

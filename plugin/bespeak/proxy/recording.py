@@ -31,7 +31,7 @@ FORGOTTEN_S = 600.0
 MAX_FORGOTTEN = 1_000_000
 
 
-class Counts(NamedTuple):
+class RecorderCounts(NamedTuple):
     """Events since the start: `queued` now, `written` to the store, `dropped` because it did not keep up."""
 
     queued: int
@@ -113,9 +113,9 @@ class Recorder:
         self._thread.join()
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> RecorderCounts:
         with self._changed:
-            return Counts(len(self._queue) + len(self._batch), self._written, self._dropped)
+            return RecorderCounts(len(self._queue) + len(self._batch), self._written, self._dropped)
 
     def _is_forgotten(self, event: Event) -> bool:
         forgotten_at = self._forgotten_at.get(event.user)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bespeak.errors import InputError
-from bespeak.proxy.ahead import Ahead, with_turn
+from bespeak.proxy.ahead import ReadAhead, with_turn
 from bespeak.proxy.asking import EngineAnswer, Question, ask_instead
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.msearch import HeadedSearch, read_msearch, read_responses
@@ -57,7 +57,7 @@ class Searches:
         audience: Audience,
         recorder: Recorder,
         metrics: Metrics,
-        ahead: Ahead,
+        ahead: ReadAhead,
     ) -> None:
         self._upstream, self._personaliser, self._audience = upstream, personaliser, audience
         self._recorder, self._metrics, self._ahead = recorder, metrics, ahead
@@ -98,7 +98,7 @@ class Searches:
             answer = await self._ask(call, Question(b"/_render/template", (), call.text))
             check_status(answer.status)
             with stage(Stage.TEMPLATE):
-                span = dict(splice.read_object(answer.text)[0])["template_output"]
+                span = dict(splice.read_members(answer.text)[0])["template_output"]
                 is_explained = any(json.loads(call.text).get(name) is True for name in ("explain", "profile"))
         except Fault as fault:
             await self._pass(call, receive, send, if_named(call, fault.outcome))
@@ -180,9 +180,9 @@ class Searches:
         """Raises Fault, also if the engine refuses: what it says to the client's own request is what counts."""
         (exchange,) = exchanges
         assert exchange.personal is not None
-        asked = exchange.personal.asked
+        widened = exchange.personal.widened
         answer, reading = await both(
-            self._ask(call, Question(call.path, asked.params, asked.text)),
+            self._ask(call, Question(call.path, widened.params, widened.text)),
             self._personaliser.encode(exchange.personal),
         )
         check_status(answer.status)
@@ -195,7 +195,7 @@ class Searches:
 
         Raises Fault.
         """
-        text = "".join(exchange.asked_lines for exchange in exchanges)
+        text = "".join(exchange.engine_lines for exchange in exchanges)
         answer, encoded = await both(
             self._ask(call, Question(call.path, call.unfiltered_params, text)),
             asyncio.gather(*(self._encode(exchange) for exchange in exchanges)),

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from bespeak.profiles.deriving import STRENGTHS
-from bespeak.profiles.stores import EventStore, Forgotten
-from bespeak.profiles.ubi import RejectedLine, read_events
+from bespeak.profiles.stores import EventStore, ForgottenCounts
+from bespeak.profiles.ubi import RejectedEvent, read_events
 from bespeak.proxy.recording import Recorder
 from bespeak.records import Event, UserKey
 
@@ -60,7 +60,7 @@ class UserData:
         answered: tuple[UserKey, str] | None = None
         while some := list(itertools.islice(items, EVENTS_BATCH)):
             events = [item for _, item in some if isinstance(item, Event)]
-            rejected = [(line_no, item.reason) for line_no, item in some if isinstance(item, RejectedLine)]
+            rejected = [(line_no, item.reason) for line_no, item in some if isinstance(item, RejectedEvent)]
             if events:
                 self._store.add(events)
             answers = [event for event in events if event.session_id and event.action in ANSWERING]
@@ -74,7 +74,7 @@ class UserData:
         self._recorder.flush(FLUSH_S)
         return self._store.export(user)
 
-    def forget(self, user: UserKey) -> Forgotten:
+    def forget(self, user: UserKey) -> ForgottenCounts:
         """First what is on its way to the store, then the store, then what was derived from it."""
         try:
             self._recorder.forget(user)

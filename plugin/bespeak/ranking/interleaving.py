@@ -48,8 +48,8 @@ class Comparison:
 
     def assign(self, user: UserKey) -> int:
         """The user's side in a split test: always the same in this comparison, half of the users on each."""
-        told = "\0".join((self.name, *user)).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(told, digest_size=1).digest()[0] & 1
+        key = "\0".join((self.name, *user)).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(key, digest_size=1).digest()[0] & 1
 
 
 def draft(first: Sequence[int], second: Sequence[int], seed: str) -> tuple[list[int], list[int]]:

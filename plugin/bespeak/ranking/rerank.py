@@ -53,7 +53,7 @@ def user_vector(
     known = [p for p in profile.preferences if p.doc_id in liked and p.weight]
     total = sum(abs(p.weight) for p in known)
     addends = [
-        Addend(liked[p.doc_id], p.event_id, p.title or p.doc_id, what_was_done(p)).times(p.weight / total)
+        Addend(liked[p.doc_id], p.event_id, p.title or p.doc_id, action_of(p)).times(p.weight / total)
         for p in known
         if total > 0
     ]
@@ -62,7 +62,7 @@ def user_vector(
     return add_up(addends)
 
 
-def what_was_done(preference: Preference) -> str:
+def action_of(preference: Preference) -> str:
     """The action on the document; `dislike` where it speaks against it."""
     return preference.action if preference.weight >= 0 else "dislike"
 
@@ -101,7 +101,7 @@ def _cosines(
     return found
 
 
-def find_same(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
+def finds_same(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
     """Whether two scores of the same hits share at least six of their first ten; of fewer than forty hits, the same
     part of the first quarter."""
     depth = min(AGREEMENT_DEPTH, len(first) // 4)
@@ -109,18 +109,18 @@ def find_same(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -
     return depth > 0 and len(tops[0] & tops[1]) >= AGREEMENT * depth
 
 
-def keep_typed(hits: Sequence[Hit], asked: QueryVector) -> QueryVector:
+def keep_typed(hits: Sequence[Hit], query: QueryVector) -> QueryVector:
     """The query's vector with most of the query as typed in it, if it finds the same hits with and without its session.
 
     Little was then missing from what was typed, and a session that reorders good hits mostly does harm.
     """
-    if len(asked.mixed.addends) < 2:
-        return asked
-    if not find_same(cosines(hits, asked.mixed.vector), cosines(hits, asked.typed.vector)):
-        return asked
-    rest = [addend.times((1 - TYPED_SHARE) / asked.mixed.norm) for addend in asked.mixed.addends]
-    mixed = add_up([*rest, asked.typed.times(TYPED_SHARE)])
-    return replace(asked, mixed=mixed) if mixed else asked
+    if len(query.mixed.addends) < 2:
+        return query
+    if not finds_same(cosines(hits, query.mixed.vector), cosines(hits, query.typed.vector)):
+        return query
+    rest = [addend.times((1 - TYPED_SHARE) / query.mixed.norm) for addend in query.mixed.addends]
+    mixed = add_up([*rest, query.typed.times(TYPED_SHARE)])
+    return replace(query, mixed=mixed) if mixed else query
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +282,8 @@ class Judge:
         found = self._terms(ranked, words, stems, n_matched)
         if ranked.hit.vector is not None and self.mean is not None:
             away = ranked.hit.vector - self.mean
-            told = self.weights.embedding * (1 - self.learnt.broad if self.learnt else 1)
-            found += self._parts("embedding", self.query, self.ranges[0], told, away)
+            weight = self.weights.embedding * (1 - self.learnt.broad if self.learnt else 1)
+            found += self._parts("embedding", self.query, self.ranges[0], weight, away)
             found += self._parts("user", self.user, self.ranges[1], self.weights.user, away)
         found = _joined([*found, *self._learnt(ranked)])
         return sorted((e for e in found if e.share > 0.005), key=lambda e: -e.share)
@@ -296,7 +296,7 @@ class Judge:
         above = learnt.shares[learnt.rows[ranked.hit.doc_id]] - learnt.shares.mean(axis=0)  # (n_preferences,)
         above *= self.weights.user / (sum(self.weights.as_tuple()) * self.span)
         return [
-            Evidence("user", p.title or p.doc_id, p.event_id, float(share), what_was_done(p))
+            Evidence("user", p.title or p.doc_id, p.event_id, float(share), action_of(p))
             for p, share in zip(learnt.preferences, above, strict=True)
         ]
 

@@ -21,9 +21,9 @@ from bespeak.rewriting.scorer import (
     EMPTY_MEMORY,
     NO_PROMPT,
     Floats,
-    Lookup,
     Memory,
     OnnxFeed,
+    PromptLookup,
     ReadPrompt,
     RunCounts,
     SessionKey,
@@ -79,8 +79,8 @@ class JointScorer:
         return Batcher(open_graph(self._folder / ROWS_GRAPH, self._threads), self.counts)
 
     @cached_property
-    def _lookup(self) -> Lookup:
-        return Lookup(self.tokenizer)
+    def _lookup(self) -> PromptLookup:
+        return PromptLookup(self.tokenizer)
 
     @contextmanager
     def begin(

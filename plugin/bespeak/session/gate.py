@@ -12,10 +12,10 @@ MAX_CHARS = 500
 """Longer queries are self-contained, and the rewriter would see only their end."""
 
 
-def decline(query: str, profile: Profile) -> Reason | None:
+def decline_rewriting(query: str, profile: Profile) -> Reason | None:
     """Why this query must not be rewritten for this user; None if it may be.
 
-    >>> decline("and how much is it?", Profile())
+    >>> decline_rewriting("and how much is it?", Profile())
     <Reason.NO_HISTORY: 'no_history'>
     """
     if not profile.consent:

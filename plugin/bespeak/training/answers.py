@@ -95,9 +95,9 @@ class Answers:
         yield self._vectors @ reading.vectors["rewrite" if text != reading.query else "typed"]
 
 
-def gain(scores: npt.NDArray[np.float32], own: int, others: npt.NDArray[np.bool_]) -> float:
-    """`scores` and `others` (n,): the rank of `own` is one more than how many of the others score above it."""
-    n_above = int((scores[others] > scores[own]).sum())
+def gain(scores: npt.NDArray[np.float32], answer: int, others: npt.NDArray[np.bool_]) -> float:
+    """`scores` and `others` (n,): the rank of `answer` is one more than how many of the others score above it."""
+    n_above = int((scores[others] > scores[answer]).sum())
     return float(1 / np.log2(2 + n_above))
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from bespeak.rewriting.decoding import Feed, Scorer
     from bespeak.rewriting.scorer import Floats, SessionKey
-    from bespeak.training.pairs import Conversation, Exchange
+    from bespeak.training.pairs import Conversation, PastTurn
 
 SHORTEST_ANSWER = 25
 """Characters: "Yes." does not tell what was asked."""
@@ -44,7 +44,7 @@ class AnsweredTurn:
     query: str
     rewrite: str
     answer: str
-    history: tuple[Exchange, ...]
+    history: tuple[PastTurn, ...]
     statements: tuple[str, ...]
 
     @property

@@ -103,7 +103,7 @@ def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(seen)
 
 
-def read_weights(path: Path) -> dict[str, Floats]:
+def read_bert_weights(path: Path) -> dict[str, Floats]:
     """All weights of an int8 BERT as floats, matrices (n_out, n_in), by their original names."""
     model = onnx.load(str(path))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

@@ -10,10 +10,10 @@ import pytest
 from answering import HTML, PRODUCT, answering
 from bespeak.errors import StoreError, UsageError
 from bespeak.profiles.deriving import STATEMENTS_KEPT
-from bespeak.profiles.stores import Batch, Load
+from bespeak.profiles.stores import Batch, EventLoad
 from bespeak.profiles.stores.elastic import ElasticsearchStore
 from bespeak.profiles.stores.elastic.documents import profile_searches
-from bespeak.profiles.stores.elastic.indices import VERSION, index_body
+from bespeak.profiles.stores.elastic.indices import VERSION, store_index_body
 from bespeak.records import Profile, Rewrite, UserKey
 from elasticsearch import BadRequestError, Elasticsearch
 from histories import NOW, USER, Key, event, indices
@@ -55,7 +55,7 @@ class TestIndices:
             client.index(index=elastic_place.prefix + "events", routing="r", document={"user": "u", "more": 1})
 
     def test_one_of_a_newer_version_is_named(self, store, elastic_place, client):
-        body = index_body("events")
+        body = store_index_body("events")
         body["mappings"]["_meta"]["bespeak"]["version"] = VERSION + 1
         name = f"{elastic_place.prefix}events-{VERSION + 1}"
         client.indices.create(index=name, aliases={f"{elastic_place.prefix}events": {"is_hidden": True}}, **body)
@@ -217,7 +217,7 @@ class TestRaces:
 
     def test_two_that_load_the_same_file_at_once(self, store, slow):
         """One of them goes on, and no event is there twice."""
-        start, batch = Load("", "f"), Batch(2, 50, (event(doc_id="d"),), ((2, "broken"),))
+        start, batch = EventLoad("", "f"), Batch(2, 50, (event(doc_id="d"),), ((2, "broken"),))
         slow.kind = "events"
         slow.before = lambda: store.record(start, batch)
         with pytest.raises(StoreError, match="another process is loading"):
@@ -236,7 +236,7 @@ class TestRaces:
         def cut():
             raise KeyboardInterrupt
 
-        start, batch = Load("", "f"), Batch(2, 50, (event(doc_id="d"), event(doc_id="e")), ((2, "broken"),))
+        start, batch = EventLoad("", "f"), Batch(2, 50, (event(doc_id="d"), event(doc_id="e")), ((2, "broken"),))
         slow.kind, slow.after = "events", cut
         with pytest.raises(KeyboardInterrupt):
             slow.record(start, batch)
@@ -283,7 +283,7 @@ SECRET = UserKey("tenant-secret", "user-secret")
 
 
 def calls(store):
-    load = Load("tenant-secret", "f")
+    load = EventLoad("tenant-secret", "f")
     return [
         lambda: store.add([event("statement", user=SECRET, text="text-secret")]),
         lambda: store.profile(SECRET, "session-secret", NOW),

@@ -47,7 +47,7 @@ IN_ANSWER = {"hits": splice.members({"hits": splice.elements})}
 
 def read_reply(text: str) -> Reply:
     """Raises InputError unless it is the answer to a search, and its hits have scores and ids."""
-    outer = dict(splice.read_object(text, 0, IN_ANSWER)[0])
+    outer = dict(splice.read_members(text, 0, IN_ANSWER)[0])
     inner = outer["hits"].value if "hits" in outer else {}
     if "hits" not in inner:
         raise InputError("the engine's answer has no list of hits")

@@ -69,7 +69,7 @@ def read_search(index: str, params: Params, text: str) -> Search:
         text = given["source"]
         params = tuple(pair for pair in params if pair[0] not in ("source", "source_content_type"))
     text = text if text.strip() else "{}"
-    members, end = splice.read_object(text)
+    members, end = splice.read_members(text)
     if text[end:].strip():
         raise InputError("more than one JSON object in the body of a search")
     body = {name: span.value for name, span in members}
@@ -106,7 +106,7 @@ def _whole_number(value: Any, name: str) -> int:
     return int(value)
 
 
-def decline(search: Search) -> Reason | None:
+def decline_reordering(search: Search) -> Reason | None:
     """Why the order of this search's hits must stay as it is; None if it may change."""
     if search.get("scroll") is not None:
         return Reason.SCROLL
