@@ -110,7 +110,7 @@ def test_a_topic_gives_the_profile_of_its_turn():
         ("corpus.jsonl", b'{"_id": 7, "text": "x"}\n', r"line 1 is not an object with the strings _id and text"),
         ("corpus.jsonl", b'{"_id": "d1", "text": "\xff"}\n', r"corpus\.jsonl is not UTF-8"),
         ("corpus.jsonl", b"\n", r"holds 0 documents and 2 judged queries"),
-        ("dev/qrels.tsv", b"header\n1-1_2\td1\n", r"qrels\.tsv, line 2 is not a query, a document and a whole number"),
+        ("dev/qrels.tsv", b"header\n1-1_2\td1\n", r"qrels\.tsv, line 2 is not query, document and whole number"),
         ("dev/qrels.tsv", b"\xff\xff", r"qrels\.tsv is not UTF-8"),
         ("dev/qrels.tsv", b"header\n", r"0 judged queries"),
     ],
@@ -466,8 +466,8 @@ def test_a_part_of_the_users(tmp_path):
     [
         ("id,title\n", RATINGS, r"movies\.csv does not start with the columns movieId, title, genres"),
         (MOVIES + "1,Again,War\n", RATINGS, r"movies\.csv, line 8 repeats the movie 1"),
-        (MOVIES, RATINGS + "9,2\n", r"ratings\.csv, line 8 has 2 columns in place of 4"),
-        (MOVIES, RATINGS + "9,2,good,1\n", r"ratings\.csv, line 8 is not user, movie, stars and seconds"),
+        (MOVIES, RATINGS + "9,2\n", r"ratings\.csv, line 8 has 2 columns instead of 4"),
+        (MOVIES, RATINGS + "9,2,good,1\n", r"ratings\.csv, line 8 does not hold user, movie, stars and seconds"),
         (MOVIES, "userId,movieId,rating,timestamp\n7,1,5,1\n", r"gives no query"),
     ],
 )
