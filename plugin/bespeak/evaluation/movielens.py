@@ -158,7 +158,7 @@ def read_movies(path: Path) -> tuple[tuple[Document, ...], dict[str, tuple[str, 
     documents, genres = [], {}
     for number, (movie_id, title, named) in _rows(path, ("movieId", "title", "genres")):
         if movie_id in genres:
-            raise InputError(f"{path}, line {number} repeats the movie {movie_id}")
+            raise InputError(f"{path}, line {number} repeats the movie {movie_id}: remove one line")
         genres[movie_id] = tuple(named.split("|")) if not named.startswith("(") else ()
         documents.append(Document(movie_id, {"title": title, "genres": " ".join(genres[movie_id])}))
     return tuple(sorted(documents, key=lambda document: document.doc_id)), genres

@@ -47,7 +47,7 @@ class RunningProxy:
         if events := events_of(topic):
             answer = self._ask("POST", "/_bespeak/events", events)
             if answer.get("rejected"):
-                raise EngineRefused(f"the proxy at {self.url} rejected the events of query {topic.query_id}")
+                raise EngineRefused(f"the proxy at {self.url} rejected query {topic.query_id}: is it another version?")
 
     def forget(self, topic: Topic) -> None:
         self._ask("DELETE", f"/_bespeak/profile/{quote(user_of(topic), safe='')}")
@@ -65,7 +65,7 @@ class RunningProxy:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             with error:
-                raise EngineRefused(f"the proxy at {self.url} refused {path} (status {error.code})") from error
+                raise EngineRefused(f"the proxy at {self.url} refused {path} ({error.code}): check its log") from error
         except (OSError, ValueError) as error:
             raise EngineUnreachable(f"no answer from a proxy at {self.url}: is `bespeak serve` running?") from error
 

@@ -352,7 +352,7 @@ class Order:
     status: RerankStatus
     ranking: Ranking | None = None
     sides: Mapping[int, int] = field(default_factory=dict)  # in a comparison: the side that picked a hit, from 1
-    reason: str = ""  # what was left out
+    reason: str = ""  # why something was left out
 
     @property
     def ranked(self) -> dict[int, Ranked]:
