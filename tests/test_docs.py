@@ -118,8 +118,8 @@ def test_the_map_names_every_module_and_command():
     assert missing == []
 
 
-def test_a_folder_covers_its_files_only_where_the_map_says_what_is_in_it():
-    """A folder whose files are named one by one is not named itself: a new file would be missing unseen."""
+def test_a_folder_whose_files_are_named_is_not_named_itself():
+    """Otherwise the folder would cover its files: a new file would go unnoticed."""
     named = rooms()
     folders = [room for room in named if room.endswith("/")]
     assert [folder for folder in folders if any(room != folder and room.startswith(folder) for room in named)] == []

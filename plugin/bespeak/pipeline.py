@@ -1,7 +1,7 @@
-"""One way of a query: profile, read, retrieve, rank, page.
+"""The path of every query: profile, read, retrieve, rank, page.
 
-`read` (in `reading.py`) and `rank` do no I/O and serve every face. `search` takes the whole way for our own engines;
-the proxy takes it with a client's own search in place of `ask` and `retrieve`.
+`read` (in `reading.py`) and `rank` do no I/O and serve every face. `search` runs the whole path for our own engines;
+the proxy sends a client's own search instead of calling `ask` and `retrieve`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, now: datetime | None = None) -> Result:
-    """One personalised search, start to end; a profile that cannot be read leaves the engine's own answer.
+    """Runs one personalised search. If the profile cannot be read, the answer is the engine's own.
 
     Raises UsageError and EngineError.
     """
@@ -72,7 +72,7 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
 
 
 def check_request(request: Request) -> None:
-    """Raises UsageError for what no engine could answer."""
+    """Raises UsageError for a request that no engine could answer."""
     if not request.query.strip():
         raise UsageError("the query is empty: give at least one word")
     if len(request.query) > MAX_QUERY_CHARS:
@@ -91,9 +91,9 @@ class Retrieved:
     """What an engine returned for a reading."""
 
     info: IndexInfo
-    as_typed: Hits  # the answer to the query as typed: what is shown where nothing is ranked, and what hits moved from
-    hits: Hits  # the answer to all that was asked
-    liked: tuple[Document, ...] = ()  # documents that the user liked, as far as the index holds them
+    as_typed: Hits  # the answer to the query as typed: shown if nothing is ranked, and the order that hits moved from
+    hits: Hits  # the answer to the query with everything that was added
+    liked: tuple[Document, ...] = ()  # documents of this index that the user liked
     added: tuple[Hit, ...] = ()  # hits that others' behaviour suggests
 
 
@@ -109,12 +109,12 @@ def retrieve(engine: Engine, request: Request, info: IndexInfo, reading: Reading
 
 
 def liked_ids(profile: Profile) -> list[str]:
-    """The documents whose vectors make the user's, strongest first."""
+    """Ids of the documents whose vectors make up the user's vector, strongest preference first."""
     return [preference.doc_id for preference in profile.preferences[:MAX_PREFERENCES]]
 
 
 def ask(request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> EngineQuery:
-    """The query with what the session adds, as optional clauses: in boost mode the matching set stays."""
+    """The engine query with what the session adds as optional clauses, so that boost mode keeps the matching set."""
     settings = parts.settings
     query = ask_as_typed(request, settings)
     if reading.declined or reading.fault:
@@ -127,16 +127,15 @@ def ask(request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> En
 
 
 def ask_as_typed(request: Request, settings: Settings) -> EngineQuery:
-    """The query with nothing added."""
+    """The engine query with nothing added."""
     size = max(settings.window, request.offset + request.size)
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
 def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> list[Hit]:
-    """In recall mode, the hits with all words of the query among the documents that, by others' behaviour, this user
-    would like most.
+    """Hits to add in recall mode: documents that others' behaviour suggests and that hold all words of the query.
 
-    For a broad query, the engine's first hundred hits are nearly arbitrary and mostly lack them.
+    For a broad query, the engine's first hundred hits are nearly arbitrary and mostly lack them. Raises EngineError.
     """
     learnt, _ = parts.learnt_for(reading.profile)
     if learnt is None or parts.settings.mode != "recall":
@@ -149,7 +148,7 @@ def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading,
     return [found[doc_id] for doc_id in likely if doc_id in found][: parts.settings.window]
 
 
-# Rank: one place for every rule, whatever the hits come from.
+# Rank: one place for every rule, wherever the hits come from.
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +157,24 @@ class Ranking:
 
     hits: tuple[Ranked, ...]  # pinned ones first
     status: RerankStatus
-    reason: str = ""  # of `off` and `failed`, and what else was left out
+    reason: str = ""  # why the status is `off` or `failed`, or what else was left out
     explain: Callable[[Sequence[Ranked]], tuple[Ranked, ...]] = field(default=tuple, repr=False, compare=False)
-    """Gives hits of this ranking with the evidence that raised them."""
+    """Adds to hits of this ranking the evidence that raised them."""
 
 
 def rank(
     reading: Reading, window: Window, settings: Settings, learnt: Learnt | None = None, reason: str = ""
 ) -> Ranking:
-    """The window's hits ordered for the reading's user. No I/O.
+    """Orders the window's hits for the reading's user. No I/O.
 
-    `learnt` is what was learnt of others, `reason` why it is missing where it should not be.
+    `learnt` holds what was learnt from other users; `reason` says why it is missing if it could not be read.
     """
     if reading.declined:
         return Ranking(tuple(unranked(window.hits)), RerankStatus.OFF, reading.declined)
     if reading.fault:
         return Ranking(tuple(unranked(window.hits)), RerankStatus.FAILED, Stage.ENCODE)
     pinned = [hit for hit in window.hits if hit.pinned]
-    # In an order of their own, so that equal scores never depend on how the hits came.
+    # Sorted by id, so that equal scores never depend on the order in which the hits arrived.
     free = sorted((hit for hit in window.hits if not hit.pinned), key=attrgetter("doc_id"))
     vector = query_vector(reading, settings)
     if vector:
@@ -204,12 +203,12 @@ def rank(
 
 
 def holds_query(reading: Reading, text: Callable[[Hit], str]) -> Callable[[Hit], bool]:
-    """Whether a hit holds all words of what was asked."""
+    """A test of whether a hit holds all words of the query and its rewrite."""
     return holds_all(reading.explained.text, lambda hit: text(hit)[:EMBEDDED_CHARS])
 
 
 def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str]) -> tuple[Ranked, ...]:
-    """The hits with their evidence; one without scores has none."""
+    """The hits with their evidence; a hit without scores gets none."""
     rewrite = judge.rewrite
     query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
     stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}
@@ -227,7 +226,7 @@ def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str
 
 
 def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: Parts) -> Result:
-    """The asked page of the ranked hits. No I/O."""
+    """The requested page of the ranked hits. No I/O."""
     as_typed = retrieved.as_typed
     if reading.declined or reading.fault:
         ranking = rank(reading, Window(as_typed.hits), parts.settings)
@@ -248,7 +247,7 @@ def fault_note(fault: str) -> str:
 
 
 def prepare_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
-    """The hits to rank with all that ranking needs of them, and the hits beyond. Raises ModelError."""
+    """The window to rank, and the hits beyond it. Raises ModelError."""
     added, info, settings = {hit.doc_id for hit in retrieved.added}, retrieved.info, parts.settings
     hits = join(retrieved.hits.hits, retrieved.added)
     encoder = parts.encoder if reading.vectors else None
@@ -267,7 +266,7 @@ def is_comparable(info: IndexInfo, encoder: Encoder | None) -> bool:
 
 
 def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
-    """The hits, then those added beside them; one that only the vector had found gets its lexical score."""
+    """The hits, then the added ones. A hit found only by vector takes its lexical score from `added`."""
     by_id = {hit.doc_id: hit for hit in added}
     joined = [by_id[hit.doc_id] if hit.score == 0 and hit.doc_id in by_id else hit for hit in hits]
     there = {hit.doc_id for hit in hits}
@@ -277,10 +276,7 @@ def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
 def embed(
     hits: Sequence[Hit], inside: Sequence[bool], retrieved: Retrieved, profile: Profile, encoder: Encoder | None
 ) -> Embedded:
-    """Vectors of the hits and of what the user liked, for searches of our own. Raises ModelError.
-
-    Of hits that are not `inside` the window none is made.
-    """
+    """The hits with vectors comparable to the query's: the index's own, or made from their texts. Raises ModelError."""
     if encoder is None:
         return Embedded((None,) * len(hits))
     info, comparable = retrieved.info, is_comparable(retrieved.info, encoder)
@@ -308,7 +304,7 @@ def embed_texts(texts: Sequence[str], encoder: Encoder) -> list[Vector]:
 def cut(
     request: Request, reading: Reading, as_typed: Hits, ranking: Ranking, rest: Sequence[Hit] = (), note: str = ""
 ) -> Result:
-    """The asked page of a ranking and the hits beyond it, each with its rank in the engine's own answer, or 0."""
+    """The requested page of a ranking and the hits beyond it; a hit's rank is that in the engine's own answer, or 0."""
     ranks = {hit.doc_id: hit.rank for hit in as_typed.hits}
     order = [*ranking.hits, *unranked(rest, start=len(ranking.hits) + 1)]
     page = tuple(

@@ -1,4 +1,4 @@
-"""One way of a query: our own search, the proxy in both modes and evaluation agree on the rewrite, the order, the
+"""One path for every query: our own search, the proxy in both modes and evaluation agree on the rewrite, the order, the
 statuses and the evidence."""
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Case:
 
 
 def crowd():
-    """Two circles of tastes."""
+    """Events of users with two tastes."""
     draw = np.random.default_rng(3)
     halves = np.split(draw.permutation(N_DOCS), 2)
     return [
@@ -128,7 +128,7 @@ def index(elasticsearch_url):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a face says of one page."""
+    """One page as a face shows it."""
 
     rewrite: tuple[str, str, str]
     rerank: str
@@ -139,7 +139,7 @@ class Seen:
 
 
 class Faces:
-    """One store and the same parts behind every face."""
+    """All faces over one store and the same parts."""
 
     def __init__(self, url, index, folder, case):
         self.url, self.index, self.case, self.folder = url, index, case, folder
@@ -149,7 +149,7 @@ class Faces:
             self.parts = replace(self.parts, learnt=LearntFolder(folder))
 
     def store(self, name):
-        """A store of its own for each face, since the proxy records what it is asked."""
+        """Gives each face its own store, since the proxy records queries."""
         store = SqliteStore(self.folder / f"{name}.db")
         store.add(self.case.events)
         return store
@@ -184,7 +184,7 @@ class Faces:
 
     def served(self, url, mode="boost", offset=0, size=N_DOCS):
         reply = self.ask(url, mode, offset, size, explain=True)
-        told = reply.told
+        told = reply.outcome
         ours = reply.json.get("bespeak")
         if ours is None:
             return Seen((self.case.query, told.get("rewrite", ""), ""), told["rerank"], told["reason"], reply.ids, [])
@@ -214,7 +214,7 @@ def test_search_and_both_modes_of_the_proxy_agree(faces):
             assert seen.rewrite == own.rewrite, mode
             assert seen.evidence == own.evidence, mode
             assert any(own.evidence)
-        else:  # each engine order is the engine's own, also where scores are equal
+        else:  # each engine's own order, even if scores are equal
             assert seen.ids == faces.ask(faces.url).ids
             assert own.ids == own.unranked
             assert sorted(seen.ids) == sorted(own.ids)
@@ -233,7 +233,7 @@ def test_pages_of_every_face_follow_one_another(elasticsearch_url, index, tmp_pa
 
 
 def test_evaluation_ranks_as_search_does(elasticsearch_url, index, tmp_path):
-    """Topics know no preferences, so the case has none; both engines of evaluation are asked."""
+    """Without preferences, since topics have none; with both engines of evaluation."""
     case = Case([*SAID, *SESSION], parts=PICKING)
     expected = Faces(elasticsearch_url, index, tmp_path, case).search("recall")
     topic = Topic("t", case.query, ("I love felt and blue.",), (("silk scarf", "silk is light"),))
@@ -261,7 +261,7 @@ def test_each_side_of_a_comparison_ranks_as_search_does(elasticsearch_url, index
     assert expected["words"] != expected["vectors"]
     with faces.proxy(comparison=comparison) as url:
         reply = faces.ask(url)
-        assert reply.told["rerank"] == RerankStatus.FULL
+        assert reply.outcome["rerank"] == RerankStatus.FULL
         exported = call(url, "/_bespeak/profile/ada").body.decode().splitlines()
     events = [event for event in map(json.loads, exported) if event.get("action_name") == "impression"]
     noted = [event["event_attributes"] for event in events]

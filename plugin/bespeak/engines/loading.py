@@ -1,4 +1,4 @@
-"""Files of documents into an index: embedded, loaded in batches, and resumed after an interruption."""
+"""Loads files of documents into an index, in batches and with vectors, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def load(
     checkpoints: Checkpoints | None = None,
     progress: Callable[[IndexLoad], None] | None = None,
 ) -> IndexLoad:
-    """Loads a file into an index, which is made if it does not exist. Documents replace those with the same id.
+    """Loads a file into an index, which is created if needed. Documents replace those with the same id.
 
     A corpus that names no fields has the index's or, for a new index, those that hold running text. An interrupted load
     of a file (not of a stream) resumes after its last durable batch. Raises InputError, UsageError, EngineError.

@@ -33,13 +33,13 @@ from bespeak.records import Rewrite, UserKey
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """What can be chosen about a proxy beyond its parts."""
+    """The options of a proxy beyond its parts."""
 
     token: str | None = None  # for Bespeak's own routes; None: only this machine may use them
     jwt_key: JwtKey | None = None  # users are named in tokens signed with it; None: by plain headers
     share: float = 1.0  # of the users, whose searches are personalised
     model_runs: int | None = None  # rewrites at once, and encodings at once; None: half of the cores
-    typed_path: str = ""  # where the user's text stands in queries with several texts
+    typed_path: str = ""  # path of the user's text in queries with several texts
     comparison: Comparison | None = None  # two settings that share pages, or users
 
 
@@ -85,7 +85,7 @@ def is_learnt(parts: Parts, tenant: str) -> bool:
 
 
 def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:
-    """What the route `rewrite` asks. Raises Late, Busy and StoreError."""
+    """The rewrite for the route `rewrite`. Raises Late, Busy and StoreError."""
 
     async def rewrite(query: str, user: UserKey | None, session_id: str) -> Rewrite:
         profile = await asyncio.to_thread(store.profile, user, session_id, datetime.now(UTC))

@@ -35,7 +35,7 @@ RECENT_ROWS = 20_000
 """About 30 MB."""
 LATER_MS = 5000.0
 LATER_TEXTS = 2
-"""How many texts are embedded at once after an answer: few, so that searches in the meantime wait little."""
+"""How many texts are embedded at once after an answer. Few, so that other searches wait only briefly."""
 MAX_ABSENT = 100_000
 
 Key: TypeAlias = tuple[str, str]

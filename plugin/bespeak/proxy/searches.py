@@ -116,7 +116,7 @@ class Searches:
             await self._pass(call, receive, send, if_named(call, Outcome(reason=Reason.UNREADABLE)))
             return
         if not any(exchange.concerns_us for exchange in exchanges):
-            await self._pass(call, receive, send)  # its `ext` is for somebody else
+            await self._pass(call, receive, send)  # its `ext` is for another plugin
             return
         exchanges, answer = await self._personalise(call, receive, exchanges)
         if answer is not None:
@@ -191,7 +191,7 @@ class Searches:
             return [exchange.completed(done)], answer._replace(text=call.filtered(done.text))
 
     async def _complete_all(self, call: Call, exchanges: Sequence[Exchange]) -> tuple[list[Exchange], EngineAnswer]:
-        """Each search by itself: those that are not personalised are asked as they came, those that fail asked again.
+        """Completes each search by itself. Those that are not personalised, or that fail, are asked as they came.
 
         Raises Fault.
         """
@@ -218,7 +218,7 @@ class Searches:
             return done, answer._replace(text=call.filtered(splice.replace(answer.text, edits)))
 
     async def _encode(self, exchange: Exchange) -> Exchange:
-        """With the vectors of what is asked, or the fault that left none."""
+        """The exchange with its vectors, or with the fault that prevented them."""
         if exchange.personal is None:
             return exchange
         reading: Reading | Fault | None
@@ -229,7 +229,7 @@ class Searches:
         return replace(exchange, reading=reading)
 
     async def _complete(self, call: Call, exchange: Exchange, response: splice.Span, answer: str) -> Exchange:
-        """With the answer to this search, or without any if it must be asked again as it came."""
+        """The exchange with its answer, or without one if it must be asked again as it came."""
         own = answer[response.start : response.end]
         if exchange.personal is None:
             return exchange.answered_by_engine(own)
@@ -244,7 +244,7 @@ class Searches:
             return self._failed(exchange, fault)
 
     async def _ask_again(self, call: Call, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """With the engine's answers to the searches that have none yet, asked as they came. Raises Fault."""
+        """The exchanges, with the engine's answers to those that have none yet, asked as they came. Raises Fault."""
         unanswered = [exchange for exchange in exchanges if exchange.text is None]
         if not unanswered:
             return list(exchanges)
@@ -261,7 +261,7 @@ class Searches:
         ]
 
     def _failed(self, exchange: Exchange, fault: Fault) -> Exchange:
-        """With the engine's own answer, and the same for the pages that follow."""
+        """The exchange with the engine's own answer, which later pages will have too."""
         failed, identity = exchange.failed(fault), exchange.identity
         if identity.user is not None:
             self._personaliser.leave(exchange.search, identity.user, identity.session_id, failed.outcome)
@@ -288,7 +288,7 @@ class Searches:
         await send({"type": "http.response.body", "body": body})
 
     def _follow_up(self, call: Call, exchanges: Sequence[Exchange]) -> None:
-        """After an answer: what was shown is recorded, and the session's next prompt read ahead."""
+        """After an answer, records what was shown, and reads the session's next prompt ahead."""
         for exchange in exchanges:
             self._record(call, exchange)
         if (personal := last_rewritten(exchanges)) and personal.reading:
@@ -337,7 +337,7 @@ class Searches:
 
 
 def if_named(call: Call, outcome: Outcome) -> list[Outcome]:
-    """Nothing is said about a request that cannot be read and whose headers name nobody."""
+    """The header to add; none for a request that cannot be read and whose headers name nobody."""
     return [outcome] if call.names_user else []
 
 
@@ -351,7 +351,7 @@ def with_body(call: Call, text: str) -> tuple[Scope, bytes]:
 
 
 def edited_body(call: Call) -> str | None:
-    """The body of one search without what was for Bespeak; None if nothing was, or it cannot be read."""
+    """The body of one search without anything for Bespeak; None if there was nothing, or it cannot be read."""
     try:
         search = read_search(call.index, call.params, call.text)
     except InputError:

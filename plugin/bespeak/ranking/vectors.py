@@ -26,7 +26,7 @@ class Addend:
 
 @dataclass(frozen=True, slots=True)
 class VectorSum:
-    """The sum of its addends, scaled to unit length; `norm` is the length of the sum before."""
+    """The sum of its addends, scaled to unit length; `norm` is the length before scaling."""
 
     vector: Vector
     addends: tuple[Addend, ...]
@@ -35,7 +35,7 @@ class VectorSum:
 
 @dataclass(frozen=True, slots=True)
 class QueryVector:
-    """The query's vector as one group of settings mixes it."""
+    """The query's vector as the settings mix it."""
 
     mixed: VectorSum
     typed: Addend  # the query as typed, alone
@@ -43,7 +43,7 @@ class QueryVector:
 
 
 def add_up(addends: Sequence[Addend]) -> VectorSum | None:
-    """The addends' sum as a unit vector; None where there is none or they cancel out."""
+    """The sum of the addends as a unit vector; None without addends, or if they cancel out."""
     if not addends:
         return None
     total = np.sum([addend.vector for addend in addends], axis=0)

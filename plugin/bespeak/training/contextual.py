@@ -114,7 +114,7 @@ def train(
     learnt = training_examples(found, options, reading)
     held_out = [example for one in scored for example in examples_of(one, one, reading)]
     if not learnt:
-        raise InputError("no pair has a history or statements: give others to --data")
+        raise InputError("no pair has a history or statements: give --data other pairs")
     try:
         out.mkdir(parents=True, exist_ok=True)
         vectors = TargetVectors.of([*learnt, *held_out], encoder, out / VECTORS)
@@ -186,7 +186,7 @@ def profile_of(conversation: Conversation, n_before: int) -> Profile:
 
 
 def answer_to(target: Target, original: Conversation) -> str:
-    """The answer, from the history of later queries; "" if it is not known, or too short to tell anything."""
+    """The answer, from the history of later queries; "" if it is unknown or too short to mean anything."""
     if target.kind != "person" or target.n_before >= len(original.turns):
         return ""
     turn = original.turns[target.n_before]

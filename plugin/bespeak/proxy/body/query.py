@@ -1,4 +1,4 @@
-"""What the user typed in a search body of any form, and other words to search for beside it.
+"""Finds what the user typed in a search body of any form, and adds other words to search for.
 
 A text in a filter (`bool.filter`, `constant_score`) counts only if no other text adds to the score: most filters are
 choices from a list and not typed, but a search may hold nothing else.
