@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import platformdirs
 from rewriter import llamas, text_of
 
-from bespeak.batch.lines import Chunk, Place
+from bespeak.batch.lines import Chunk, LinePosition
 from bespeak.batch.queries import QueryLine, read_queries
 from bespeak.batch.work import Tools
 from bespeak.batch.workers import rewrite_chunks
@@ -79,7 +79,11 @@ def choose_lines(path: Path, n_lines: int) -> list[bytes]:
 
 def one_by_one(lines: Sequence[bytes], cache: Path, cores: int, kept: bool) -> tuple[Spent, list[str]]:
     rewriter = choose_rewriter("model", cache, threads=cores)
-    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, QueryLine) and one.own]
+    asked = [
+        (one.query, one.history)
+        for one in read_queries(1, lines, "jsonl")
+        if isinstance(one, QueryLine) and one.history
+    ]
     pairs = [(query, of_session(profile) if kept else profile) for query, profile in asked]
     for pair in pairs[:WARMING]:
         rewrite_query(*pair, rewriter)
@@ -97,7 +101,7 @@ def of_session(profile: Profile) -> Profile:
 def in_batches(lines: Sequence[bytes], cache: Path, n_workers: int, threads: int) -> tuple[Spent, list[str]]:
     warming = [lines[:WARMING]] * n_workers
     parts = [*warming, *(lines[at : at + CHUNK] for at in range(0, len(lines), CHUNK))]
-    chunks = (Chunk(1, tuple(part), Place(len(part)), 0) for part in parts)
+    chunks = (Chunk(1, tuple(part), LinePosition(len(part)), 0) for part in parts)
     with tempfile.TemporaryDirectory() as folder:
         done = rewrite_chunks(chunks, partial(open_tools, Path(folder), cache, threads), n_workers)
         for _ in warming:
@@ -116,7 +120,11 @@ def open_tools(folder: Path, cache: Path, threads: int) -> Tools:
 
 def by_llama(lines: Sequence[bytes], written: Sequence[str], cache: Path, cores: int) -> Iterator[tuple[str, Spent]]:
     tokenizer: Any = choose_rewriter("model", cache)._scorer.tokenizer  # type: ignore[attr-defined]
-    asked = [(one.query, one.own) for one in read_queries(1, lines, "jsonl") if isinstance(one, QueryLine) and one.own]
+    asked = [
+        (one.query, one.history)
+        for one in read_queries(1, lines, "jsonl")
+        if isinstance(one, QueryLine) and one.history
+    ]
     texts = [text_of(*pair, tokenizer) for pair in asked]
     with llamas(cores) as others:
         for name, other in others.items():

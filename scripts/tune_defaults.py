@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
-from bespeak.evaluation.memory import Readings, embed, read_topics, score_settings
-from bespeak.evaluation.movielens import LENGTHS, Means, measure, read_movielens
+from bespeak.evaluation.memory import Readings, embed, make_readings, score_settings
+from bespeak.evaluation.movielens import LENGTHS, Setup, measure_systems, read_movielens
 from bespeak.evaluation.systems import load_collection, unhurried
 from bespeak.evaluation.topics import read_collection
 from bespeak.models.encoder import load_encoder
@@ -50,14 +50,14 @@ def main() -> None:
 
 
 def readings_of(options: argparse.Namespace, name: str) -> Readings:
-    """The set's readings; what had to be computed is kept for the next time, also when interrupted."""
+    """The set's readings. Everything computed is kept for the next run, even when interrupted."""
     collection = read_collection(options.data / name).cut(every=options.every)
     folder = options.cache / "evaluation"
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))
     rewriter = KeptRewriter(choose_rewriter(options.rewriter, options.cache), folder, collection.digest)
     try:
         parts = open_parts(Models(options.cache, rewriter, encoder), unhurried(Settings()))
-        return read_topics(collection, parts, progress(f"{name}: rewrites"))
+        return make_readings(collection, parts, progress(f"{name}: rewrites"))
     finally:
         encoder.save()
         rewriter.save()
@@ -75,8 +75,8 @@ def show_personal(options: argparse.Namespace) -> None:
     encoder.save()
     print(f"{'lexical embedding user':24}", *(f"{length:>6}" for length in LENGTHS))
     for (lexical, embedding), user in itertools.product([(0.5, 0.5), (0.2, 0.8), (1.0, 0.0)], USER_WEIGHTS):
-        means = Means(engine, "tune-movielens", encoder, vectors, Weights(lexical, embedding, user))
-        cells = measure(data, ["user"], means)
+        means = Setup(engine, "tune-movielens", encoder, vectors, Weights(lexical, embedding, user))
+        cells = measure_systems(data, ["user"], means)
         scores = (f"{cell.scores['nDCG@10'].mean:6.3f}" for cell in cells)
         print(f"{f'{lexical:7} {embedding:9} {user:4}':24}", *scores, flush=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bespeak.batch.output import packing_of
-from bespeak.batch.run import Job, rewrite_file, silent
+from bespeak.batch.run import Job, report_nothing, rewrite_file
 from bespeak.batch.work import Tools
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.rewriting.rewriter import LastTurn
@@ -45,7 +45,7 @@ class Runs:
         strict = given.get("strict", False)
         return replace(job, **given), partial(make_tools, self.folder / "data", packing=packing, strict=strict, **more)
 
-    def run(self, *names, report=silent, **more):
+    def run(self, *names, report=report_nothing, **more):
         job, open_tools = self.job(*names, **more)
         return rewrite_file(job, open_tools, report)
 

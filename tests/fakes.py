@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from bespeak.engines import IndexInfo, Rejected
+from bespeak.engines import IndexInfo, RejectedDocument
 from bespeak.errors import IndexMissing
 from bespeak.reading import Reading
 from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
@@ -36,7 +36,7 @@ class BagEncoder:
 
 
 class ScriptedRewriter:
-    """Answers from a table; every other query stays as it is."""
+    """Answers from a table; other queries stay as they are."""
 
     name = "scripted"
     version = "1"
@@ -112,7 +112,7 @@ class MemoryEngine:
     def create(self, index: str, fields: Sequence[str], dim: int | None, encoder: str | None) -> None:
         raise AssertionError("not used")
 
-    def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
+    def load(self, index: str, documents: Sequence[Document]) -> list[RejectedDocument]:
         raise AssertionError("not used")
 
     def refresh(self, index: str) -> None:
@@ -126,9 +126,9 @@ class MemoryEngine:
 
 
 def reading_of(query: str, profile: Profile, **members: object) -> Reading:
-    """A query that nothing was done to, but for `members`."""
+    """A reading that changed nothing about the query, except for `members`."""
     rewrite = Rewrite(query, query, status=RewriteStatus.FULL)
-    return replace(Reading(query, profile, "", "", rewrite), **members)
+    return replace(Reading(query, profile, None, None, rewrite), **members)
 
 
 def shown_text(hit: Hit) -> str:

@@ -14,7 +14,7 @@ def folder(tmp_path):
     return made
 
 
-def test_a_file_is_replaced_whole_and_is_its_owners_alone(folder):
+def test_a_file_is_replaced_as_a_whole_and_private_to_its_owner(folder):
     path = folder / "kept.json"
     path.write_text("old")
     with replacing(path, "w", encoding="utf-8", durable=True) as file:
@@ -34,7 +34,7 @@ def test_an_error_leaves_the_file_as_it_was_and_nothing_beside_it(folder):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_folder_takes_the_place_of_another(folder, there):
+def test_a_folder_replaces_another(folder, there):
     made, target = folder / "made", folder / "target"
     made.mkdir()
     (made / "new").touch()
@@ -52,7 +52,7 @@ def hold(path, held, done):
         done.wait(30)
 
 
-def test_a_lock_is_held_by_one_process_at_a_time_and_lost_by_a_killed_one(tmp_path):
+def test_a_lock_is_held_by_one_process_at_a_time_until_it_is_killed(tmp_path):
     context = multiprocessing.get_context("spawn")
     held, done = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path / "lock", held, done))
@@ -70,7 +70,7 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_lost_by_a_killed_one(tmp_pa
         other.join(30)
 
 
-def test_a_finished_file_takes_the_name_of_another(folder):
+def test_a_finished_file_replaces_another(folder):
     made, path = folder / "made", folder / "path"
     made.write_text("new")
     path.write_text("old")

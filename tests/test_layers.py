@@ -1,11 +1,17 @@
-"""Imports run one way: a room imports only from the floors below it, and no two files import each other in a loop."""
+"""Imports run one way: a room imports only from the floors below it, and no two files import each other in a loop.
+
+A class name has one meaning.
+"""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import bespeak
+import bespeak_cli
 
 ROOT = Path(bespeak.__file__).parent
+COMMANDS = Path(bespeak_cli.__file__).parent
 FLOORS = (
     ("errors", "statuses", "caching", "files"),
     ("arguments",),
@@ -26,10 +32,10 @@ FLOORS = (
     ("evaluation", "batch", "proxy"),
     ("training",),
 )
-"""From the ground up."""
+"""From the lowest to the highest."""
 
 
-def test_every_room_stands_on_a_floor_and_no_floor_holds_a_room_that_is_gone():
+def test_every_room_has_a_floor_and_every_floor_holds_existing_rooms():
     rooms = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms - {"__init__"} == {room for floor in FLOORS for room in floor}
 
@@ -52,15 +58,32 @@ def test_no_files_import_each_other_in_a_loop():
     assert not [loop for module in graph if (loop := path_back(graph, module))]
 
 
+def test_a_class_name_has_one_meaning():
+    """The library's `Result` is the record with a way to print it."""
+    twice = {name: modules for name, modules in modules_by_class().items() if len(modules) > 1}
+    assert twice == {"Result": ["bespeak.library", "bespeak.records"]}
+
+
+def modules_by_class():
+    """Name of a class, nested or not -> the modules that define one of that name."""
+    found = defaultdict(list)
+    for path in sorted([*ROOT.rglob("*.py"), *COMMANDS.rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(dotted(path))
+    return found
+
+
 def imports():
-    """Module -> the modules of ours that it imports anywhere, also in a function or for types alone."""
+    """Module -> the modules of Bespeak that it imports anywhere, even in a function or only for types."""
     names = {path: dotted(path) for path in ROOT.rglob("*.py")}
     known = set(names.values())
     return {name: found_in(path, known) - {name} for path, name in names.items()}
 
 
 def dotted(path):
-    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    base = ROOT if path.is_relative_to(ROOT) else COMMANDS
+    parts = path.relative_to(base.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -81,7 +104,7 @@ def room_of(module):
 
 
 def path_back(graph, start):
-    """The modules of a loop that goes through `start`; none where there is no such loop."""
+    """The modules of a loop that goes through `start`; empty if there is no such loop."""
     came_from, waiting = {}, [start]
     while waiting:
         module = waiting.pop()

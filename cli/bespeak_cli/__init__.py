@@ -11,7 +11,7 @@ import click
 COMMANDS = {  # each has a module and a function of its name
     "demo": "Watch three personalised searches over Python's own documentation.",
     "index": "Load documents from JSON lines or CSV into an index.",
-    "search": "Search for a user: rewritten, reranked, explained.",
+    "search": "Search as a user, with the query rewritten and the hits reranked.",
     "remember": "Record what a user says about themselves.",
     "rewrite": "Rewrite the queries of a file.",
     "events": "Load recorded queries and events.",

@@ -42,7 +42,7 @@ def prepare(ctx: click.Context, options: dict[str, Any]) -> tuple[OpenTools, dic
 
 
 def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
-    """Builds the model if needed. If that fails, the run fails: a file is never rewritten by a lesser rewriter."""
+    """Builds the model if needed. If that fails, the run fails: no weaker rewriter takes its place."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.model import find_model
     from bespeak_cli.parts import build_with_progress
@@ -74,7 +74,7 @@ def make_tools(folders: Folders, options: dict[str, Any]) -> Tools:
         form_of(shown(str(options["source"]))),
         packing_of(shown(str(options["output"]))) if options["format_"] == "jsonl" else "",
         options["strict"],
-        at_once=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1,
+        concurrency=CLUSTER_CALLS if options["profiles"] == "elasticsearch" else 1,
         n_threads=ROWS if model else 1,
     )
 

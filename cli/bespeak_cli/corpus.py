@@ -31,14 +31,14 @@ SHORTEST = 60
 def read_python_documentation() -> Iterator[dict[str, str]]:
     """One document per public module, class and function of the standard library, and per language topic."""
     seen: set[str] = set()
-    for title, text in (*read_topics(), *read_sources(), *read_extensions()):
+    for title, text in (*read_language_topics(), *read_sources(), *read_extensions()):
         text = inspect.cleandoc(text).strip()
         if len(text) >= SHORTEST and text not in seen:
             seen.add(text)
             yield {"_id": title, "title": title, "text": text}
 
 
-def read_topics() -> Iterator[tuple[str, str]]:
+def read_language_topics() -> Iterator[tuple[str, str]]:
     topics: dict[str, str] = import_module("pydoc_data.topics").topics
     for name, text in sorted(topics.items()):
         yield f"language: {name}", text

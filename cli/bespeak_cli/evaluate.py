@@ -48,7 +48,7 @@ class NamesOption(click.Option):
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many queries (for MovieLens: users).")
 @click.option("--every", type=click.IntRange(min=1),
               help="Use every Nth query (for MovieLens: users whose id is divisible by N).")  # fmt: skip
-@click.option("--encoder", help="Name or folder of an encoder; the shipped one if not given.")
+@click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
 @mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--examples", type=click.IntRange(min=1), metavar="N", help="Show the N best and the N worst rewrites.")
@@ -63,7 +63,7 @@ class NamesOption(click.Option):
 @click.option("--interleaving", is_flag=True, help="Report what clicks say about the sides of `serve --compare`.")
 @profiles_option
 @click.option("--check", "checks", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Check the scores in this file; exit code 1 if one is missed. May be repeated.")  # fmt: skip
+              help="Check the expected scores in this file; exit code 1 if one is missed. Repeatable.")  # fmt: skip
 @engine_options
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
@@ -136,13 +136,13 @@ def report_comparisons(ctx: click.Context, options: dict[str, Any]) -> None:
     """What the recorded clicks say about the sides that were compared."""
     from contextlib import closing
 
-    from bespeak.evaluation.comparisons import ACTIONS, report
+    from bespeak.evaluation.comparisons import ACTIONS, judge_comparisons
     from bespeak_cli.compare import as_data, as_report
     from bespeak_cli.store import check_store_options, open_store
 
     check_store_options(options)
     with closing(open_store(ctx.obj.data, options)) as store:
-        found = report(store.of_everyone(ACTIONS))
+        found = judge_comparisons(store.of_everyone(ACTIONS))
     if options["format_"] == "json":
         import json
 
@@ -171,7 +171,7 @@ def make_bench(ctx: click.Context, options: dict[str, Any]) -> Bench:
         read_settings(options),
         options["encoder"],
         partial(open_index, ctx, options),
-        partial(open_model, ctx),
+        partial(open_language_model, ctx),
         lambda label: Progress(label).update,
         partial(click.echo, err=True),
     )
@@ -186,8 +186,8 @@ def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
     return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
 
 
-def open_model(ctx: click.Context) -> Rewriter:
-    """The language model, built if missing. Never another rewriter: its scores would be taken for the model's."""
+def open_language_model(ctx: click.Context) -> Rewriter:
+    """The language model, built if missing. Never another rewriter, whose scores would pass for the model's."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.opening import choose_rewriter
     from bespeak_cli.parts import build_with_progress
@@ -202,7 +202,7 @@ def open_model(ctx: click.Context) -> Rewriter:
 def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
     """Measures what each file names and shows a verdict for each score; exit code 1 if one is missed."""
     from bespeak.evaluation.measurement import measure
-    from bespeak.evaluation.regressions import check, read_expected
+    from bespeak.evaluation.regressions import check_scores, read_expected
     from bespeak_cli.scores import check_row
 
     failed = 0
@@ -210,7 +210,7 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
         expected = read_expected(path)
         named = options | named_options(expected)
         measured = measure(options["data"] / expected.data, read_selection(named), make_bench(ctx, named))
-        found = list(check(expected, measured.cells))
+        found = list(check_scores(expected, measured.cells))
         click.echo("\n".join([f"{path.name}: {expected.data}", *map(check_row, found)]))
         failed += sum(one.verdict == "FAIL" for one in found)
     if failed:
@@ -218,6 +218,6 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
 
 
 def named_options(expected: ExpectedScores) -> dict[str, Any]:
-    """The options that the file names; the others are as if they were not given."""
+    """The options that the file names; the others are as if not given."""
     names = ("system", "stage", "limit", "every", "encoder", "weights", *MIXED, "examples")
     return {name: expected.options.get(name) for name in names}

@@ -22,15 +22,15 @@ def as_examples(found: Examples) -> str:
     lines = textwrap.wrap(heading, 80)
     for kind, examples in (("best", found.best), ("worst", found.worst)):
         for one in examples:
-            lines += ["", *_one(kind, one)]
+            lines += ["", *_example_lines(kind, one)]
     return "\n".join([*lines, "", *_common(common)])
 
 
-def _one(kind: str, one: Example) -> list[str]:
-    added = ", ".join(f"{word} ({place})" for word, place in one.added)
-    rows = (("last turn", one.last_query), ("query", one.query), ("rewrite", one.rewrite), ("added", added))
+def _example_lines(kind: str, example: Example) -> list[str]:
+    added = ", ".join(f"{word} ({place})" for word, place in example.added)
+    rows = (("last turn", example.last_query), ("query", example.query), ("rewrite", example.rewrite), ("added", added))
     return [
-        f"{kind:6}{one.typed:.3f} -> {one.rewritten:.3f}  {one.query_id}",
+        f"{kind:6}{example.typed:.3f} -> {example.rewritten:.3f}  {example.query_id}",
         *(line for row in rows for line in _row(*row)),
     ]
 

@@ -14,7 +14,7 @@ from bespeak_cli.engine import engine_options
 from bespeak_cli.progress import Progress
 
 if TYPE_CHECKING:
-    from bespeak.engines.loading import Loaded
+    from bespeak.engines.loading import IndexLoad
 
 
 @click.command()
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     """Load documents from JSON lines or CSV into an index.
 
-    FILE may be gzipped; its name ends in .csv or .tsv if it is CSV, and - reads standard input. A document replaces an
-    earlier one with the same id. An interrupted load resumes when you repeat the command, except from standard input.
+    FILE holds JSON lines, or CSV if its name ends in .csv or .tsv, plain or gzip; - is stdin. A document replaces an
+    earlier one with the same id. An interrupted load of a file resumes when you repeat the command.
     """
     from bespeak.errors import InputError
     from bespeak_cli.parts import open_library
@@ -49,7 +49,7 @@ def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
 
 
 @contextmanager
-def progress(file: Path) -> Iterator[Callable[[Loaded], None] | None]:
+def progress(file: Path) -> Iterator[Callable[[IndexLoad], None] | None]:
     """Shows a bar on stderr and yields what moves it; yields None if the file's length is not known."""
     n_lines = count_lines(file)
     if not n_lines:
@@ -67,7 +67,7 @@ def count_lines(file: Path) -> int | None:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b"")) or None
 
 
-def report(done: Loaded, index: str) -> None:
+def report(done: IndexLoad, index: str) -> None:
     """Prints rejected lines to stderr, and a summary to stdout."""
     for line_no, reason in done.rejections:
         click.echo(f"line {line_no}: {reason}", err=True)

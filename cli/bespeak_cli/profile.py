@@ -56,7 +56,7 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @tenant_option
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
-    """Delete everything that is known about USER, and overwrite it in the file."""
+    """Delete everything that is known about USER, so that no trace stays in the file."""
     from bespeak_cli.parts import open_profiles
 
     gone = open_profiles(ctx).forget(user, tenant=tenant)
@@ -82,29 +82,29 @@ def consent(ctx: click.Context, user: str, state: str, tenant: str) -> None:
         click.echo(LEARN_AGAIN, err=True)
 
 
-def as_json(known: Profile) -> str:
-    return json.dumps(asdict(known), ensure_ascii=False, indent=2, default=lambda moment: moment.isoformat())
+def as_json(profile: Profile) -> str:
+    return json.dumps(asdict(profile), ensure_ascii=False, indent=2, default=lambda moment: moment.isoformat())
 
 
-def as_text(known: Profile) -> str:
+def as_text(profile: Profile) -> str:
     """The profile as lines of text, without control characters, which could drive the terminal."""
-    lines = [] if known.consent else ["Personalisation is paused."]
-    if known.is_empty:
+    lines = [] if profile.consent else ["Personalisation is paused."]
+    if profile.is_empty:
         return "\n".join([*lines, "Nothing is known."])
-    if known.statements:
-        lines += ["Statements", *(f"  {printable(statement.text)}" for statement in known.statements)]
-    if known.turns:
+    if profile.statements:
+        lines += ["Statements", *(f"  {printable(statement.text)}" for statement in profile.statements)]
+    if profile.turns:
         lines += ["Turns of this session"]
         lines += [
             f"  {printable(turn.query)}" + (f" → {printable(turn.response)}" if turn.response else "")
-            for turn in known.turns
+            for turn in profile.turns
         ]
-    if known.preferences:
+    if profile.preferences:
         lines += ["Likes (+) and dislikes (-)"]
-        for liked in known.preferences[:PREFERENCES_SHOWN]:
+        for liked in profile.preferences[:PREFERENCES_SHOWN]:
             name = printable(liked.title or liked.doc_id)
             lines.append(f"  {liked.weight:+.3f}  {name}  ({printable(liked.action)}, {liked.timestamp:%Y-%m-%d})")
-        if (more := len(known.preferences) - PREFERENCES_SHOWN) > 0:
+        if (more := len(profile.preferences) - PREFERENCES_SHOWN) > 0:
             lines.append(f"  … and {more} more; --format json shows all")
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bespeak.training.fit import FitStep
-    from bespeak.training.gain import Stage
+    from bespeak.training.gain import StageProgress
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -107,7 +107,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
 @threads_option
 @click.pass_context
 def train_gain(ctx: click.Context, /, **options: Any) -> None:
-    """Train an adapter further, on which of its rewrites find the answer.
+    """Train an adapter further, towards rewrites that find the answer.
 
     It learns from conversations in --data in which the answer to a query is known: the history of a later query
     contains it. An interrupted training resumes when you repeat the command. Needs the extra 'train'.
@@ -134,12 +134,12 @@ def train_gain(ctx: click.Context, /, **options: Any) -> None:
 def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: int) -> None:
     """Train the network that picks the words of a session that a query depends on.
 
-    This takes minutes, and no extra.
+    This takes minutes and needs no extra.
     """
-    from bespeak.training.terms import train, write
+    from bespeak.training.terms import train, write_terms
 
     learnt = train(data, held_out, seed)
-    write(learnt, out)
+    write_terms(learnt, out)
     click.echo(f"Pairs by source: {learnt.sources}; average precision held out: {learnt.precision:.3f}", err=True)
     click.echo(str(out / "terms.npz"))
 
@@ -191,14 +191,14 @@ def report_steps(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep], None
     return report
 
 
-def report_stages(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep | Stage], None]:
+def report_stages(line_every_s: float = LINE_EVERY_S) -> Callable[[FitStep | StageProgress], None]:
     """Like `report_steps`, also for the stages before and after the steps."""
-    from bespeak.training.gain import Stage
+    from bespeak.training.gain import StageProgress
 
     report_step, bars = report_steps(line_every_s), dict[str, ProgressBar]()
 
-    def report(progress: FitStep | Stage) -> None:
-        if isinstance(progress, Stage):
+    def report(progress: FitStep | StageProgress) -> None:
+        if isinstance(progress, StageProgress):
             bar = bars.setdefault(progress.what, ProgressBar(progress.what, line_every_s=line_every_s))
             bar.update(progress.done, progress.size)
         else:

@@ -11,7 +11,7 @@ import click
 from bespeak_cli.store import CLUSTER_OPTIONS, check_store_options, open_store, store_options
 
 if TYPE_CHECKING:
-    from bespeak.evaluation.tuning import Evidence, Tuned
+    from bespeak.evaluation.tuning import SettingScores, TuningResult
     from bespeak.settings import Settings
 
 REFUSED = 3
@@ -39,11 +39,11 @@ TABLES = ("search", "serve", "evaluate")
 def tune(ctx: click.Context, /, **options: Any) -> None:
     """Choose the settings that fit your own judgments or clicks best, by cross-validation.
 
-    Give judged collections with --data, or --events. The present settings, which the candidates have to beat, are
-    those that `bespeak serve` would use: the table [serve] of --config, its variables, its defaults.
+    Give judged collections with --data, or --events. Candidates must beat the present settings, which are those that
+    `bespeak serve` would use: the table [serve] of --config, its variables and its defaults.
 
-    If the evidence does not justify a change, nothing is written and the exit code is 3. The options on profiles and
-    Elasticsearch concern --events alone.
+    If the evidence does not justify a change, nothing is written and the exit code is 3. The options for profiles
+    and Elasticsearch apply only to --events.
     """
     check_usage(options)
     found = on_events(ctx, options) if options["events"] else on_judgments(ctx, options["data"])
@@ -66,15 +66,15 @@ def check_usage(options: Mapping[str, Any]) -> None:
         raise click.UsageError(f"--out {options['out']} exists already: name a new file")
 
 
-class Found(NamedTuple):
+class TuningReport(NamedTuple):
     """The result, the chosen settings by name, and facts about the evidence."""
 
-    tuned: Tuned
+    tuned: TuningResult
     chosen: dict[str, Any]
     facts: dict[str, Any]
 
 
-def on_judgments(ctx: click.Context, folders: Sequence[Path]) -> Found:
+def on_judgments(ctx: click.Context, folders: Sequence[Path]) -> TuningReport:
     from bespeak.evaluation.tuning import cross_validate, grid
     from bespeak_cli.mixing import MIXED, read_settings
 
@@ -84,7 +84,7 @@ def on_judgments(ctx: click.Context, folders: Sequence[Path]) -> Found:
     tuned = cross_validate(sets, "conversations")
     best = settings[tuned.choice]
     chosen = {"weights": as_weights(best)} | {name: getattr(best, name) for name in MIXED}
-    return Found(tuned, chosen, {"measure": "nDCG@10", "groups": "conversations", "settings": len(settings)})
+    return TuningReport(tuned, chosen, {"measure": "nDCG@10", "groups": "conversations", "settings": len(settings)})
 
 
 def serve_options(ctx: click.Context) -> dict[str, Any]:
@@ -94,31 +94,33 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
     return serve.make_context("serve", ["--upstream", "none"], ctx.parent).params
 
 
-def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> Evidence:
+def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> SettingScores:
     """What had to be computed for it is kept for the next time."""
     from bespeak.evaluation.kept import KeptRewriter
-    from bespeak.evaluation.measurement import open_encoder, open_kept, save_kept
-    from bespeak.evaluation.memory import read_topics
+    from bespeak.evaluation.measurement import open_kept, open_kept_encoder, save_kept
+    from bespeak.evaluation.memory import make_readings
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
     from bespeak.parts import Models
     from bespeak.rewriting.opening import choose_rewriter
-    from bespeak_cli.evaluate import make_bench, open_model
+    from bespeak_cli.evaluate import make_bench, open_language_model
     from bespeak_cli.progress import Progress
 
     collection, name = read_collection(folder), serving["rewriter"]
     bench = make_bench(ctx, serving)
-    made = open_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
+    made = open_language_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
     rewriter = KeptRewriter(made, bench.kept, collection.digest)
-    parts = open_kept(bench, Models(bench.cache, rewriter, open_encoder(bench, collection.digest)), collection.digest)
+    parts = open_kept(
+        bench, Models(bench.cache, rewriter, open_kept_encoder(bench, collection.digest)), collection.digest
+    )
     try:
-        readings = read_topics(collection, parts, Progress(f"{collection.name}: queries").update)
+        readings = make_readings(collection, parts, Progress(f"{collection.name}: queries").update)
     finally:
         save_kept(parts)
     return judged(readings, settings, Progress(f"{collection.name}: settings").update)
 
 
-def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:
+def on_events(ctx: click.Context, options: dict[str, Any]) -> TuningReport:
     from contextlib import closing
 
     from bespeak.evaluation.clicks import ACTIONS, click_evidence, fit_propensity, read_pages, weight_grid
@@ -136,7 +138,7 @@ def on_events(ctx: click.Context, options: dict[str, Any]) -> Found:
         "measure": "1/log2(1+rank) of clicks", "groups": "users", "settings": len(weights), "searches": len(pages),
         "propensity": f"1/rank^{propensity.eta:.2f}", "clicks behind it": propensity.clicks,
     }  # fmt: skip
-    return Found(tuned, chosen, facts)
+    return TuningReport(tuned, chosen, facts)
 
 
 def as_weights(settings: Settings) -> str:
@@ -158,7 +160,7 @@ def write(path: Path, text: str) -> None:
         raise InputError(f"cannot write {path} ({error.strerror}): name another file with --out") from error
 
 
-def as_json(found: Found) -> str:
+def as_json(found: TuningReport) -> str:
     """All numbers; `chosen` is null if nothing should be changed."""
     import json
     from dataclasses import asdict
@@ -171,7 +173,7 @@ def as_json(found: Found) -> str:
     return json.dumps(data, indent=2)
 
 
-def as_text(found: Found) -> str:
+def as_text(found: TuningReport) -> str:
     """A row for each held-out set, then the settings if they should be changed; at most 80 columns."""
     import textwrap
 

@@ -1,4 +1,4 @@
-"""What an operator may set, checked at construction."""
+"""The settings that an operator may choose, checked at construction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from bespeak.arguments import require, require_number, require_whole_number
 from bespeak.errors import UsageError
 
 MAX_WINDOW = 10_000
-"""Hits that Elasticsearch returns for one search at most: its default of `index.max_result_window`."""
+"""The most hits that Elasticsearch returns for one search, by its default of `index.max_result_window`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each column of the score matrix counts; at least one is above 0, none below."""
+    """How much each column of the score matrix counts. Raises UsageError if one is negative or all are 0."""
 
     lexical: float = 0.2
     embedding: float = 0.8
@@ -32,14 +32,16 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """How queries are rewritten and hits ranked. Raises UsageError for a value out of range."""
+
     weights: Weights = field(default_factory=Weights)
-    # Hits that are reranked; beyond them the engine's order goes on.
+    # How many hits are reranked. Those beyond keep the engine's order.
     window: int = 100
-    # boost: only the order changes; recall: the rewrite and the vector may also find more.
+    # boost: only the order changes; recall: the rewrite and the vector may also find more hits.
     mode: Literal["boost", "recall"] = "recall"
-    # Time a rewrite may take, in milliseconds, before the query goes on as typed.
+    # Time for a rewrite, in milliseconds. A query whose rewrite takes longer goes out as typed.
     rewrite_ms: float = 3000.0
-    # Time that reading the profile and reranking a window may take each, in milliseconds; the proxy's alone.
+    # Time for reading the profile and for reranking a window, in milliseconds. Only the proxy limits these.
     profile_ms: float = 500.0
     rerank_ms: float = 250.0
     # BM25 weight of the rewritten text beside the query's own 1.0.

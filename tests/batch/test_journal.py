@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bespeak.batch import journal
 from bespeak.batch.journal import Journal, RunState
-from bespeak.batch.lines import Place
+from bespeak.batch.lines import LinePosition
 from bespeak.batch.tally import SlowChunk, Tally
 from bespeak.errors import InputError
 
@@ -17,7 +17,7 @@ TALLY = Tally({"full": 2, "gated": 1}, {"quoted": 1}, {"turn": 4}, {"no query": 
 
 
 def state(n):
-    return RunState(Place(n, 10 * n), 100 * n, n, 0.25 * n, tally=TALLY)
+    return RunState(LinePosition(n, 10 * n), 100 * n, n, 0.25 * n, tally=TALLY)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bespeak.batch.lines import CHUNK_BYTES, MAX_LINE_BYTES, Place, read_chunks
-from bespeak.batch.queries import QueryLine, RejectedLine, read_queries
+from bespeak.batch.lines import CHUNK_BYTES, MAX_LINE_BYTES, LinePosition, read_chunks
+from bespeak.batch.queries import QueryLine, RejectedQuery, read_queries
 from bespeak.records import Statement, Turn, UserKey
 
 
@@ -26,9 +26,9 @@ def test_a_line_may_give_query_user_session_and_history():
     }  # fmt: skip
     asked = read(json.dumps(given))
     assert (asked.query_id, asked.query, asked.user, asked.session_id) == (7, "how much?", UserKey("shop", "ada"), "3")
-    assert asked.own.turns == (Turn("hats", "red ones", "history[0]"), Turn("scarves", "", "history[1]"))
-    assert asked.own.statements == (Statement("I am tall", "statements[0]"),)
-    assert (asked.own.user, asked.own.session_id) == (asked.user, "3")
+    assert asked.history.turns == (Turn("hats", "red ones", "history[0]"), Turn("scarves", "", "history[1]"))
+    assert asked.history.statements == (Statement("I am tall", "statements[0]"),)
+    assert (asked.history.user, asked.history.session_id) == (asked.user, "3")
 
 
 def test_null_is_as_if_not_given():
@@ -37,20 +37,20 @@ def test_null_is_as_if_not_given():
 
 
 def test_an_empty_history_is_an_empty_profile():
-    assert read('{"query": "q", "user": "ada", "history": []}').own.is_empty
-    assert read('{"query": "q", "user": "ada", "history": []}').own.version == ""
+    assert read('{"query": "q", "user": "ada", "history": []}').history.is_empty
+    assert read('{"query": "q", "user": "ada", "history": []}').history.version == ""
 
 
 def test_a_long_history_is_cut_to_its_end_and_keeps_its_numbering():
     turns = [{"query": f"q{n}"} for n in range(1000)]
-    own = read(json.dumps({"query": "q", "history": turns, "statements": [f"s{n}" for n in range(1000)]})).own
+    own = read(json.dumps({"query": "q", "history": turns, "statements": [f"s{n}" for n in range(1000)]})).history
     assert (len(own.turns), own.turns[-1].event_id, own.turns[0].query) == (20, "history[999]", "q980")
     assert (len(own.statements), own.statements[0].event_id) == (250, "statements[750]")
 
 
 def test_equal_histories_have_equal_versions():
     def version(**given):
-        return read(json.dumps({"query": "q"} | given)).own.version
+        return read(json.dumps({"query": "q"} | given)).history.version
 
     said = version(history=[{"query": "hats", "response": "red"}])
     assert said == version(history=[{"query": "hats", "response": "red"}], user="ada")
@@ -102,7 +102,7 @@ def test_equal_histories_have_equal_versions():
 )
 def test_bad_lines_have_reasons(line, reason):
     rejected = read(line)
-    assert isinstance(rejected, RejectedLine)
+    assert isinstance(rejected, RejectedQuery)
     assert rejected.kind == reason
     assert rejected.line_no == 1
     assert len(rejected.text) <= 2_000
@@ -133,7 +133,7 @@ def test_two_columns_are_a_query(line, query_id, query):
     assert (asked.query_id, asked.query) == (query_id, query)
 
 
-def chunks(content, after=Place()):  # noqa: B008
+def chunks(content, after=LinePosition()):  # noqa: B008
     return list(read_chunks(io.BytesIO(content), after))
 
 
@@ -142,7 +142,7 @@ def test_a_line_that_is_too_long_is_skipped_without_being_kept_in_memory():
     (chunk,) = chunks(content)
     found = list(read_queries(chunk.first_no, chunk.lines, "jsonl"))
     assert (found[0].reason, found[1].query) == ("longer than a line may be", "r")
-    assert chunk.end == Place(2, len(content))
+    assert chunk.end == LinePosition(2, len(content))
 
 
 def test_long_lines_end_a_chunk():
@@ -156,7 +156,7 @@ def test_long_lines_end_a_chunk():
 def test_reading_can_start_at_the_end_of_any_chunk(lines, which):
     content = b"-" + b"\n".join(lines)  # which looks packed by no chance
     every = chunks(content)
-    after = every[which % len(every)].end if every else Place()
+    after = every[which % len(every)].end if every else LinePosition()
     assert [chunk._replace(read_bytes=0) for chunk in chunks(content, after)] == [
         chunk._replace(read_bytes=0) for chunk in every if chunk.first_no > after.line_no
     ]

@@ -81,8 +81,8 @@ def test_a_paused_user_is_not_personalised_by_the_lines_history(store):
     assert [(rewrite.status, rewrite.reason) for rewrite in rewrites] == [("gated", "refused")] * 2
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_rewrites_from_stored_history_are_cached_and_others_are_not(store, at_once):
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_rewrites_from_stored_history_are_cached_and_others_are_not(store, concurrency):
     asked = [
         QueryLine(1, None, "and red?", ADA, "s"),
         QueryLine(2, None, "and red?", ADA, "s", own("tea", user=ADA)),
@@ -92,13 +92,13 @@ def test_rewrites_from_stored_history_are_cached_and_others_are_not(store, at_on
     ]
     profiles = [find_profile(one, store) for one in asked]
     first, second = Noting(), Noting()
-    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, store, at_once=at_once))
+    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, store, concurrency=concurrency))
     assert from_cache == 0
     assert [rewrite.text for rewrite in rewrites] == [
         "and red? red ones", "and red? tea", '"quoted"', "fails", "and red? red ones",
     ]  # fmt: skip
     assert [rewrite.status for rewrite in rewrites] == ["full", "full", "gated", "failed", "full"]
-    again, from_cache = find_rewrites(asked, profiles, Tools(second, store, at_once=at_once))
+    again, from_cache = find_rewrites(asked, profiles, Tools(second, store, concurrency=concurrency))
     assert again == rewrites
     assert from_cache == 2
     assert [query for query, _, _ in second.asked] == ["and red?", "fails"]

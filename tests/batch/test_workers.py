@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from batch_runs import make_tools
-from bespeak.batch.lines import Chunk, Place
+from bespeak.batch.lines import Chunk, LinePosition
 from bespeak.batch.workers import AHEAD, rewrite_chunks
 from bespeak.errors import ModelError, StoreError
 from bespeak.records import Rewrite
@@ -40,7 +40,7 @@ def chunks(n, taken=None, line=b'{"query": "%d", "history": [{"query": "h"}]}'):
     for i in range(n):
         if taken is not None:
             taken.append(i)
-        yield Chunk(i + 1, ((line % i if b"%d" in line else line),), Place(i + 1, 0), 0)
+        yield Chunk(i + 1, ((line % i if b"%d" in line else line),), LinePosition(i + 1, 0), 0)
 
 
 @pytest.mark.parametrize("n_workers", [1, 3])

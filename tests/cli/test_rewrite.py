@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from click.testing import CliRunner
 
-from bespeak.batch.lines import Chunk, Place
+from bespeak.batch.lines import Chunk, LinePosition
 from bespeak.batch.work import rewrite_chunk
 from bespeak.errors import StoreError
 from bespeak.profiles.events import new_event
@@ -75,7 +75,7 @@ def file(tmp_path):
 
 
 def whole(tmp_path, file, out):
-    """What an uninterrupted run writes, with a cache of its own."""
+    """The output of an uninterrupted run with its own cache."""
     folder = tmp_path / "whole"
     shutil.copytree(tmp_path / "data", folder / "data")
     done = subprocess.run(command(folder, file, "--output", folder / out), capture_output=True, text=True, check=False)
@@ -131,7 +131,7 @@ def killed_until_done(tmp_path, arguments, by, n_kills):
     ],
 )
 def test_a_run_killed_at_any_moment_resumes(tmp_path, file, out, by, more, n_kills):
-    """With the same bytes and counts as an uninterrupted run; only the cache may differ."""
+    """Bytes and counts are those of an uninterrupted run; only the cache may differ."""
     expected = whole(tmp_path, file, out)
     stderr = killed_until_done(tmp_path, (file, "--output", tmp_path / out, *more), by, n_kills)
     assert [read(tmp_path / out), read(tmp_path / f"{out}.rejected")] == expected[:2]
@@ -275,9 +275,9 @@ def test_a_cluster_does_not_read_this_machines_profiles(tmp_path):
     options = {"source": "in.jsonl", "output": "out.jsonl", "format_": "jsonl", "rewriter": "last-turn"}
     options |= {"profiles": "sqlite", "check": None, "strict": False, "on": "ray"}
     tools = make_tools(Folders(tmp_path, tmp_path).absolute(), options)
-    assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), Place(1, 17), 17), tools).tally.queries == 1
+    assert rewrite_chunk(Chunk(1, (b'{"query": "hats"}',), LinePosition(1, 17), 17), tools).tally.queries == 1
     with pytest.raises(StoreError, match="line 1 names a user, but this machine's profiles cannot be read"):
-        rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), Place(1, 32), 32), tools)
+        rewrite_chunk(Chunk(1, (b'{"query": "hats", "user": "ada"}',), LinePosition(1, 32), 32), tools)
     tools.close()
 
 

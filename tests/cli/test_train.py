@@ -4,7 +4,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from bespeak.training.gain import Stage
+from bespeak.training.gain import StageProgress
 from bespeak_cli import cli
 from bespeak_cli.training import report_stages, report_steps
 
@@ -85,7 +85,7 @@ def test_the_last_step_is_shown(capsys):
 def test_the_end_of_every_stage_is_shown(capsys):
     show = report_stages(line_every_s=3600)
     for done in range(1, 4):
-        show(Stage("turns rewritten", done, 3))
+        show(StageProgress("turns rewritten", done, 3))
     show(Step(4, 0.5))
     assert capsys.readouterr().err.splitlines() == [
         "turns rewritten: 100%, 3 of 3",

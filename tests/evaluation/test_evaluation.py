@@ -1,4 +1,4 @@
-"""Reading judged data, what is kept between runs, the systems, and that tuning sees what the pipeline does."""
+"""Judged data, results kept between runs, the systems, and that tuning ranks as the pipeline does."""
 
 import json
 import random
@@ -15,9 +15,9 @@ from bespeak.evaluation import movielens, systems
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
 from bespeak.evaluation.measures import Estimate
 from bespeak.evaluation.measures import judge as judge_run
-from bespeak.evaluation.memory import Bm25, best, embed, ndcg, rank_topics, read_topics, score_settings
+from bespeak.evaluation.memory import Bm25, best, embed, make_readings, ndcg, rank_topics, score_settings
 from bespeak.evaluation.movielens import Rating, cut_ratings, genre_queries, read_movielens
-from bespeak.evaluation.regressions import check, read_expected, verdict_on
+from bespeak.evaluation.regressions import check_scores, read_expected, verdict_on
 from bespeak.evaluation.systems import Cell, cells_of, check_names, load_collection, read_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
 from bespeak.models.catalogue import asset_folder
@@ -76,7 +76,7 @@ def test_queries_that_nobody_judged_are_left_out(tmp_path):
     assert [t.query_id for t in read_collection(write_collection(tmp_path, qrels=qrels)).topics] == ["1-1_3"]
 
 
-def test_a_part_of_the_topics(tmp_path):
+def test_topics_can_be_limited(tmp_path):
     queries = [{"_id": f"q{n}", "text": "trains"} for n in range(7)]
     qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td2\t1\n" for n in range(7))
     collection = read_collection(write_collection(tmp_path, queries=queries, qrels=qrels))
@@ -88,7 +88,7 @@ def test_a_part_of_the_topics(tmp_path):
 @pytest.mark.parametrize(
     ("query_id", "conversation"), [("1-1_3", "1-1"), ("18ef26<::>7", "18ef26"), ("d2", "d2"), ("_3", "_3")]
 )
-def test_the_id_tells_the_conversation(query_id, conversation):
+def test_the_query_id_names_the_conversation(query_id, conversation):
     assert Topic(query_id, "x").conversation == conversation
 
 
@@ -110,18 +110,18 @@ def test_a_topic_gives_the_profile_of_its_turn():
         ("corpus.jsonl", b'{"_id": 7, "text": "x"}\n', r"line 1 is not an object with the strings _id and text"),
         ("corpus.jsonl", b'{"_id": "d1", "text": "\xff"}\n', r"corpus\.jsonl is not UTF-8"),
         ("corpus.jsonl", b"\n", r"holds 0 documents and 2 judged queries"),
-        ("dev/qrels.tsv", b"header\n1-1_2\td1\n", r"qrels\.tsv, line 2 is not a query, a document and a whole number"),
+        ("dev/qrels.tsv", b"header\n1-1_2\td1\n", r"qrels\.tsv, line 2 is not query, document and whole number"),
         ("dev/qrels.tsv", b"\xff\xff", r"qrels\.tsv is not UTF-8"),
         ("dev/qrels.tsv", b"header\n", r"0 judged queries"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
+def test_unreadable_data_is_reported_by_file_and_line(tmp_path, name, content, said):
     (write_collection(tmp_path) / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
         read_collection(tmp_path)
 
 
-def test_a_folder_without_data_is_named(tmp_path):
+def test_a_folder_without_data_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"corpus\.jsonl \(No such file"):
         read_collection(tmp_path)
 
@@ -180,7 +180,7 @@ def test_a_damaged_file_of_vectors_is_made_again(tmp_path):
     assert KeptEncoder(BagEncoder(), tmp_path / "kept", "x").encode(["one"]).shape == (1, 64)
 
 
-def test_no_texts_are_no_rows(tmp_path):
+def test_no_texts_give_no_rows(tmp_path):
     assert KeptEncoder(BagEncoder(), tmp_path, "x").encode([]).shape == (0, 64)
 
 
@@ -211,7 +211,7 @@ def test_a_rewrite_is_kept_by_query_profile_and_version(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["late", "failed"])
-def test_what_was_not_finished_is_not_kept(tmp_path, status):
+def test_unfinished_rewrites_are_not_kept(tmp_path, status):
     rewriter = CountingRewriter(status)
     kept = KeptRewriter(rewriter, tmp_path, "x")
     for _ in range(2):
@@ -225,7 +225,7 @@ WORDS = ["hotel", "train", "quiet", "loud", "ghent", "paris", "cheap", "clean", 
 
 
 class GaussEncoder(BagEncoder):
-    """The sum of a random vector per word: two texts are as near as each other only if their words are the same."""
+    """The sum of a random vector per word, so that texts with different words never tie."""
 
     def encode(self, texts, kind="document"):
         rows = np.zeros((len(texts), self.dim))
@@ -297,7 +297,7 @@ def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
     load_collection(collection, engine, encoder, "random")
     parts = Parts(settings, rewriter, encoder, terms=terms, context=context)
     runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", parts)
-    found = rank_topics(read_topics(collection, parts), settings)
+    found = rank_topics(make_readings(collection, parts), settings)
     for stage in systems.STAGES:
         for topic, doc_ids in zip(collection.topics, found[stage], strict=True):
             assert doc_ids == runs["rewrite", stage][topic.query_id], (stage, topic.query_id)
@@ -305,7 +305,7 @@ def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
 
 def test_settings_are_scored_with_the_measure_that_is_reported():
     collection, encoder = random_collection(), GaussEncoder()
-    readings = read_topics(collection, Parts(Settings(), Unchanged(), encoder))
+    readings = make_readings(collection, Parts(Settings(), Unchanged(), encoder))
     scores = score_settings(readings, Settings())
     for stage, rankings in rank_topics(readings, Settings()).items():
         run = {topic.query_id: doc_ids for topic, doc_ids in zip(collection.topics, rankings, strict=True)}
@@ -313,7 +313,7 @@ def test_settings_are_scored_with_the_measure_that_is_reported():
         assert scores[stage].tolist() == pytest.approx([expected[t.query_id] for t in collection.topics])
 
 
-def test_a_query_that_nothing_answers_scores_0():
+def test_a_query_without_relevant_hits_scores_0():
     assert ndcg(["1", "2"], {"3": 1}) == 0
     assert ndcg(["1", "2"], {}) == 0
 
@@ -375,7 +375,7 @@ def test_every_system_is_measured_at_every_stage(ghent):
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_gains_are_over_raw_also_where_raw_is_not_asked(ghent):
+def test_gains_are_over_raw_even_if_raw_is_not_selected(ghent):
     collection, engine, parts = ghent
     (cell,) = measure(collection, ["human"], ["lexical"], engine, parts)
     assert cell.system == "human"
@@ -439,7 +439,7 @@ def test_ratings_are_cut_at_seven_tenths_with_ties_by_movie():
     assert [len(cut_ratings(1, ratings[:n]).before) for n in (1, 2, 3, 4)] == [0, 1, 2, 2]
 
 
-def test_what_is_liked_later_is_relevant_in_each_of_its_genres():
+def test_movies_liked_later_are_relevant_in_each_of_their_genres():
     genres = {"1": ("Comedy",), "2": ("Comedy",), "3": ("War", "Comedy"), "4": ("War",)}
     ratings = [Rating("1", 5, 1), Rating("2", 5, 2), Rating("3", 4, 3), Rating("4", 3.5, 4)]
     queries = list(genre_queries(cut_ratings(7, ratings), genres))
@@ -455,7 +455,7 @@ def test_movielens_is_read_without_its_surplus_columns(tmp_path):
     assert data.movies.documents[0].source == {"title": "Alpha", "genres": "Comedy War"}
 
 
-def test_a_part_of_the_users(tmp_path):
+def test_users_can_be_limited(tmp_path):
     folder = write_movielens(tmp_path / "ml")
     assert [q.query_id for q in read_movielens(folder, every=3).queries] == ["9 War"]
     assert [q.query_id for q in read_movielens(folder, limit=1).queries] == ["7 Comedy"]
@@ -466,19 +466,19 @@ def test_a_part_of_the_users(tmp_path):
     [
         ("id,title\n", RATINGS, r"movies\.csv does not start with the columns movieId, title, genres"),
         (MOVIES + "1,Again,War\n", RATINGS, r"movies\.csv, line 8 repeats the movie 1"),
-        (MOVIES, RATINGS + "9,2\n", r"ratings\.csv, line 8 has 2 columns in place of 4"),
-        (MOVIES, RATINGS + "9,2,good,1\n", r"ratings\.csv, line 8 is not user, movie, stars and seconds"),
+        (MOVIES, RATINGS + "9,2\n", r"ratings\.csv, line 8 has 2 columns instead of 4"),
+        (MOVIES, RATINGS + "9,2,good,1\n", r"ratings\.csv, line 8 does not hold user, movie, stars and seconds"),
         (MOVIES, "userId,movieId,rating,timestamp\n7,1,5,1\n", r"gives no query"),
     ],
 )
-def test_a_fault_in_movielens_is_named(tmp_path, movies, ratings, said):
+def test_faulty_movielens_files_are_reported(tmp_path, movies, ratings, said):
     with pytest.raises(InputError, match=said):
         read_movielens(write_movielens(tmp_path / "ml", movies, ratings))
 
 
 @pytest.fixture
 def cinema(tmp_path):
-    """Two kinds of comedies; user 1 likes trains, and will like another train."""
+    """Two kinds of comedies. User 1 likes trains, and will like another train."""
     movies = "movieId,title,genres\n" + "".join(
         f"{n},{'train' if n % 2 else 'boat'} story {n},Comedy\n" for n in range(1, 41)
     )
@@ -489,12 +489,12 @@ def cinema(tmp_path):
     engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
     load_collection(data.movies, engine, encoder, "movies")
     weights = Weights(0.0, 0.0, 1.0)
-    return data, movielens.Means(engine, "movies", encoder, embed(data.movies, encoder), weights)
+    return data, movielens.Setup(engine, "movies", encoder, embed(data.movies, encoder), weights)
 
 
 def test_a_history_helps_and_a_stranger_gets_the_engines_order(cinema):
-    data, means = cinema
-    cells = {(c.system, c.stage): c for c in movielens.measure(data, movielens.known_systems(data)[0], means)}
+    data, setup = cinema
+    cells = {(c.system, c.stage): c for c in movielens.measure_systems(data, movielens.known_systems(data)[0], setup)}
     engine = cells["engine", "any"].scores["nDCG@10"].mean
     assert cells["user", "0"].scores["nDCG@10"].mean == engine
     assert cells["user", "0"].gain.difference == Estimate(0, 0, 0)
@@ -505,11 +505,11 @@ def test_a_history_helps_and_a_stranger_gets_the_engines_order(cinema):
 
 
 def test_a_user_is_no_neighbour_of_their_own_future(cinema):
-    data, means = cinema
+    data, setup = cinema
     alone = replace(data, viewers=data.viewers[:1])
-    cells = movielens.measure(alone, ["popularity", "item-knn"], means)
+    cells = movielens.measure_systems(alone, ["popularity", "item-knn"], setup)
     assert {c.scores["nDCG@10"].mean for c in cells} == {cells[0].scores["nDCG@10"].mean}
-    scorers = movielens.make_scorers(["popularity", "item-knn"], alone, means)
+    scorers = movielens.make_systems(["popularity", "item-knn"], alone, setup)
     (query,) = alone.queries
     assert not scorers["popularity"].scores(query, alone.candidates(query), "any").any()
     assert not scorers["item-knn"].scores(query, alone.candidates(query), "all").any()
@@ -525,18 +525,18 @@ def test_the_shortened_history_is_the_latest_part():
 
 @pytest.mark.parametrize("weights", [Weights(), Weights(0, 0, 1), Weights(0.2, 0.3, 0.9)], ids=str)
 def test_the_user_score_ranks_as_the_pipeline_does(cinema, weights):
-    data, means = cinema
+    data, setup = cinema
     (query,) = data.queries
     rows = data.candidates(query)
-    scorer = movielens.make_scorers(["user"], data, replace(means, weights=weights))["user"]
+    scorer = movielens.make_systems(["user"], data, replace(setup, weights=weights))["user"]
     found = [data.movies.documents[row].doc_id for row in rows[best(scorer.scores(query, rows, "all"), 40)]]
-    parts = Parts(Settings(weights=weights, mode="boost"), ScriptedRewriter({}), means.encoder)
+    parts = Parts(Settings(weights=weights, mode="boost"), ScriptedRewriter({}), setup.encoder)
     profile = movielens.profile_of(query.viewer, query.viewer.before)
-    request, info = Request("Comedy", "movies", ADA, size=40), means.engine.describe("movies")
+    request, info = Request("Comedy", "movies", ADA, size=40), setup.engine.describe("movies")
     reading = read("Comedy", profile, parts)
-    hits = means.engine.search(ask(request, info, reading, parts))
+    hits = setup.engine.search(ask(request, info, reading, parts))
     fresh = replace(hits, hits=tuple(hit for hit in hits.hits if hit.doc_id not in query.viewer.rated))
-    liked = tuple(means.engine.fetch("movies", liked_ids(profile)))
+    liked = tuple(setup.engine.fetch("movies", liked_ids(profile)))
     result = show_page(request, reading, Retrieved(info, fresh, fresh, liked), parts)
     assert found == [ranked.hit.doc_id for ranked in result.page]
     assert len(found) == 33
@@ -544,7 +544,7 @@ def test_the_user_score_ranks_as_the_pipeline_does(cinema, weights):
 
 @pytest.fixture
 def clubs(tmp_path):
-    """Movies whose texts tell nothing, two circles of twelve each; user 50, who is measured, is of the first."""
+    """Movies with equal texts, and two tastes of twelve movies each; user 50, who is measured, has the first taste."""
     circles = [range(1, 13), range(21, 33)]
     movies = "movieId,title,genres\n" + "".join(f"{n},Story,Comedy\n" for n in range(1, 41))
     seen = {user: [n for n in circles[user % 2] if n % 6 != user // 2 % 6] for user in range(1, 41)}
@@ -554,17 +554,17 @@ def clubs(tmp_path):
     data = read_movielens(write_movielens(tmp_path / "ml", movies, ratings), every=50)
     engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
     load_collection(data.movies, engine, encoder, "movies")
-    return data, movielens.Means(engine, "movies", encoder, embed(data.movies, encoder), Weights(0, 0, 1))
+    return data, movielens.Setup(engine, "movies", encoder, embed(data.movies, encoder), Weights(0, 0, 1))
 
 
-def test_what_others_did_together_is_learnt_and_used(clubs):
-    data, means = clubs
+def test_what_other_users_did_is_learnt_and_used(clubs):
+    data, setup = clubs
     (query,) = data.queries
     rows = data.candidates(query)
-    scorer = movielens.make_scorers(["learnt"], data, means)["learnt"]
+    scorer = movielens.make_systems(["learnt"], data, setup)["learnt"]
     found = [data.movies.documents[row].doc_id for row in rows[best(scorer.scores(query, rows, "all"), 6)]]
     assert sorted(map(int, found)) == [7, 8, 9, 10, 11, 12]
-    cells = {c.stage: c for c in movielens.measure(data, ["learnt"], means)}
+    cells = {c.stage: c for c in movielens.measure_systems(data, ["learnt"], setup)}
     assert cells["0"].gain.difference == Estimate(0, 0, 0)
     assert cells["all"].gain.difference.mean > 0
 
@@ -600,7 +600,7 @@ def test_each_expected_score_gets_its_verdict(tmp_path):
     (tmp_path / "x.yaml").write_text(EXPECTED)
     expected = read_expected(tmp_path / "x.yaml")
     scores = {"nDCG@10": Estimate(0.2504, 0, 1), "MRR": Estimate(0.305, 0, 1), "recall@100": Estimate(0.52, 0, 1)}
-    found = list(check(expected, [Cell("raw", "lexical", scores, None, 3)]))
+    found = list(check_scores(expected, [Cell("raw", "lexical", scores, None, 3)]))
     assert [(c.system, c.measure, c.verdict) for c in found] == [
         ("raw", "nDCG@10", "OK"),
         ("raw", "MRR", "OKish"),
@@ -626,7 +626,7 @@ def test_better_than_expected_is_not_as_expected():
         (EXPECTED.replace("nDCG@10", "nDCG"), "there is no measure 'nDCG'"),
     ],
 )
-def test_a_file_that_does_not_say_what_is_expected_is_named(tmp_path, content, said):
+def test_an_invalid_file_of_expected_scores_is_refused(tmp_path, content, said):
     (tmp_path / "x.yaml").write_text(content)
     with pytest.raises(InputError, match=said):
         read_expected(tmp_path / "x.yaml")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bespeak.errors import InputError, UsageError
 from bespeak.profiles.events import new_event, query_event, user_key
-from bespeak.profiles.ubi import MAX_LINE_BYTES, RejectedLine, read_event, read_events, ubi_line
+from bespeak.profiles.ubi import MAX_LINE_BYTES, RejectedEvent, read_event, read_events, ubi_line
 from bespeak.records import Event, Request, UserKey
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -23,7 +23,7 @@ def line(**given):
 
 def reasons(*lines: bytes) -> dict[int, str]:
     found = read_events(io.BytesIO(b"\n".join(lines)), now=NOW)
-    return {line_no: item.reason for line_no, item in found if isinstance(item, RejectedLine)}
+    return {line_no: item.reason for line_no, item in found if isinstance(item, RejectedEvent)}
 
 
 def test_a_click_is_read_field_by_field():
@@ -148,7 +148,7 @@ RATED = {"object": {"object_id": "d"}}
         ({"action_name": "rating", "event_attributes": RATED | {"rating": True}}, "a rating that is not a number"),
     ],
 )
-def test_a_bad_line_is_rejected_with_its_number_and_the_rest_goes_on(bad, reason):
+def test_a_bad_line_is_rejected_with_its_number_and_the_rest_is_read(bad, reason):
     good = json.dumps(line()).encode()
     bad = bad if isinstance(bad, bytes) else json.dumps(line(**bad)).encode()
     found = list(read_events(io.BytesIO(b"\n".join([good, bad, b"", good])), now=NOW))
@@ -200,7 +200,7 @@ def test_new_event_turns_the_time_to_utc():
 def test_the_event_of_a_request():
     event = query_event(Request("gold", "shop", UserKey("", "u"), "s"), NOW)
     assert (event.action, event.text, event.session_id, event.timestamp) == ("query", "gold", "s", NOW)
-    with pytest.raises(InputError, match="without user"):
+    with pytest.raises(InputError, match="without a user"):
         query_event(Request("gold", "shop"))
     with pytest.raises(InputError, match="102400 characters"):
         query_event(Request("x" * 102_400, "shop", UserKey("", "u")))
@@ -284,7 +284,7 @@ def test_the_real_file_counted_independently(shared_data):
     actions = Counter(json.loads(text).get("action_name", "query") for text in documents)
     with path.open("rb") as file:
         found = [item for _, item in read_events(file, "shop")]
-    assert not [item for item in found if isinstance(item, RejectedLine)]
+    assert not [item for item in found if isinstance(item, RejectedEvent)]
     assert Counter(event.action for event in found) == actions
     assert len(found) == 3921
     assert {event.user.tenant for event in found} == {"shop"}

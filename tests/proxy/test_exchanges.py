@@ -1,4 +1,4 @@
-"""What is said and recorded about one search."""
+"""The header and the recorded events of one search."""
 
 from datetime import UTC, datetime
 
@@ -45,4 +45,4 @@ def test_nothing_is_recorded_after_a_fault_or_without_consent():
 
 def test_a_search_that_is_not_personal_is_asked_as_it_came():
     exchange = Exchange(read_search("i", (), '{"size": 3}'), ADA, head='{"index": "i"}')
-    assert exchange.lines == exchange.asked_lines == '{"index": "i"}\n{"size": 3}\n'
+    assert exchange.lines == exchange.engine_lines == '{"index": "i"}\n{"size": 3}\n'

@@ -1,7 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from bespeak.proxy.metrics import MAX_REASONS, Metrics
-from bespeak.proxy.recording import Counts
+from bespeak.proxy.recording import RecorderCounts
 
 
 def samples(metrics):
@@ -40,7 +40,7 @@ def test_statuses_and_seconds():
 
 
 def test_watched_values_are_read_each_time():
-    metrics, state = Metrics(), {"open": False, "counts": Counts(1, 2, 3), "share": 0.1}
+    metrics, state = Metrics(), {"open": False, "counts": RecorderCounts(1, 2, 3), "share": 0.1}
     metrics.watch_breaker("rewrite", lambda: state["open"])
     metrics.watch_recorder(lambda: state["counts"])
     metrics.watch_share(lambda: state["share"])
@@ -50,7 +50,7 @@ def test_watched_values_are_read_each_time():
     assert found["bespeak_events_written_total",] == 2
     assert found["bespeak_events_dropped_total",] == 3
     assert found["bespeak_share",] == 0.1
-    state.update(open=True, counts=Counts(0, 5, 3), share=0)
+    state.update(open=True, counts=RecorderCounts(0, 5, 3), share=0)
     found = samples(metrics)
     assert found["bespeak_breaker_open", "rewrite"] == 1
     assert found["bespeak_events_written_total",] == 5

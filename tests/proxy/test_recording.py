@@ -8,7 +8,7 @@ from bespeak.errors import InputError, StoreError
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.profiles.ubi import read_event, ubi_line
-from bespeak.proxy.recording import BATCH, TITLE_CHARS, Counts, Recorder, ShownHit, impressions, query_recorded
+from bespeak.proxy.recording import BATCH, TITLE_CHARS, Recorder, RecorderCounts, ShownHit, impressions, query_recorded
 from bespeak.records import UserKey
 
 ADA, BOB = UserKey("", "ada"), UserKey("shop", "bob")
@@ -63,7 +63,7 @@ def test_recorded_events_reach_the_store(tmp_path, recorded):
     assert recorder.record([asked, *shown]) == 0
     recorder.flush()
     assert {event.event_id for event in store.export(ADA)} == {event.event_id for event in [asked, *shown]}
-    assert recorder.counts == Counts(0, 3, 0)
+    assert recorder.counts == RecorderCounts(0, 3, 0)
     assert [turn.query for turn in store.profile(ADA, "s", NOW).turns] == ["cake"]
     recorder.close()
     store.close()
@@ -99,11 +99,11 @@ def test_a_full_queue_drops_and_counts_and_does_not_wait(recorded):
     recorder = recorded(store, limit=5)
     assert recorder.record(clicks(ADA, "1", "2")) == 0
     assert recorder.record(clicks(ADA, "3", "4", "5", "6", "7")) == 2
-    assert recorder.counts == Counts(5, 0, 2)
+    assert recorder.counts == RecorderCounts(5, 0, 2)
     store.go.set()
     recorder.flush()
     assert [event.doc_id for event in store.events] == ["1", "2", "3", "4", "5"]
-    assert recorder.counts == Counts(0, 5, 2)
+    assert recorder.counts == RecorderCounts(0, 5, 2)
     assert recorder.record(clicks(ADA, "8")) == 0
 
 
@@ -126,7 +126,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(recorded):
     recorder = recorded(store)
     recorder.record(clicks(ADA, "1"))
     recorder.flush()
-    assert recorder.counts == Counts(0, 1, 0)
+    assert recorder.counts == RecorderCounts(0, 1, 0)
 
 
 def test_a_store_that_keeps_failing_costs_one_batch(recorded):
@@ -134,20 +134,20 @@ def test_a_store_that_keeps_failing_costs_one_batch(recorded):
     recorder = recorded(store, patience_s=0)
     recorder.record(clicks(ADA, "1"))
     recorder.flush()
-    assert recorder.counts == Counts(0, 0, 1)
+    assert recorder.counts == RecorderCounts(0, 0, 1)
     recorder.record(clicks(ADA, "2"))
     recorder.flush()
-    assert (store.events, recorder.counts) == (clicks(ADA, "2"), Counts(0, 1, 1))
+    assert (store.events, recorder.counts) == (clicks(ADA, "2"), RecorderCounts(0, 1, 1))
 
 
-def test_other_faults_are_not_retried_and_the_recorder_goes_on(recorded, caplog):
+def test_other_faults_are_not_retried_and_the_recorder_continues(recorded, caplog):
     store = ScriptedStore([ValueError("ada asked for cake")])
     recorder = recorded(store)
     recorder.record(clicks(ADA, "1"))
     recorder.flush()
     recorder.record(clicks(ADA, "2"))
     recorder.flush()
-    assert recorder.counts == Counts(0, 1, 1)
+    assert recorder.counts == RecorderCounts(0, 1, 1)
     assert "ValueError" in caplog.text
     assert "ada" not in caplog.text
 
@@ -189,7 +189,7 @@ def test_forgetting_drops_events_that_are_retried(recorded):
     recorder.forget(ADA)
     recorder.flush()
     assert store.events == clicks(BOB, "2")
-    assert recorder.counts == Counts(0, 1, 0)
+    assert recorder.counts == RecorderCounts(0, 1, 0)
 
 
 def test_a_search_in_progress_leaves_no_trace_of_a_forgotten_user(recorded):
@@ -244,7 +244,7 @@ def test_closing_writes_what_is_queued_and_takes_no_more(recorded):
     recorder.close()
     assert store.events == clicks(ADA, "1", "2")
     assert recorder.record(clicks(ADA, "3")) == 1
-    assert recorder.counts == Counts(0, 2, 1)
+    assert recorder.counts == RecorderCounts(0, 2, 1)
 
 
 def test_closing_does_not_wait_for_a_store_that_fails(recorded):
@@ -253,7 +253,7 @@ def test_closing_does_not_wait_for_a_store_that_fails(recorded):
     recorder.record(clicks(ADA, "1"))
     assert store.adding.acquire(timeout=20)
     recorder.close()
-    assert recorder.counts == Counts(0, 0, 1)
+    assert recorder.counts == RecorderCounts(0, 0, 1)
 
 
 def test_a_flush_returns_at_its_timeout(recorded):
@@ -262,4 +262,4 @@ def test_a_flush_returns_at_its_timeout(recorded):
     recorder = recorded(store)
     recorder.record(clicks(ADA, "1"))
     recorder.flush(timeout_s=0.01)
-    assert recorder.counts == Counts(1, 0, 0)
+    assert recorder.counts == RecorderCounts(1, 0, 0)

@@ -1,11 +1,11 @@
-"""Pages drafted from two rankings, and what simulated clicks on them say."""
+"""Pages drafted from two rankings, and the results of simulated clicks on them."""
 
 import random
 from datetime import UTC, datetime
 
 import pytest
 
-from bespeak.evaluation.comparisons import report, sign_test
+from bespeak.evaluation.comparisons import judge_comparisons, sign_test
 from bespeak.profiles.events import new_event
 from bespeak.ranking.interleaving import Comparison, Side, draft
 from bespeak.records import UserKey
@@ -15,7 +15,7 @@ GOOD, BAD = list(range(10)), list(range(9, -1, -1))
 
 
 def searches(name, orders, users=60, split=False):
-    """Events of users who click a hit the more often the lower its number is, and see the first ranks better."""
+    """Events of users who prefer hits with low numbers and look more at the first ranks."""
     first, second = name.split("|" if split else ":")
     comparison, luck = Comparison((Side(first), Side(second)), split), random.Random(7)
     for n in range(users):
@@ -40,7 +40,7 @@ def test_each_side_picks_its_best_in_turn():
 
 @pytest.mark.parametrize(("orders", "better"), [((BAD, GOOD), "b"), ((GOOD, BAD), "a"), ((GOOD, GOOD), "")])
 def test_a_better_side_wins_and_equal_sides_do_not(orders, better):
-    (found,) = report(searches("a:b", orders))
+    (found,) = judge_comparisons(searches("a:b", orders))
     assert found.sides == ("a", "b")
     assert found.searches == 240
     assert found.better == better
@@ -48,14 +48,14 @@ def test_a_better_side_wins_and_equal_sides_do_not(orders, better):
 
 @pytest.mark.parametrize(("orders", "better"), [((BAD, GOOD), "b"), ((GOOD, GOOD), "")])
 def test_a_split_test_compares_users(orders, better):
-    (found,) = report(searches("a|b", orders, users=200, split=True))
+    (found,) = judge_comparisons(searches("a|b", orders, users=200, split=True))
     assert sum(found.users) == 200
     assert min(found.users) > 60
     assert found.better == better
 
 
-def test_what_was_not_compared_is_left_out():
-    assert report([new_event(UserKey("", "u"), "click", NOW, query_id="q", doc_id="d")]) == []
+def test_events_outside_a_comparison_are_left_out():
+    assert judge_comparisons([new_event(UserKey("", "u"), "click", NOW, query_id="q", doc_id="d")]) == []
 
 
 def test_the_sign_test_is_binomial():

@@ -1,4 +1,4 @@
-"""Decoding over a scripted scorer, and over the real model where it is."""
+"""Decoding with a scripted scorer, and with the real model if it is installed."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +21,7 @@ from bespeak.rewriting.decoding import (
     START,
     LanguageModel,
     prompt,
-    refuse,
+    refuse_text,
 )
 from bespeak.rewriting.grounding import sources
 from bespeak.rewriting.opening import choose_rewriter
@@ -148,35 +148,35 @@ def test_texts_that_cannot_be_rewrites_are_refused(text, reason):
 def test_a_complete_long_answer_is_refused():
     answer = "one two three four five six seven eight nine ten"
     profile = Profile(turns=(Turn("q", answer, "t"),))
-    assert refuse(f"Why {answer}?", "Why?", profile) == "the model repeated an answer"
-    assert refuse("Why one two three?", "Why?", profile) == ""
+    assert refuse_text(f"Why {answer}?", "Why?", profile) == "the model repeated an answer"
+    assert refuse_text("Why one two three?", "Why?", profile) == ""
 
 
 def test_an_earlier_query_is_no_rewrite_of_another_one():
     profile = Profile(turns=(Turn("Who is Zappa?", "", "t1"), Turn("Where did he live", "", "t2")))
     for earlier in ("who is Zappa", "Where did he live?"):
-        assert refuse(earlier, "and when", profile) == "the model repeated an earlier query"
-        assert refuse(earlier, f"{earlier} ?", profile) == ""  # asked again as it was
-    assert refuse("when did he live", "and when", profile) == ""
+        assert refuse_text(earlier, "and when", profile) == "the model repeated an earlier query"
+        assert refuse_text(earlier, f"{earlier} ?", profile) == ""  # asked again as it was
+    assert refuse_text("when did he live", "and when", profile) == ""
     rewrite = LanguageModel(Scripted(" Who is Zappa?"), "1").rewrite("and he", profile)
     assert (rewrite.status, rewrite.text) == ("failed", "and he")
 
 
 def test_a_text_without_any_word_of_the_query_is_no_rewrite():
     profile = Profile(turns=(Turn("What is the capital of Peru?", "Lima", "t1"),))
-    assert refuse("What are the capital of Peru?", "carrots", profile) == "the model dropped what was asked"
-    assert refuse("What is a carrot of Peru?", "carrots", profile) == ""  # a form of the same word
-    assert refuse("What is a carrot of Peru?", "carrots and onions", profile) == ""
+    assert refuse_text("What are the capital of Peru?", "carrots", profile) == "the model dropped what was asked"
+    assert refuse_text("What is a carrot of Peru?", "carrots", profile) == ""  # a form of the same word
+    assert refuse_text("What is a carrot of Peru?", "carrots and onions", profile) == ""
     for query in ("and it?", "what about the latter", "The last one?"):  # nothing by its name
-        assert refuse("What about the capital of Peru?", query, profile) == ""
+        assert refuse_text("What about the capital of Peru?", query, profile) == ""
 
 
 def test_a_text_in_another_script_is_no_rewrite():
     profile = Profile(turns=(Turn("東京の天気", "", "t"),))
-    assert refuse("東京の天気 は", "and tomorrow", profile) == "the model wrote in another script"
-    assert refuse("and tomorrow", "明日は", profile) == "the model wrote in another script"
-    assert refuse("what does 東京 mean", "what does it mean", profile) == ""
-    assert refuse("明日は 東京", "明日は", profile) == ""
+    assert refuse_text("東京の天気 は", "and tomorrow", profile) == "the model wrote in another script"
+    assert refuse_text("and tomorrow", "明日は", profile) == "the model wrote in another script"
+    assert refuse_text("what does 東京 mean", "what does it mean", profile) == ""
+    assert refuse_text("明日は 東京", "明日は", profile) == ""
 
 
 @given(

@@ -9,7 +9,7 @@ from bespeak.records import Profile, Statement, Turn, UserKey
 from bespeak.rewriting.decoding import LanguageModel
 from bespeak.rewriting.model import find_model
 from bespeak.rewriting.opening import choose_rewriter
-from bespeak.rewriting.scorer import DRAFT_TOKENS, Lookup, OnnxScorer, ReadPrompt, SessionPrompt, n_common
+from bespeak.rewriting.scorer import DRAFT_TOKENS, OnnxScorer, PromptLookup, ReadPrompt, SessionPrompt, n_common
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 WORDS = [
@@ -49,7 +49,7 @@ PROMPT = [*ids("<bos>"), *EARLIER, *QUERY, *ids("R", ":")]
 
 
 def guess(*made):
-    return Lookup(Words()).guess([*PROMPT, *ids(*made)], len(PROMPT))
+    return PromptLookup(Words()).guess([*PROMPT, *ids(*made)], len(PROMPT))
 
 
 def test_the_first_guess_is_the_query():
@@ -73,7 +73,7 @@ def test_nothing_is_guessed_without_a_match():
 
 def test_guesses_are_bounded():
     long = ids("<bos>", "Q", ":", "▁", *["▁they"] * 30, "\n", "R", ":")
-    assert len(Lookup(Words()).guess(long, len(long))) == DRAFT_TOKENS
+    assert len(PromptLookup(Words()).guess(long, len(long))) == DRAFT_TOKENS
 
 
 def scorer_with(tmp_path, prompts, kept_bytes=1 << 20):

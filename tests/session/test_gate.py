@@ -1,7 +1,7 @@
 import pytest
 
 from bespeak.records import Profile, Statement, Turn
-from bespeak.session.gate import decline
+from bespeak.session.gate import decline_rewriting
 
 KNOWN = Profile(turns=(Turn("who founded the band", "Frank Zappa", "e1"),))
 
@@ -54,7 +54,7 @@ KNOWN = Profile(turns=(Turn("who founded the band", "Frank Zappa", "e1"),))
     ],
 )
 def test_natural_questions_pass_the_gate(query):
-    assert decline(query, KNOWN) == ""
+    assert decline_rewriting(query, KNOWN) is None
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_natural_questions_pass_the_gate(query):
     ],
 )
 def test_an_identifier_is_left_alone(query):
-    assert decline(query, KNOWN) == "identifier"
+    assert decline_rewriting(query, KNOWN) == "identifier"
 
 
 @pytest.mark.parametrize(
@@ -121,28 +121,28 @@ def test_an_identifier_is_left_alone(query):
     ],
 )
 def test_an_engines_syntax_is_left_alone(query):
-    assert decline(query, KNOWN) == "operators"
+    assert decline_rewriting(query, KNOWN) == "operators"
 
 
 @pytest.mark.parametrize("query", ['"to be or not to be"', "'exact words'", "“curly”", "«guillemets»", '  "spaces"  '])
 def test_a_quoted_query_is_left_alone(query):
-    assert decline(query, KNOWN) == "quoted"
+    assert decline_rewriting(query, KNOWN) == "quoted"
 
 
 @pytest.mark.parametrize("query", ["東京の天気はどうですか", "где он родился?", "ما هو", "ποιος είναι"])
 def test_a_script_that_the_model_does_not_know_is_left_alone(query):
-    assert decline(query, KNOWN) == "other_language"
+    assert decline_rewriting(query, KNOWN) == "other_language"
 
 
 @pytest.mark.parametrize("query", ["why " * 61, "a" * 501])
 def test_a_long_query_is_left_alone(query):
-    assert decline(query, KNOWN) == "too_long"
+    assert decline_rewriting(query, KNOWN) == "too_long"
 
 
 def test_a_refusal_is_the_first_reason():
-    assert decline('"quoted"', Profile(turns=KNOWN.turns, consent=False)) == "refused"
+    assert decline_rewriting('"quoted"', Profile(turns=KNOWN.turns, consent=False)) == "refused"
 
 
 def test_without_turns_and_statements_there_is_nothing_to_rewrite_from():
-    assert decline("and then?", Profile()) == "no_history"
-    assert decline("and then?", Profile(statements=(Statement("I am vegetarian.", "e1"),))) == ""
+    assert decline_rewriting("and then?", Profile()) == "no_history"
+    assert decline_rewriting("and then?", Profile(statements=(Statement("I am vegetarian.", "e1"),))) is None

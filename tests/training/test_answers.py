@@ -1,4 +1,4 @@
-"""How well candidates find the answer, over word-count vectors."""
+"""The gains of candidates, with word-count vectors."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from bespeak.training.answers import Answers, Gains, encode_all, gain, texts_of
 from bespeak.training.candidates import AnsweredTurn
-from bespeak.training.pairs import Conversation, Exchange
+from bespeak.training.pairs import Conversation, PastTurn
 from fakes import BagEncoder
 
 WHALES = "Whales eat krill and small fish, tons of it."
@@ -46,7 +46,7 @@ def test_what_is_left_out_is_not_ranked():
 
 
 def test_the_rewrite_that_names_what_is_meant_finds_the_answer(answers):
-    turn = asked(Exchange("Where do they live?"))
+    turn = asked(PastTurn("Where do they live?"))
     query, person, wrong = answers.gains(turn, [turn.query, turn.rewrite, "What do horses eat?"])
     assert person == Gains(1, 1, 1)
     assert wrong.alone < 1
@@ -55,18 +55,18 @@ def test_the_rewrite_that_names_what_is_meant_finds_the_answer(answers):
 
 
 def test_an_answer_that_was_given_before_is_not_in_the_way(answers):
-    said, unsaid = asked(Exchange("Where do whales live?", LIVE)), asked(Exchange("Where do whales live?"))
+    said, unsaid = asked(PastTurn("Where do whales live?", LIVE)), asked(PastTurn("Where do whales live?"))
     text = "whales live in cold waters of the north"
     assert answers.gains(unsaid, [text])[0].alone < answers.gains(said, [text])[0].alone
 
 
 def test_an_answer_that_was_given_twice_is_still_to_be_found(answers):
-    turn = asked(Exchange("What do whales eat?", WHALES))
+    turn = asked(PastTurn("What do whales eat?", WHALES))
     assert answers.gains(turn, [turn.rewrite]) == [Gains(1, 1, 1)]
 
 
 def test_the_collection_holds_each_answer_once_and_no_short_one():
-    turns = (Exchange("a", LIVE), Exchange("b", "Yes."), Exchange("c", LIVE), Exchange("d", WHALES), Exchange("e"))
+    turns = (PastTurn("a", LIVE), PastTurn("b", "Yes."), PastTurn("c", LIVE), PastTurn("d", WHALES), PastTurn("e"))
     assert texts_of([Conversation("own", turns, ()), Conversation("own", turns, ())]) == [LIVE, WHALES]
 
 

@@ -13,15 +13,15 @@ from bespeak.training.augment import (
     with_full_queries,
     with_switch,
 )  # fmt: skip
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 OTHERS = ("I collect stamps.", "My bicycle is red.", "I never fly.", "I eat deserts.", "My aunt paints.")
 ASKED = ("Who wrote Middlemarch?", "How do glaciers form?", "When did it end?")
 DESERTS = Conversation(
     "cast2019",
     (
-        Exchange("What causes desertification?", "Overgrazing, mostly. And drought."),
-        Exchange("Can desertification be stopped?", "Planting trees helps."),
+        PastTurn("What causes desertification?", "Overgrazing, mostly. And drought."),
+        PastTurn("Can desertification be stopped?", "Planting trees helps."),
     ),
     (
         Target(1, "Can it be stopped?", "Can desertification be stopped?"),
@@ -94,7 +94,7 @@ def test_titles_replace_answers():
 
 
 def test_a_page_gives_its_title():
-    page = Conversation("canard", (Exchange("Who?", ""),), (Target(1, "When?", "When?"),), title="Zappa - Disbandment")
+    page = Conversation("canard", (PastTurn("Who?", ""),), (Target(1, "When?", "When?"),), title="Zappa - Disbandment")
     seen = {turn.response for seed in SEEDS for turn in titled(page, random.Random(seed)).turns}
     assert {"Zappa", "Zappa - Disbandment"} <= seen
 
@@ -139,12 +139,12 @@ def test_a_phrase_that_the_turn_before_names_can_be_left_out():
     ],
 )
 def test_otherwise_nothing_is_left_out(before, whole):
-    asked = Conversation("s", (Exchange(before),), (Target(1, "And the costs?", whole),))
+    asked = Conversation("s", (PastTurn(before),), (Target(1, "And the costs?", whole),))
     assert all(with_ellipsis(asked, random.Random(seed), 1.0) == asked for seed in SEEDS)
 
 
 def test_a_name_gets_no_pronoun():
-    turns = (Exchange("Who was Ada Lovelace?"),)
+    turns = (PastTurn("Who was Ada Lovelace?"),)
     asked = Conversation("s", turns, (Target(1, "Her father?", "Who was the father of Ada Lovelace?"),))
     made = {t.query for seed in SEEDS for t in with_ellipsis(asked, random.Random(seed), 1.0).targets}
     assert made == {"Her father?", "Who was the father?"}

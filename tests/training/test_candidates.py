@@ -1,4 +1,4 @@
-"""Without torch: which queries are asked, what is sampled of them, and what is left after a kill."""
+"""The queries that are sampled, their candidates, and resuming after a kill; without torch."""
 
 import json
 import time
@@ -23,7 +23,7 @@ from bespeak.training.candidates import (
     sample,
     sample_all,
 )
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets")
 LIVE = "They live in the cold waters of the north."
@@ -31,7 +31,7 @@ EAT = "Small fish and krill, many tons of it a day."
 
 
 def conversation(topic="whales", source="own"):
-    turns = (Exchange(f"Where do {topic} live?", LIVE), Exchange("What do they eat?", EAT), Exchange("Why?", "Yes."))
+    turns = (PastTurn(f"Where do {topic} live?", LIVE), PastTurn("What do they eat?", EAT), PastTurn("Why?", "Yes."))
     targets = (
         Target(0, turns[0].query, turns[0].query),
         Target(1, turns[1].query, f"What do {topic} eat?"),
@@ -98,7 +98,7 @@ def test_first_queries_short_answers_and_last_queries_are_left_out():
 @given(st.integers(0, 30), st.integers(0, 5))
 def test_conversations_are_chosen_whole_and_reproducibly(n, seed):
     turns = [
-        AnsweredTurn(number // 3, "own", f"q{number}", "r", "a", (Exchange("x"),), ()) for number in range(21)
+        AnsweredTurn(number // 3, "own", f"q{number}", "r", "a", (PastTurn("x"),), ()) for number in range(21)
     ]  # seven conversations of three
     chosen = choose_turns(turns, n, seed)
     assert chosen == choose_turns(turns, n, seed)
@@ -110,7 +110,7 @@ def test_conversations_are_chosen_whole_and_reproducibly(n, seed):
 
 def test_sources_with_larger_weights_are_chosen_more_often():
     sources = ["ikat2024"] * 100 + ["camrest"] * 100
-    turns = [AnsweredTurn(n, source, "q", "r", "a", (Exchange("x"),), ()) for n, source in enumerate(sources)]
+    turns = [AnsweredTurn(n, source, "q", "r", "a", (PastTurn("x"),), ()) for n, source in enumerate(sources)]
     assert sum(turn.source == "ikat2024" for turn in choose_turns(turns, 50, 0)) > 40
 
 

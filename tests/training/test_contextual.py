@@ -12,8 +12,15 @@ from bespeak.errors import InputError, ModelError  # noqa: E402
 from bespeak.models.catalogue import asset_folder, default_model, read_record  # noqa: E402
 from bespeak.models.encoder import OnnxEncoder, load_encoder, read_config  # noqa: E402
 from bespeak.training import contextual  # noqa: E402
-from bespeak.training.contextual import Vectors, context_objective, contrastive_loss, examples, plan, train  # noqa: E402
-from bespeak.training.encoder import BertEncoder, merged, read_weights  # noqa: E402
+from bespeak.training.contextual import (  # noqa: E402
+    TargetVectors,
+    context_objective,
+    contrastive_loss,
+    minibatches,
+    train,
+    training_examples,
+)
+from bespeak.training.encoder import BertEncoder, merged, read_bert_weights  # noqa: E402
 from bespeak.training.job import read_all  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
 from bespeak.training.options import TrainingOptions  # noqa: E402
@@ -24,7 +31,7 @@ TEXTS = ["How much does it cost?", "Is the Alhambra open in winter? [SEP] It ope
 
 @pytest.fixture(scope="module")
 def network():
-    return BertEncoder(read_weights(BASE / "model.onnx"))
+    return BertEncoder(read_bert_weights(BASE / "model.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +86,9 @@ def test_duplicates_of_the_target_are_no_negatives():
 def test_a_few_steps_bring_the_rewrite_nearer(network, encoder, pairs, tmp_path):
     from bespeak.training.fit import Fit
 
-    learnt = examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.EncoderInput.of(BASE))
-    vectors = Vectors.of(learnt, encoder, tmp_path / "vectors.db")
-    objective, steps = context_objective(network, vectors), plan(learnt, vectors, 0)
+    learnt = training_examples(read_all([pairs]), TrainingOptions((pairs,), passes=2), contextual.EncoderInput.of(BASE))
+    vectors = TargetVectors.of(learnt, encoder, tmp_path / "vectors.db")
+    objective, steps = context_objective(network, vectors), minibatches(learnt, vectors, 0)
     start = new_adapter(network.shapes, 0)
     losses = [progress.loss for progress in Fit(objective, steps * 6, tmp_path / "c.pt", "a run", start, 1).run()]
     assert losses[-1] < losses[0]

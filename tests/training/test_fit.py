@@ -1,4 +1,4 @@
-"""With the narrow network of `conftest.py`."""
+"""Fitting, with the narrow network of `conftest.py`."""
 
 import random
 
@@ -10,12 +10,12 @@ from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.gemma import ADAPTED
 from bespeak.rewriting.model import MODEL
 from bespeak.training.packing import Layout, pack
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
 pytestmark = pytest.mark.train
 
-from bespeak.training.fit import PAIRS, Fit, cross_entropy, rate, score, steps  # noqa: E402
+from bespeak.training.fit import PAIRS, Fit, cross_entropy, mean_cross_entropy, rate, steps  # noqa: E402
 from bespeak.training.network import RANK, Network, new_adapter, to_arrays  # noqa: E402
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
@@ -27,7 +27,7 @@ def sequences(tokenizer):
     packed = []
     for number in range(240):
         topic = TOPICS[number % len(TOPICS)]
-        turns = (Exchange(f"Where do {topic} live?", f"In the north, {topic} do."), Exchange("Why there?", ""))
+        turns = (PastTurn(f"Where do {topic} live?", f"In the north, {topic} do."), PastTurn("Why there?", ""))
         targets = (
             Target(1, "Why there?", f"Why do {topic} live in the north?"),
             Target(2, "How old are they?", f"How old are {topic}?"),
@@ -61,7 +61,7 @@ def test_a_new_adapter_changes_nothing(network, sequences):
 def test_a_packed_conversation_costs_what_its_prompts_cost(network, tokenizer):
     """Branches neither see nor disturb one another."""
     layout, adapter = Layout(tokenizer), random_adapter(network)
-    turns = (Exchange("Where do whales live?", "In the north."), Exchange("Why there?", ""))
+    turns = (PastTurn("Where do whales live?", "In the north."), PastTurn("Why there?", ""))
     targets = (
         Target(1, "Why there?", "Why do whales live in the north?"),
         Target(1, "Who sang?", "Who sang?", "switch"),
@@ -111,7 +111,10 @@ def same(one, other):
 
 def test_the_loss_falls(network, sequences, tmp_path):
     fit = run(network, sequences[:150], tmp_path / "checkpoint.pt")
-    assert score(network, sequences[150:], fit.adapter, 2) < score(network, sequences[150:], {}, 2) - 0.1
+    assert (
+        mean_cross_entropy(network, sequences[150:], fit.adapter, 2)
+        < mean_cross_entropy(network, sequences[150:], {}, 2) - 0.1
+    )
 
 
 def test_an_interrupted_run_reaches_the_same_adapter(network, sequences, tmp_path):

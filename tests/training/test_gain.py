@@ -14,10 +14,20 @@ from bespeak.rewriting.model import MODEL
 from bespeak.training.answers import Gains
 from bespeak.training.candidates import AnsweredTurn, SampledRewrites
 from bespeak.training.card import gain_card
-from bespeak.training.gain import AFTER, CANDIDATES, TEMPORARY, GainTools, Scored, Stage, run_name, summary, train_gain
+from bespeak.training.gain import (
+    AFTER,
+    CANDIDATES,
+    TEMPORARY,
+    GainTools,
+    ScoredTurn,
+    StageProgress,
+    run_name,
+    summary,
+    train_gain,
+)
 from bespeak.training.job import CHECKPOINT
 from bespeak.training.options import GainOptions, MeanGains
-from bespeak.training.pairs import Conversation, Exchange
+from bespeak.training.pairs import Conversation, PastTurn
 from fakes import BagEncoder
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
@@ -41,11 +51,13 @@ def pairs(tmp_path):
 
 
 def turn(query="q", rewrite="r"):
-    return AnsweredTurn(0, "own", query, rewrite, "an answer", (Exchange("before"),), ())
+    return AnsweredTurn(0, "own", query, rewrite, "an answer", (PastTurn("before"),), ())
 
 
 def scored(greedy, **gains):
-    return Scored(turn(), SampledRewrites(greedy), {text: Gains(value, value, value) for text, value in gains.items()})
+    return ScoredTurn(
+        turn(), SampledRewrites(greedy), {text: Gains(value, value, value) for text, value in gains.items()}
+    )
 
 
 def test_scores_are_means_and_a_refused_rewrite_is_the_query():
@@ -65,7 +77,7 @@ def test_the_spread_is_between_best_and_worst():
 
 
 def test_a_runs_name_depends_on_all_its_inputs():
-    data = [Conversation("own", (Exchange("a", "b"),), ())]
+    data = [Conversation("own", (PastTurn("a", "b"),), ())]
     name = run_name(GainOptions(()), data, [turn()])
     assert name == run_name(GainOptions((), threads=9), data, [turn()])
     others = [
@@ -94,7 +106,7 @@ def test_without_the_extra_it_says_what_to_install(pairs, tmp_path, monkeypatch)
 
 
 class Writer:
-    """With the shipped tokenizer: repeats the query; where it is drawn, as often what the person wrote."""
+    """A fake model with the shipped tokenizer: repeats the query, or in half of the samples the person's rewrite."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -161,7 +173,7 @@ def test_a_run_writes_a_folder_to_build_from_and_resumes_from_it(pairs, adapter,
     with np.load(out / "adapter.npz") as made, np.load(adapter / "adapter.npz") as began:
         assert set(made.files) == set(began.files)
         assert any(not np.array_equal(made[name], began[name]) for name in made.files)
-    assert [s.what for s in seen if isinstance(s, Stage) and s.done == s.size] == [
+    assert [s.what for s in seen if isinstance(s, StageProgress) and s.done == s.size] == [
         "turns rewritten", "answers encoded", "turns scored", "turns rewritten", "turns scored"
     ]  # fmt: skip
     whole = (out / "adapter.npz").read_bytes()
@@ -170,7 +182,7 @@ def test_a_run_writes_a_folder_to_build_from_and_resumes_from_it(pairs, adapter,
     again = []
     assert train_gain(options, out, again.append, tools[0]) == scores
     assert tools[1] == []  # no model was opened: all candidates were there
-    assert all(isinstance(progress, Stage) for progress in again)  # nothing was fitted
+    assert all(isinstance(progress, StageProgress) for progress in again)  # nothing was fitted
 
     for name in (CHECKPOINT, AFTER, "adapter.npz"):
         (out / name).unlink()

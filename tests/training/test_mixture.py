@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from bespeak.training import mixture
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
 
@@ -13,7 +13,7 @@ ASKED = ("How old are {}?", "Who first described {}?", "Why do people love {}?")
 def conversations(source, n):
     for number in range(n):
         topic = TOPICS[number % len(TOPICS)]
-        turns = (Exchange(f"Where do {topic} come from, number {number}?", f"All over the world, {topic} do."),)
+        turns = (PastTurn(f"Where do {topic} come from, number {number}?", f"All over the world, {topic} do."),)
         asked = ASKED[number % len(ASKED)]
         targets = (Target(1, asked.format("they"), asked.format(topic)),)
         yield Conversation(source, turns, targets, (f"My neighbour likes {topic}.", "I whistle."))

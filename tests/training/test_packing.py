@@ -7,12 +7,12 @@ from bespeak.records import Profile, Statement, Turn
 from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, LAST_ANSWER_TOKENS, prompt
 from bespeak.rewriting.grounding import Lexicon
 from bespeak.training.packing import UNLABELLED, Layout, alternatives, pack, unsaid_share
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 TURNS = (
-    Exchange("What group disbanded?", "Zappa and the Mothers of Invention"),
-    Exchange("When did they disband?", "In late 1969, Zappa broke up the band."),
-    Exchange("What kind of music did they play?", ""),
+    PastTurn("What group disbanded?", "Zappa and the Mothers of Invention"),
+    PastTurn("When did they disband?", "In late 1969, Zappa broke up the band."),
+    PastTurn("What kind of music did they play?", ""),
 )
 ZAPPA = Conversation(
     "canard",
@@ -65,7 +65,7 @@ def test_each_branch_sees_exactly_the_rewriters_prompt(layout):
 
 
 def test_a_branch_sees_more_of_the_last_answer_than_of_others(layout):
-    turns = tuple(Exchange(f"Which {what} are there?", f"One {what}, " * 30 + "the end") for what in ("tree", "bird"))
+    turns = tuple(PastTurn(f"Which {what} are there?", f"One {what}, " * 30 + "the end") for what in ("tree", "bird"))
     asked = Conversation("s", turns, tuple(Target(n, "And which?", "And which?") for n in range(3)))
     asked = Conversation("s", turns, (*asked.targets[:2], Target(1, turns[1].query, turns[1].query), asked.targets[2]))
     (packed,) = pack(asked, layout, None)
@@ -90,7 +90,7 @@ def test_the_history_is_read_once(layout):
 
 def test_histories_are_cut_only_before_the_targets_words(layout):
     topics = ("whales", "glaciers", "volcanoes", "bridges", "violins", "comets", "orchids", "castles")
-    turns = tuple(Exchange(f"Tell me about {topic}.", f"All about {topic}, at length. " * 5) for topic in topics)
+    turns = tuple(PastTurn(f"Tell me about {topic}.", f"All about {topic}, at length. " * 5) for topic in topics)
     near = Target(8, "How old are they?", "How old are castles?")
     far = Target(8, "And the second topic?", "Tell me about glaciers?")
     cuts = set()
@@ -106,7 +106,7 @@ def test_histories_are_cut_only_before_the_targets_words(layout):
 
 
 def test_no_window_is_longer_than_what_the_rewriter_reads(layout):
-    turns = tuple(Exchange(f"Question {n} about trees?", "Trees and more trees. " * 9) for n in range(12))
+    turns = tuple(PastTurn(f"Question {n} about trees?", "Trees and more trees. " * 9) for n in range(12))
     targets = tuple(Target(n, "And trees?", "And trees?") for n in range(13))
     for seed in (*range(10), None):
         packed = pack(Conversation("s", turns, targets), layout, None if seed is None else random.Random(seed))
@@ -128,7 +128,7 @@ def test_a_word_without_a_source_is_not_learnt(layout):
 
 
 def test_the_unread_end_of_an_answer_gives_no_words(layout):
-    turn = Exchange("What is it?", "word " * (LAST_ANSWER_TOKENS + 5) + "Zanzibar")
+    turn = PastTurn("What is it?", "word " * (LAST_ANSWER_TOKENS + 5) + "Zanzibar")
     asked = Conversation("s", (turn,), (Target(1, "Where?", "Where is Zanzibar?"),))
     assert pack(asked, layout, None) == []
 

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from bespeak.errors import InputError
-from bespeak.training.pairs import Conversation, Exchange, Pair, Target, conversations, read_pairs, split
+from bespeak.training.pairs import Conversation, Pair, PastTurn, Target, conversations, read_pairs, split
 
-ZAPPA = (Exchange("Who disbanded?", "The Mothers"), Exchange("When did they?", "In 1969"))
+ZAPPA = (PastTurn("Who disbanded?", "The Mothers"), PastTurn("When did they?", "In 1969"))
 
 
 def write(tmp_path, *rows):
@@ -26,7 +26,7 @@ def test_a_line_becomes_a_pair(tmp_path):
     }
     (pair,) = read_pairs(write(tmp_path, row, ""))
     statements, used = ("I live in Ghent.", "I run."), ("I run.",)
-    history = (Exchange("Which shoes?", ""),)
+    history = (PastTurn("Which shoes?", ""),)
     assert pair == Pair("ikat2025", "And socks?", "Which socks for running?", history, statements, used)
 
 
@@ -70,7 +70,7 @@ def test_pairs_of_one_conversation_are_joined():
 @pytest.mark.parametrize(
     "other",
     [
-        Pair("s", "Why?", "WHY?", (Exchange("Who sang?", ""),)),  # another beginning
+        Pair("s", "Why?", "WHY?", (PastTurn("Who sang?", ""),)),  # another beginning
         Pair("t", "When did they?", "WHEN?", ZAPPA[:1]),  # another source
         Pair("s", "When did they?", "WHEN?", ZAPPA[:1], ("I run.",)),  # another user
         Pair("s", "Who sang?", "WHO SANG?"),  # another first query

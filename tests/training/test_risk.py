@@ -1,4 +1,4 @@
-"""With the narrow network of `conftest.py`."""
+"""Minimum risk training, with the narrow network of `conftest.py`."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from bespeak.records import Profile, Turn  # noqa: E402
 from bespeak.rewriting.decoding import prompt  # noqa: E402
 from bespeak.training.fit import Fit  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
-from bespeak.training.risk import PERSON, Choice, Ordinary, minimum_risk, plan, risk  # noqa: E402
+from bespeak.training.risk import PERSON, Choice, OrdinaryPairs, minimum_risk, risk, risk_steps  # noqa: E402
 
 BEFORE = Profile(turns=(Turn("Where do whales live?", "In the north.", "t"),))
 TEXTS = ["What do they eat?", "What do whales eat?", "What do whales eat in the north?"]
@@ -56,12 +56,12 @@ def test_candidates_with_gains_become_likelier(network, tokenizer, tmp_path):
 
 def test_a_step_is_twelve_turns_and_two_parts_of_pairs(tokenizer):
     one, pairs = choice(tokenizer), [[choice(tokenizer).sequence] * n for n in (1, 2, 3)]
-    steps = plan([one] * 30, pairs)
+    steps = risk_steps([one] * 30, pairs)
     assert [sum(isinstance(part, Choice) for part in step) for step in steps] == [12, 12, 6]
-    ordinary = [[part for part in step if isinstance(part, Ordinary)] for step in steps]
+    ordinary = [[part for part in step if isinstance(part, OrdinaryPairs)] for step in steps]
     assert [[len(part.sequences) for part in parts] for parts in ordinary] == [[1, 2], [3, 1], [2, 3]]
     assert [sum(part.weight for part in parts) for parts in ordinary] == [6, 6, 3]  # half of the turns'
-    assert plan([one], []) == [[one]]
+    assert risk_steps([one], []) == [[one]]
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_turns_and_half_that_of_its_pairs(network, tokenizer, tmp_path):
@@ -72,7 +72,7 @@ def test_the_loss_of_a_step_is_the_mean_of_its_turns_and_half_that_of_its_pairs(
         loss, n_tokens = network.loss(pairs[0], start)
         log_p, sizes = network.log_likelihoods(turns[0].sequence, start)
         risks = [float(risk(log_p, sizes, torch.from_numpy(turn.gains), 1)) for turn in turns]
-    fit = Fit(minimum_risk(network), plan(turns, pairs), tmp_path / "checkpoint.pt", "a run", start, 2)
+    fit = Fit(minimum_risk(network), risk_steps(turns, pairs), tmp_path / "checkpoint.pt", "a run", start, 2)
     (progress,) = fit.run()
     assert progress.loss == pytest.approx(sum(risks) / 2 + 0.5 * float(loss) / n_tokens, rel=1e-4)
     assert progress.n_targets == 6

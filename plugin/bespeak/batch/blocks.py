@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from bespeak.batch.journal import seal, unseal
-from bespeak.batch.lines import START, Chunk, Place, is_packed, read_chunks
+from bespeak.batch.lines import START, Chunk, LinePosition, is_packed, read_chunks
 from bespeak.batch.tally import Tally
 from bespeak.batch.work import ChunkResult
 from bespeak.errors import InputError
@@ -22,8 +22,8 @@ class Block(NamedTuple):
     """Consecutive chunks of an input. `digest` covers their lines and how they are cut."""
 
     number: int
-    after: Place
-    end: Place
+    after: LinePosition
+    end: LinePosition
     n_chunks: int
     read_bytes: int  # of the file, before unpacking
     digest: str
@@ -45,7 +45,7 @@ class BlockReader:
     def __init__(self, open_input: Callable[[], BufferedReader]) -> None:
         self._open = open_input
         self._chunks: Iterator[Chunk] = iter(())
-        self._at: Place | None = None
+        self._at: LinePosition | None = None
         self._packed = False
 
     def read(self, block: Block) -> list[Chunk]:

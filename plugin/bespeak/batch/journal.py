@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from bespeak.batch.lines import START, Place
+from bespeak.batch.lines import START, LinePosition
 from bespeak.batch.tally import Tally
 from bespeak.errors import InputError
 from bespeak.files import replacing
@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 20
 class RunState:
     """Everything that was committed: the place in the input, and the sizes of what was written up to there."""
 
-    place: Place = START
+    place: LinePosition = START
     output_bytes: int = 0
     rejected_bytes: int = 0
     seconds: float = 0.0  # wall-clock time of all runs together
@@ -107,7 +107,7 @@ def refuse_other(then: Mapping[str, Any], begun: Mapping[str, Any], output: obje
 
 
 def _state(row: Mapping[str, Any]) -> RunState:
-    return RunState(**{**row, "place": Place(*row["place"]), "tally": Tally.of_dict(row["tally"])})
+    return RunState(**{**row, "place": LinePosition(*row["place"]), "tally": Tally.of_dict(row["tally"])})
 
 
 def seal(row: Mapping[str, Any]) -> bytes:

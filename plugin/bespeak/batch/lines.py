@@ -22,14 +22,14 @@ GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 READ_BYTES = 1 << 16
 
 
-class Place(NamedTuple):
+class LinePosition(NamedTuple):
     """A place between two lines of the input. `offset` counts bytes after unpacking."""
 
     line_no: int = 0
     offset: int = 0
 
 
-START = Place()
+START = LinePosition()
 
 
 class Chunk(NamedTuple):
@@ -37,11 +37,11 @@ class Chunk(NamedTuple):
 
     first_no: int
     lines: tuple[bytes | None, ...]
-    end: Place
+    end: LinePosition
     read_bytes: int  # of the file before unpacking, roughly up to the chunk's end
 
 
-def read_chunks(stream: IO[bytes], after: Place = START) -> Iterator[Chunk]:
+def read_chunks(stream: IO[bytes], after: LinePosition = START) -> Iterator[Chunk]:
     """The chunks after the end of an earlier one. Raises InputError if the input is cut short or damaged."""
     try:
         unpacked = _unpacked(stream, after.offset)
@@ -50,7 +50,7 @@ def read_chunks(stream: IO[bytes], after: Place = START) -> Iterator[Chunk]:
         for line_no, offset, line in read_lines(unpacked, *after, MAX_LINE_BYTES):
             lines.append(_without_mark(line) if line_no == 1 and line else line)
             n_bytes += len(line or b"")
-            end = Place(line_no, offset)
+            end = LinePosition(line_no, offset)
             if len(lines) == CHUNK_LINES or n_bytes >= CHUNK_BYTES:
                 yield _chunk(lines, end, stream)
                 lines, n_bytes = [], 0
@@ -68,7 +68,7 @@ def _without_mark(line: bytes) -> bytes:
     return line.removeprefix(b"\xef\xbb\xbf")
 
 
-def _chunk(lines: list[bytes | None], end: Place, stream: IO[bytes]) -> Chunk:
+def _chunk(lines: list[bytes | None], end: LinePosition, stream: IO[bytes]) -> Chunk:
     read_bytes = stream.tell() if stream.seekable() else end.offset
     return Chunk(end.line_no - len(lines) + 1, tuple(lines), end, read_bytes)
 

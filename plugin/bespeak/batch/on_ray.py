@@ -31,9 +31,9 @@ from bespeak.batch.blocks import (
     write_part,
 )
 from bespeak.batch.journal import RunState, journal_of, read_journal, refuse_other, seal
-from bespeak.batch.output import pack, packing_of, partial_path
+from bespeak.batch.output import compress, packing_of, partial_path
 from bespeak.batch.parquet import check_parquet, make_parquet
-from bespeak.batch.run import Format, Report, already_there, silent
+from bespeak.batch.run import Format, Report, already_there, report_nothing
 from bespeak.batch.storage import Storage, is_uri
 from bespeak.batch.tally import Tally
 from bespeak.batch.work import OpenTools, Tools, refuse_line, rewrite_chunk
@@ -77,7 +77,7 @@ class WorkerSetup:
     open_tools: OpenTools
 
 
-def rewrite_on_ray(job: RayJob, open_tools: OpenTools, report: Report = silent) -> RunState:
+def rewrite_on_ray(job: RayJob, open_tools: OpenTools, report: Report = report_nothing) -> RunState:
     """Rewrites the whole input, or the blocks that earlier runs of the same job have left.
 
     A finished run is left as it is. Raises what `rewrite_file` raises, and UsageError if there is no cluster.
@@ -165,7 +165,7 @@ def _join_parts(job: RayJob, out: Storage, names: Sequence[str]) -> RunState:
             n_output, n_rejected = n_output + len(part.output), n_rejected + len(part.rejected)
             tally = tally.plus(part.tally)
         if not n_output and job.format == "jsonl":
-            n_output = output.write(pack(b"", packing_of(out.name)))
+            n_output = output.write(compress(b"", packing_of(out.name)))
     if not n_rejected:
         out.delete(out.name + ".rejected")
     if job.format == "parquet":

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 import zstandard
 from filelock import Timeout
 
-from bespeak.batch.queries import QueryLine, RejectedLine
+from bespeak.batch.queries import QueryLine, RejectedQuery
 from bespeak.errors import InputError
 from bespeak.files import locked, sync_folder
 from bespeak.records import Profile, Rewrite
@@ -39,11 +39,11 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for row in rows)
 
 
-def rejected_lines(rejected: Iterable[RejectedLine]) -> bytes:
+def rejected_lines(rejected: Iterable[RejectedQuery]) -> bytes:
     return json_lines({"line": line.line_no, "reason": line.reason, "text": line.text} for line in rejected)
 
 
-def pack(content: bytes, packing: Packing) -> bytes:
+def compress(content: bytes, packing: Packing) -> bytes:
     """A complete gzip member or Zstandard frame, so that a file cut between two of them can be read."""
     match packing:
         case "gz":
@@ -91,9 +91,9 @@ class FileOutput:
 
     def __init__(self, path: Path, output_bytes: int = 0, rejected_bytes: int = 0) -> None:
         """Opens both files and cuts them to these sizes: anything beyond was never committed."""
-        self._files: list[_Growing] = []
+        self._files: list[_AppendedFile] = []
         for file, n_bytes in ((partial_path(path), output_bytes), (rejected_path(path), rejected_bytes)):
-            self._files.append(_Growing(file, n_bytes))
+            self._files.append(_AppendedFile(file, n_bytes))
 
     def write(self, output: bytes, rejected: bytes) -> None:
         for file, content in zip(self._files, (output, rejected), strict=True):
@@ -135,7 +135,7 @@ class StreamOutput:
         pass
 
 
-class _Growing:
+class _AppendedFile:
     """A file that this process appends to."""
 
     def __init__(self, path: Path, n_bytes: int) -> None:

@@ -32,17 +32,17 @@ def form_of(name: str) -> Form:
 
 @dataclass(frozen=True, slots=True)
 class QueryLine:
-    """One query. `own` is the history that the line gives; it takes the place of the user's stored history."""
+    """One query. `history` is what the line itself gives, in place of the user's stored history."""
 
     line_no: int
     query_id: str | int | None  # as the line gives it
     query: str
     user: UserKey | None = None
     session_id: str = ""
-    own: Profile | None = None
+    history: Profile | None = None
 
 
-class RejectedLine(NamedTuple):
+class RejectedQuery(NamedTuple):
     """A line without a query that can be rewritten. `text` is the beginning of the line."""
 
     line_no: int
@@ -53,22 +53,22 @@ class RejectedLine(NamedTuple):
     def kind(self) -> str:
         """The reason without the place in the line.
 
-        >>> RejectedLine(7, "broken JSON at character 12: Expecting value").kind
+        >>> RejectedQuery(7, "broken JSON at character 12: Expecting value").kind
         'broken JSON'
         """
         return self.reason.partition(" at ")[0]
 
 
-def read_queries(first_no: int, lines: Sequence[bytes | None], form: Form) -> Iterator[QueryLine | RejectedLine]:
+def read_queries(first_no: int, lines: Sequence[bytes | None], form: Form) -> Iterator[QueryLine | RejectedQuery]:
     """The query of each line, or why it is rejected. Empty lines and the heading of a TSV file are skipped."""
     for line_no, line in enumerate(lines, first_no):
         if line is None:
-            yield RejectedLine(line_no, "longer than a line may be")
+            yield RejectedQuery(line_no, "longer than a line may be")
         elif line.strip() and not (form == "tsv" and line_no == 1 and line.rstrip(b"\r\n") == b"id\tquery"):
             try:
                 yield _read_json(line_no, line) if form == "jsonl" else _read_tsv(line_no, line)
             except (InputError, UsageError) as error:
-                yield RejectedLine(line_no, str(error), line.rstrip(b"\r\n").decode("utf-8", "replace")[:QUOTED_CHARS])
+                yield RejectedQuery(line_no, str(error), line.rstrip(b"\r\n").decode("utf-8", "replace")[:QUOTED_CHARS])
 
 
 def _read_tsv(line_no: int, line: bytes) -> QueryLine:
@@ -86,8 +86,8 @@ def _read_json(line_no: int, line: bytes) -> QueryLine:
     given = {name: value for name, value in read_object(line).items() if value is not None}
     user_id, tenant, session_id = (str(_id(given, name) or "") for name in ("user", "tenant", "session"))
     user = user_key(tenant, user_id) if user_id else None
-    own = _own(given, user, session_id) if "history" in given or "statements" in given else None
-    return QueryLine(line_no, _id(given, "id"), _query(given), user, session_id, own)
+    history = _history(given, user, session_id) if "history" in given or "statements" in given else None
+    return QueryLine(line_no, _id(given, "id"), _query(given), user, session_id, history)
 
 
 def _query(given: Mapping[str, Any]) -> str:
@@ -125,7 +125,7 @@ def _check(text: str, name: str) -> None:
         raise InputError(f"{name} holds half of a surrogate pair")
 
 
-def _own(given: Mapping[str, Any], user: UserKey | None, session_id: str) -> Profile:
+def _history(given: Mapping[str, Any], user: UserKey | None, session_id: str) -> Profile:
     """The profile that a line gives, cut to the latest turns and statements as a stored profile would be."""
     turns = tuple(_turns(_items(given, "history")))[-TURNS_KEPT:]
     statements = tuple(_statements(_items(given, "statements")))[-STATEMENTS_KEPT:]

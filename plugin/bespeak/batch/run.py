@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 from bespeak.batch.journal import Journal, RunState, refuse_other
-from bespeak.batch.lines import Place, read_chunks
+from bespeak.batch.lines import LinePosition, read_chunks
 from bespeak.batch.output import (
     FileOutput,
     Output,
     StreamOutput,
+    compress,
     give_name,
-    pack,
     packing_of,
     partial_path,
     rejected_path,
@@ -35,7 +35,7 @@ Report: TypeAlias = Callable[[RunState, int], object]
 """Called after each chunk with the state of the run and the bytes of the input read so far, before unpacking."""
 
 
-def silent(_state: RunState, _read_bytes: int) -> None:
+def report_nothing(_state: RunState, _read_bytes: int) -> None:
     pass
 
 
@@ -56,7 +56,7 @@ class Job:
         return isinstance(self.output, Path) and isinstance(self.source, Path) and is_regular(self.source)
 
 
-def rewrite_file(job: Job, open_tools: OpenTools, report: Report = silent) -> RunState:
+def rewrite_file(job: Job, open_tools: OpenTools, report: Report = report_nothing) -> RunState:
     """Rewrites the whole input, or what earlier runs have left of it.
 
     A finished run is left as it is. Raises InputError, UsageError, StoreError and EngineError; after any of them, and
@@ -165,12 +165,12 @@ def _write(job: Job, output: Output, state: RunState, open_tools: OpenTools, com
             state = RunState(result.chunk.end, *output.sync(), time.monotonic() - began, tally=tally)
             committed(state, result.chunk.read_bytes)
     if not state.output_bytes and isinstance(job.output, Path) and job.format == "jsonl":
-        output.write(pack(b"", packing_of(job.output.name)), b"")
+        output.write(compress(b"", packing_of(job.output.name)), b"")
         state = replace(state, output_bytes=output.sync()[0])
     return replace(state, complete=True)
 
 
-def _results(job: Job, after: Place, open_tools: OpenTools) -> Generator[ChunkResult, None, None]:
+def _results(job: Job, after: LinePosition, open_tools: OpenTools) -> Generator[ChunkResult, None, None]:
     """The results of the chunks after a place. Raises InputError at the first rejected line of a strict job."""
     stream = _opened(job.source) if isinstance(job.source, Path) else job.source
     with closing(stream), closing(rewrite_chunks(read_chunks(stream, after), open_tools, job.n_workers)) as results:

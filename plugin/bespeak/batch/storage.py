@@ -43,7 +43,7 @@ class Storage:
             from pyarrow import ArrowException
             from pyarrow.fs import FileSystem, LocalFileSystem
         except ImportError as error:
-            raise InputError("Files of a cluster need pyarrow: pip install 'bespeak[ray]'") from error
+            raise InputError("files of a cluster need pyarrow: pip install 'bespeak[ray]'") from error
         self.shown = shown(place)
         try:
             found: tuple[Any, str] = FileSystem.from_uri(place) if is_uri(place) else (LocalFileSystem(), place)
@@ -68,29 +68,29 @@ class Storage:
                 return None
 
     @contextmanager
-    def writing(self, name: str, until_whole: str) -> Iterator[IO[bytes]]:
-        """A file that gets its name once it is complete and durable; until then `until_whole` follows the name.
+    def writing(self, name: str, part_suffix: str) -> Iterator[IO[bytes]]:
+        """A file that gets its name once it is complete and durable; until then `part_suffix` follows the name.
 
         If the block raises, no new file remains.
         """
-        made = name if self._kind in WHOLE_AT_ONCE else name + until_whole
+        unfinished = name if self._kind in WHOLE_AT_ONCE else name + part_suffix
         with self._naming_errors("write", name):
-            if made != name:
+            if unfinished != name:
                 self._fs.create_dir(os.path.dirname(name), recursive=True)
-            stream: Any = self._fs.open_output_stream(made)
+            stream: Any = self._fs.open_output_stream(unfinished)
         try:
             with self._naming_errors("write", name):
                 yield stream
                 stream.close()
-                self._name(made, name)
+                self._name(unfinished, name)
         except BaseException:
             with suppress(OSError):
                 stream.close()
-                self._fs.delete_file(made)
+                self._fs.delete_file(unfinished)
             raise
 
-    def write(self, name: str, content: bytes, until_whole: str) -> None:
-        with self.writing(name, until_whole) as stream:
+    def write(self, name: str, content: bytes, part_suffix: str) -> None:
+        with self.writing(name, part_suffix) as stream:
             stream.write(content)
 
     def exists(self, name: str) -> bool:

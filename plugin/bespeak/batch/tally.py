@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from bespeak.batch.queries import RejectedLine
+from bespeak.batch.queries import RejectedQuery
 from bespeak.records import Rewrite
 
 SLOWEST_KEPT = 5
@@ -66,7 +66,11 @@ class Tally:
 
 
 def tally(
-    rewrites: Iterable[Rewrite], rejected: Iterable[RejectedLine], from_cache: int, took_s: float, span: tuple[int, int]
+    rewrites: Iterable[Rewrite],
+    rejected: Iterable[RejectedQuery],
+    from_cache: int,
+    took_s: float,
+    span: tuple[int, int],
 ) -> Tally:
     """The counts of one chunk. `span` holds the numbers of its first and its last line."""
     rewrites = list(rewrites)

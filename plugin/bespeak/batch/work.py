@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 
 from bespeak.batch.check import RewriteCheck
 from bespeak.batch.lines import Chunk
-from bespeak.batch.output import Packing, json_lines, output_row, pack, rejected_lines
-from bespeak.batch.queries import Form, QueryLine, RejectedLine, read_queries
+from bespeak.batch.output import Packing, compress, json_lines, output_row, rejected_lines
+from bespeak.batch.queries import Form, QueryLine, RejectedQuery, read_queries
 from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.tally import Tally, tally
 from bespeak.errors import InputError, StoreError
@@ -36,14 +36,14 @@ class Tools:
     form: Form = "jsonl"
     packing: Packing = ""
     strict: bool = False
-    at_once: int = 1  # concurrent calls to the store; more than one helps if each mostly waits
+    concurrency: int = 1  # concurrent calls to the store; more than one helps if each mostly waits
     n_threads: int = 1  # queries rewritten at the same time
 
     def each(self, call: Callable[[Given], Answer], given: Iterable[Given]) -> list[Answer]:
         """The store's answer to each call, in order."""
-        if self.at_once == 1:
+        if self.concurrency == 1:
             return list(map(call, given))
-        with ThreadPoolExecutor(self.at_once) as threads:
+        with ThreadPoolExecutor(self.concurrency) as threads:
             return list(threads.map(call, given))
 
     def describe(self, profiles: str) -> dict[str, str]:
@@ -71,7 +71,7 @@ class ChunkResult(NamedTuple):
     output: bytes
     rejected: bytes
     tally: Tally
-    first_bad: RejectedLine | None
+    first_bad: RejectedQuery | None
 
 
 def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
@@ -81,7 +81,7 @@ def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
     """
     began = time.perf_counter()
     rows = list(read_queries(chunk.first_no, chunk.lines, tools.form))
-    rejected = [row for row in rows if isinstance(row, RejectedLine)]
+    rejected = [row for row in rows if isinstance(row, RejectedQuery)]
     first_bad = rejected[0] if rejected else None
     chunk = chunk._replace(lines=())  # need not travel back
     if tools.strict and first_bad:
@@ -91,11 +91,11 @@ def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
     rewrites, from_cache = find_rewrites(lines, profiles, tools)
     output = json_lines(map(output_row, lines, profiles, rewrites))
     counts = tally(rewrites, rejected, from_cache, time.perf_counter() - began, (chunk.first_no, chunk.end.line_no))
-    packed = pack(output, tools.packing) if output else b""
+    packed = compress(output, tools.packing) if output else b""
     return ChunkResult(chunk, packed, rejected_lines(rejected), counts, first_bad)
 
 
-def refuse_line(bad: RejectedLine) -> InputError:
+def refuse_line(bad: RejectedQuery) -> InputError:
     """The error that ends a strict run."""
     return InputError(f"line {bad.line_no}: {bad.reason}; correct the line, or leave out --strict to skip it")
 
@@ -107,14 +107,14 @@ def find_profile(line: QueryLine, store: EventStore | None) -> Profile:
     """
     query_id = "" if line.query_id is None else str(line.query_id)
     if line.user is None:
-        return line.own or Profile(session_id=line.session_id)
+        return line.history or Profile(session_id=line.session_id)
     if store is None:
         raise StoreError(
             f"line {line.line_no} names a user, but this machine's profiles cannot be read on a cluster: give "
             "--profiles elasticsearch, or lines with their own history and no user"
         )
     stored = store.profile(line.user, line.session_id, datetime.now(UTC), query_id)
-    return replace(line.own, consent=stored.consent) if line.own else stored
+    return replace(line.history, consent=stored.consent) if line.history else stored
 
 
 def find_rewrites(lines: Sequence[QueryLine], profiles: Sequence[Profile], tools: Tools) -> tuple[list[Rewrite], int]:
@@ -139,7 +139,7 @@ def find_key(line: QueryLine, reading: Reading, rewriter: Rewriter) -> RewriteKe
 
     None if it never would: for a line with its own history, and for a query that the gate leaves as typed.
     """
-    if line.user is None or line.own or reading.gate:
+    if line.user is None or line.history or reading.gate:
         return None
     return RewriteKey(line.user, version_read(reading.profile), model_of(rewriter), line.query)
 

@@ -27,7 +27,7 @@ class IndexInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedDocument:
     """A document that the engine refused."""
 
     doc_id: str
@@ -54,7 +54,7 @@ class Engine(Protocol):
         """Makes the index. An index with the same fields, `dim` and encoder is left as it is."""
         ...
 
-    def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
+    def load(self, index: str, documents: Sequence[Document]) -> list[RejectedDocument]:
         """Adds documents or replaces them by doc_id. The batch is durable on return and searchable after `refresh`."""
         ...
 

@@ -27,7 +27,7 @@ class Corpus:
     """A file or stream of documents, or the documents as dicts, and how to read them."""
 
     file: Path | IO[bytes] | Iterable[Mapping[str, Any]]
-    fields: tuple[str, ...] = ()  # the searchable ones; found out where none are named
+    fields: tuple[str, ...] = ()  # the searchable ones; empty: those that hold running text
     id_field: str | None = None  # None: the first of `ID_FIELDS` that a document has
 
     @property

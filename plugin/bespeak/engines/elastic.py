@@ -11,7 +11,7 @@ from typing import Any
 
 from bespeak.engines import (
     IndexInfo,
-    Rejected,
+    RejectedDocument,
     check_index_name,
     dsl,
     index_differs,
@@ -110,10 +110,10 @@ class ElasticsearchEngine:
         if wanted != existing:
             raise index_differs(index, existing, wanted)
 
-    def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
+    def load(self, index: str, documents: Sequence[Document]) -> list[RejectedDocument]:
         from elasticsearch.helpers import streaming_bulk
 
-        rejected = [Rejected(d.doc_id, reason) for d in documents if (reason := refuse_id(d.doc_id))]
+        rejected = [RejectedDocument(d.doc_id, reason) for d in documents if (reason := refuse_id(d.doc_id))]
         documents = [
             document for document in documents if not refuse_id(document.doc_id)
         ]  # one such id fails the whole request
@@ -132,7 +132,7 @@ class ElasticsearchEngine:
             )
             for document, (taken, answer) in zip(documents, answers, strict=True):
                 if not taken:
-                    rejected.append(Rejected(document.doc_id, reason_of(answer["index"].get("error"))))
+                    rejected.append(RejectedDocument(document.doc_id, reason_of(answer["index"].get("error"))))
         return rejected
 
     def refresh(self, index: str) -> None:

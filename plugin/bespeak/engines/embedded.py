@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bespeak.engines import IndexInfo, Rejected, check_index_name, index_missing, require_fields
+from bespeak.engines import IndexInfo, RejectedDocument, check_index_name, index_missing, require_fields
 from bespeak.engines.tantivy_index import DESCRIPTION, TantivyIndex, engine_errors, make_index
 from bespeak.errors import EngineRefused
 from bespeak.files import make_private_folder
@@ -45,7 +45,7 @@ class EmbeddedEngine:
                 make_index(made, fields, dim, encoder)
                 made.rename(self.folder / index)
 
-    def load(self, index: str, documents: Sequence[Document]) -> list[Rejected]:
+    def load(self, index: str, documents: Sequence[Document]) -> list[RejectedDocument]:
         return self._index(index).load(documents)
 
     def refresh(self, index: str) -> None:

@@ -1,4 +1,4 @@
-"""Files of documents into an index: embedded, loaded in batches, and resumed after an interruption."""
+"""Loads files of documents into an index, in batches and with vectors, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REJECTIONS_KEPT = 20
 
 
 @dataclass(frozen=True)
-class Loaded:
+class IndexLoad:
     """How far a load has come; this is what a checkpoint holds."""
 
     lines: int = 0  # read so far
@@ -52,17 +52,17 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, key: str) -> Loaded:
+    def read(self, key: str) -> IndexLoad:
         """How far the load has come; its beginning if there is no readable checkpoint."""
         try:
             found = json.loads((self.folder / f"{key}.json").read_bytes())
             rejections = tuple((int(line), str(reason)) for line, reason in found.pop("rejections"))
             fields, proof = tuple(found.pop("fields")), tuple(found.pop("proof"))
-            return Loaded(**found, rejections=rejections, fields=fields, proof=proof)
+            return IndexLoad(**found, rejections=rejections, fields=fields, proof=proof)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return Loaded()
+            return IndexLoad()
 
-    def write(self, key: str, done: Loaded) -> None:
+    def write(self, key: str, done: IndexLoad) -> None:
         """Raises InputError if the folder cannot be written."""
         try:
             make_private_folder(self.folder)
@@ -82,17 +82,17 @@ def load(
     corpus: Corpus,
     encoder: Encoder | None,
     checkpoints: Checkpoints | None = None,
-    progress: Callable[[Loaded], None] | None = None,
-) -> Loaded:
-    """Loads a file into an index, which is made if it does not exist. Documents replace those with the same id.
+    progress: Callable[[IndexLoad], None] | None = None,
+) -> IndexLoad:
+    """Loads a file into an index, which is created if needed. Documents replace those with the same id.
 
     A corpus that names no fields has the index's or, for a new index, those that hold running text. An interrupted load
     of a file (not of a stream) resumes after its last durable batch. Raises InputError, UsageError, EngineError.
     """
     key = _key(engine, index, corpus, encoder) if checkpoints and isinstance(corpus.file, Path) else ""
-    done = checkpoints.read(key) if checkpoints and key else Loaded()
+    done = checkpoints.read(key) if checkpoints and key else IndexLoad()
     if done.lines and not _still_there(engine, index, done):
-        done = Loaded()
+        done = IndexLoad()
     rows = read_documents(corpus, done.lines)
     fields = corpus.fields or done.fields or _fields_of(engine, index)
     if not fields:
@@ -100,7 +100,7 @@ def load(
         fields, rows = find_fields(sample), chain(sample, rows)
     if not fields:
         rejections = [(row.line_no, row.reason or "no field that holds text") for row in rows]
-        return Loaded(rejected=len(rejections), rejections=tuple(rejections[:REJECTIONS_KEPT]))
+        return IndexLoad(rejected=len(rejections), rejections=tuple(rejections[:REJECTIONS_KEPT]))
     engine.create(index, fields, encoder.dim if encoder else None, encoder.name if encoder else None)
     done = replace(done, fields=tuple(fields), resumed_at=done.lines)
     while batch := list(islice(rows, BATCH if encoder else PLAIN_BATCH)):
@@ -115,7 +115,9 @@ def load(
     return done
 
 
-def _load_batch(engine: Engine, index: str, batch: Sequence[Row], encoder: Encoder | None, done: Loaded) -> Loaded:
+def _load_batch(
+    engine: Engine, index: str, batch: Sequence[Row], encoder: Encoder | None, done: IndexLoad
+) -> IndexLoad:
     """Embeds and loads a batch; how far the load has come then."""
     documents, rejected = _loadable(batch, done.fields)
     if encoder and documents:
@@ -173,7 +175,7 @@ def _fields_of(engine: Engine, index: str) -> tuple[str, ...]:
         return ()
 
 
-def _still_there(engine: Engine, index: str, done: Loaded) -> bool:
+def _still_there(engine: Engine, index: str, done: IndexLoad) -> bool:
     """Whether the index holds what the checkpoint says: it may have been dropped, or made again."""
     try:
         engine.refresh(index)

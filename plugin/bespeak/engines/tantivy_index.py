@@ -24,7 +24,7 @@ from bespeak.document import text_of, value_at
 from bespeak.engines import (
     KEYWORD_CHARS,
     IndexInfo,
-    Rejected,
+    RejectedDocument,
     index_differs,
     refuse_id,
     shorten,
@@ -129,12 +129,12 @@ class TantivyIndex:
         self._reload()
         return IndexInfo(self.name, self.fields, self._searcher.num_docs, self.dim, self.encoder)
 
-    def load(self, documents: Sequence[Document]) -> list[Rejected]:
+    def load(self, documents: Sequence[Document]) -> list[RejectedDocument]:
         taken, rejected = [], []
         for document in documents:
             texts = [text_of(value_at(document.source, field)) for field in self.fields]
             if reason := self._refuse(document, texts):
-                rejected.append(Rejected(document.doc_id, reason))
+                rejected.append(RejectedDocument(document.doc_id, reason))
             else:
                 taken.append((document, [terms(text or "") for text in texts]))
         if taken:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bespeak.errors import InputError
 from bespeak.evaluation.comparisons import CLICKS, IMPRESSION, read_impression
-from bespeak.evaluation.tuning import FEWEST, Evidence, Values, numbered
+from bespeak.evaluation.tuning import FEWEST, SettingScores, Values, numbered
 from bespeak.records import Event, UserKey
 from bespeak.settings import Weights
 
@@ -79,7 +79,7 @@ def read_scores(event: Event) -> tuple[int, ColumnScores] | None:
 
 @dataclass(frozen=True, slots=True)
 class Propensity:
-    """How much less lower ranks are looked at. `clicks` counts the clicks that eta was fitted on."""
+    """How much less users look at lower ranks. `clicks` counts the clicks that eta was fitted on."""
 
     eta: float
     clicks: int
@@ -139,7 +139,7 @@ def weight_grid(present: Weights) -> list[Weights]:
     return [present, *(weights for weights in tenths if weights != present)]
 
 
-def click_evidence(pages: Sequence[Page], weights: Sequence[Weights], propensity: Propensity) -> Evidence:
+def click_evidence(pages: Sequence[Page], weights: Sequence[Weights], propensity: Propensity) -> SettingScores:
     """For each click, 1 / log2(1 + rank) of its hit under each of the weights, grouped by user.
 
     Clicks count by inverse propensity, and means divide by the sum of these counts (Swaminathan and Joachims, "The
@@ -152,7 +152,7 @@ def click_evidence(pages: Sequence[Page], weights: Sequence[Weights], propensity
     users = [page.user for page in with_clicks for hit in page.hits if hit.clicked]
     counts = [propensity.weight(hit.rank) for page in with_clicks for hit in page.hits if hit.clicked]
     values = np.concatenate(columns) if columns else np.zeros((0, len(weights)))
-    return Evidence("clicks", values.T, np.array(counts), numbered(users))
+    return SettingScores("clicks", values.T, np.array(counts), numbered(users))
 
 
 def _discounts(page: Page, matrix: npt.NDArray[np.float64]) -> Values:

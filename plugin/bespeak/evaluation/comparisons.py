@@ -1,4 +1,4 @@
-"""Which of two compared settings users prefer, by their clicks on pages that `bespeak serve --compare` recorded."""
+"""Finds which of two settings users prefer, by their clicks on pages that `bespeak serve --compare` recorded."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ class ComparedSearch:
         return max((1 / self.places[doc_id][1] for doc_id in self.clicked & self.places.keys()), default=0.0)
 
 
-def report(events: Iterable[Event]) -> list[InterleavedPages | SplitTest]:
+def judge_comparisons(events: Iterable[Event]) -> list[InterleavedPages | SplitTest]:
     """A result for each comparison in the events, by name. `events` are ACTIONS, each user's together.
 
     Intervals come from drawing whole users, since searches of one user are not independent.
     """
     compared: dict[str, dict[UserKey, list[ComparedSearch]]] = defaultdict(dict)
-    for user, own in groupby(events, key=attrgetter("user")):
-        for name, searches in read_searches(own).items():
+    for user, of_user in groupby(events, key=attrgetter("user")):
+        for name, searches in read_searches(of_user).items():
             compared[name][user] = searches
     return [(judge_split if "|" in name else judge_interleaved)(name, compared[name]) for name in sorted(compared)]
 
@@ -92,7 +92,7 @@ def read_searches(events: Iterable[Event]) -> dict[str, list[ComparedSearch]]:
     for event in events:
         if event.action != IMPRESSION:
             clicks.append(event)
-        elif found_side := read_side(event):
+        elif found_side := shown_side(event):
             name, side, rank = found_side
             found[name, event.query_id].places[event.doc_id] = (side, rank)
     searches: dict[str, list[ComparedSearch]] = defaultdict(list)
@@ -113,7 +113,7 @@ def read_impression(event: Event) -> tuple[int, dict[str, Any]] | None:
     return (rank, recorded) if isinstance(rank, int) and rank >= 1 else None
 
 
-def read_side(event: Event) -> tuple[str, str, int] | None:
+def shown_side(event: Event) -> tuple[str, str, int] | None:
     """The comparison, the side and the rank of an impression; None if nothing was compared."""
     if not (found := read_impression(event)):
         return None
@@ -182,20 +182,22 @@ def judge_split(name: str, searches: dict[UserKey, list[ComparedSearch]]) -> Spl
 
 def _arm(searches: dict[UserKey, list[ComparedSearch]], side: str) -> Iterator[list[float]]:
     """For each user of this side, the values of their searches."""
-    for own in searches.values():
-        if values := [shown.reciprocal_rank for shown in own if side in {found for found, _ in shown.places.values()}]:
+    for of_user in searches.values():
+        if values := [
+            shown.reciprocal_rank for shown in of_user if side in {found for found, _ in shown.places.values()}
+        ]:
             yield values
 
 
 def _flat(arm: list[list[float]]) -> Iterator[tuple[str, float]]:
-    for user, own in enumerate(arm):
-        for n, value in enumerate(own):
+    for user, of_user in enumerate(arm):
+        for n, value in enumerate(of_user):
             yield f"{user}\0{n}", value
 
 
 def _resampled(arm: list[list[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """`(RESAMPLES,)` means over searches, with whole users drawn."""
-    sums, counts = np.array([sum(own) for own in arm]), np.array([float(len(own)) for own in arm])
+    sums, counts = np.array([sum(of_user) for of_user in arm]), np.array([float(len(of_user)) for of_user in arm])
     if not len(sums):
         return np.zeros(RESAMPLES)
     return resample(sums, counts, SEED + len(arm))

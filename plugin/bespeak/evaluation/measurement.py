@@ -1,4 +1,4 @@
-"""Measures a folder of judged data: opens what that needs, runs the systems, and keeps what was slow to compute."""
+"""Measures a folder of judged data: opens what this needs, runs the systems, and keeps what was slow to compute."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REWRITTEN = {"rewrite", "rewrite-alone"}
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to measure; empty systems and stages stand for the usual ones."""
+    """What to measure. Empty systems or stages mean the usual ones."""
 
     systems: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What measures are taken with. What was slow to compute is kept in `cache`, for the next time."""
+    """What measuring needs. `cache` keeps what was slow to compute for the next run."""
 
     cache: Path
     settings: Settings
@@ -98,12 +98,12 @@ def measure_topics(collection: Collection, selection: Selection, bench: Bench) -
 
 
 def measure_proxy(collection: Collection, selection: Selection, proxy: RunningProxy, bench: Bench) -> Measured:
-    """What the clients of a proxy are served; the engine must be its cluster. Raises what `measure` raises."""
+    """Measures what a proxy serves to its clients. The engine must be the proxy's own. Raises as `measure` does."""
     names = selection.systems or MODES
     check_names("system", names, MODES)
     if selection.stages or selection.n_examples:
         raise UsageError("a proxy is measured as a whole: leave --stage and --examples out")
-    encoder = open_encoder(bench, collection.digest)
+    encoder = open_kept_encoder(bench, collection.digest)
     with closing(bench.open_engine()) as engine:
         try:
             index = index_name(collection.digest, encoder)
@@ -119,7 +119,7 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
 @contextmanager
 def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[str], bench: Bench) -> Iterator[Parts]:
     """The parts that these systems need; what they computed is kept, even if measuring fails."""
-    encoder = open_encoder(bench, collection.digest) if set(stages) != {"lexical"} else "none"
+    encoder = open_kept_encoder(bench, collection.digest) if set(stages) != {"lexical"} else "none"
     rewriter: Rewriter = Unchanged()
     if REWRITTEN & set(names):
         rewriter = KeptRewriter(bench.open_model(), bench.kept, collection.digest)
@@ -131,7 +131,7 @@ def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[
 
 
 def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Bench) -> Measured:
-    encoder = open_encoder(bench, data.movies.digest)
+    encoder = open_kept_encoder(bench, data.movies.digest)
     parts = Parts(bench.settings, Unchanged(), encoder)
     with closing(bench.open_engine()) as engine:
         try:
@@ -140,8 +140,8 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
             names, note = (selection.systems, "") if selection.systems else movielens.known_systems(data)
             if note:
                 bench.say(note.capitalize())
-            means = movielens.Means(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
-            cells = movielens.measure(data, names, means, bench.report("queries"))
+            setup = movielens.Setup(engine, index, encoder, embed(data.movies, encoder), parts.settings.weights)
+            cells = movielens.measure_systems(data, names, setup, bench.report("queries"))
         finally:
             encoder.save()
     counts = {"queries": len(data.queries), "users": len(set(data.groups.values()))}
@@ -149,17 +149,17 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
 
 
 def usual_systems(collection: Collection) -> tuple[str, ...]:
-    """Those that are measured by default: `human` only if every query has a person's rewrite."""
+    """The systems that are measured by default: `human` only if every query has a person's rewrite."""
     has_human = all(topic.human_rewrite is not None for topic in collection.topics)
     return ("raw", "last-turn", "rewrite", *(("human",) if has_human else ()))
 
 
-def open_encoder(bench: Bench, label: str) -> KeptEncoder:
+def open_kept_encoder(bench: Bench, label: str) -> KeptEncoder:
     return KeptEncoder(load_encoder(bench.encoder, bench.cache), bench.kept, label, bench.report("vectors"))
 
 
 def open_kept(bench: Bench, models: Models, label: str) -> Parts:
-    """The parts that these models make, whose context encoder keeps its vectors too. Nothing in them is hurried."""
+    """Opens the parts so that the context encoder keeps its vectors too, and rewrites may take as long as they need."""
     parts = open_parts(models, systems.unhurried(bench.settings))
     if parts.context is None:
         return parts

@@ -91,7 +91,7 @@ def _expected(path: Path, content: Any) -> ExpectedScores:
     return ExpectedScores(path, str(content["data"]), options, scores, tolerance, str(content.get("needs") or ""))
 
 
-def check(expected: ExpectedScores, cells: Sequence[Cell]) -> Iterator[ScoreCheck]:
+def check_scores(expected: ExpectedScores, cells: Sequence[Cell]) -> Iterator[ScoreCheck]:
     """A verdict for each expected score, in the order of the file."""
     found = {(cell.system, cell.stage): cell.scores for cell in cells}
     for system, stages in expected.scores.items():

@@ -1,4 +1,4 @@
-"""The systems that are compared on a conversational collection, and the stages at which each of them is looked at."""
+"""The systems compared on a conversational collection, and the stages at which each of them is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bespeak.engines import Engine
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
-from bespeak.evaluation.memory import best, embed, vector_asked
+from bespeak.evaluation.memory import best, embed, search_vector
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.parts import Parts
 from bespeak.pipeline import Retrieved, ask, show_page
@@ -34,7 +34,7 @@ Runs: TypeAlias = dict[tuple[str, str], dict[str, list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one system reached at one stage, and what it gains there over the baseline (None for the baseline)."""
+    """The scores of one system at one stage, and its gain over the baseline there (None for the baseline)."""
 
     system: str
     stage: str
@@ -48,12 +48,13 @@ def unhurried(settings: Settings) -> Settings:
 
 
 def cells_of(runs: Runs, collection: Collection, systems: Sequence[str]) -> list[Cell]:
-    """The cells of these systems, in their order; the runs are those of `run_all`."""
+    """The cells of these systems, in this order. `runs` comes from `run_all`."""
     cells = tabulate(runs, collection.judged, collection.groups, BASELINE)
     return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
 
 
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises UsageError for a name that is not known."""
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"there is no {what} {unknown[0]!r} for these data: choose from {', '.join(known)}")
 
@@ -67,34 +68,34 @@ def run_all(
     parts: Parts,
     report: Report = silent,
 ) -> Runs:
-    """Those of the systems, and of the baseline in any case."""
+    """Runs these systems, and the baseline in any case. Raises UsageError, InputError and EngineError."""
     systems = list(dict.fromkeys([BASELINE, *systems]))
     vectors = embed(collection, parts.encoder) if "dense" in stages and parts.encoder else None
     runs: Runs = {(s, stage): {} for s in systems for stage in stages}
     for done, topic in enumerate(collection.topics, 1):
         for system in systems:
-            asked = read_topic(system, topic, index, parts)
+            search = read_topic(system, topic, index, parts)
             for stage in stages:
-                runs[system, stage][topic.query_id] = rank_topic(stage, asked, engine, collection, vectors)
+                runs[system, stage][topic.query_id] = rank_topic(stage, search, engine, collection, vectors)
         report(done, len(collection.topics))
     return runs
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One topic as a system reads it, and the parts that it is ranked by."""
+class TopicSearch:
+    """One topic as a system reads it, and the parts that rank its hits."""
 
     request: Request
     reading: Reading
     parts: Parts
 
 
-def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> Asked:
-    """What the system makes of this turn. Raises `InputError` where it lacks what it needs."""
+def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> TopicSearch:
+    """Reads a topic as the system does. Raises `InputError` if the topic lacks what the system needs."""
     if system == "rewrite":
-        return _asked(topic.text, topic, index, parts)
+        return make_search(topic.text, topic, index, parts)
     if system == "session":
-        return _asked(topic.text, topic, index, replace(parts, rewriter=Unchanged()))
+        return make_search(topic.text, topic, index, replace(parts, rewriter=Unchanged()))
     if system == "last-turn":
         return _last_turn(topic, index, parts)
     if system == "human" and topic.human_rewrite is None:
@@ -102,48 +103,50 @@ def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> Asked:
     text = {"raw": topic.text, "human": topic.human_rewrite}.get(system)
     if text is None:
         text = rewrite_query(topic.text, topic.profile, parts.rewriter, parts.settings.rewrite_ms).text
-    return _asked(text, topic, index, without_session(parts))
+    return make_search(text, topic, index, without_session(parts))
 
 
-def _asked(text: str, topic: Topic, index: str, parts: Parts) -> Asked:
-    return Asked(Request(text, index, size=DEPTH), read(text, topic.profile, parts), parts)
+def make_search(text: str, topic: Topic, index: str, parts: Parts) -> TopicSearch:
+    return TopicSearch(Request(text, index, size=DEPTH), read(text, topic.profile, parts), parts)
 
 
 def without_session(parts: Parts) -> Parts:
-    """The same parts with nothing of the history in them."""
+    """The same parts without those that use the history."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=0.0)
     return replace(parts, rewriter=Unchanged(), settings=settings, terms=None, context=None)
 
 
-def _last_turn(topic: Topic, index: str, parts: Parts) -> Asked:
-    """The query and the last turn's salient words; as vectors, the query and half of the last turn."""
+def _last_turn(topic: Topic, index: str, parts: Parts) -> TopicSearch:
+    """The query with the last turn's salient words; its vector is the query's plus half of the last turn's."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
     parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None, context=None)
-    asked = _asked(topic.text, topic, index, parts)
-    vectors = dict(asked.reading.vectors)
+    search = make_search(topic.text, topic, index, parts)
+    vectors = dict(search.reading.vectors)
     vectors.pop("rewrite", None)
-    return replace(asked, reading=replace(asked.reading, vectors=vectors))
+    return replace(search, reading=replace(search.reading, vectors=vectors))
 
 
-def rank_topic(stage: str, asked: Asked, engine: Engine, collection: Collection, vectors: Matrix | None) -> list[str]:
-    """At most `DEPTH` doc_ids, best first."""
-    info = engine.describe(asked.request.index)
-    query = ask(asked.request, info, asked.reading, asked.parts)
+def rank_topic(
+    stage: str, search: TopicSearch, engine: Engine, collection: Collection, vectors: Matrix | None
+) -> list[str]:
+    """At most `DEPTH` doc_ids, best first. Raises UsageError without an encoder for `dense`, and EngineError."""
+    info = engine.describe(search.request.index)
+    query = ask(search.request, info, search.reading, search.parts)
     if stage == "lexical":
         hits = engine.search(replace(query, vector=None)).hits
         return [hit.doc_id for hit in hits if hit.score > 0][:DEPTH]
     if stage == "dense":
-        if vectors is None or asked.parts.encoder is None:
+        if vectors is None or search.parts.encoder is None:
             raise UsageError("the stage dense needs an encoder: name one with --encoder")
-        rows = best(vectors @ vector_asked(asked.reading, asked.parts.settings, asked.parts.encoder), DEPTH)
+        rows = best(vectors @ search_vector(search.reading, search.parts.settings, search.parts.encoder), DEPTH)
         return [collection.documents[row].doc_id for row in rows]
     found = engine.search(query)
-    page = show_page(asked.request, asked.reading, Retrieved(info, found, found), asked.parts).page
+    page = show_page(search.request, search.reading, Retrieved(info, found, found), search.parts).page
     return [ranked.hit.doc_id for ranked in page]
 
 
 def load_collection(collection: Collection, engine: Engine, encoder: Encoder | None, index: str) -> None:
-    """The collection as an index; one of this name that is complete is used as it is."""
+    """Loads the collection into an index, unless it is complete already. Raises InputError and EngineError."""
     name = encoder.name if encoder else None
     try:
         info = engine.describe(index)
@@ -169,7 +172,7 @@ def tabulate(
     groups: dict[str, str],
     baseline: str,
 ) -> list[Cell]:
-    """A cell for each run; its gain is over the baseline's run at the same stage, or at its only one."""
+    """A cell for each run. Its gain is over the baseline's run at the same stage, or at the baseline's only stage."""
     values = {key: judge(qrels, run) for key, run in runs.items()}
     of_baseline = {stage: found["nDCG@10"] for (system, stage), found in values.items() if system == baseline}
     cells = []

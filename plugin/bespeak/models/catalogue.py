@@ -1,4 +1,4 @@
-"""Where templates and models are, what the models are, and whether their files are intact."""
+"""Finds templates and models, describes the models, and checks that their files are intact."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPUTED = (".onnx", ".data", ".json")
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model's file must be."""
+    """What a model's file must be like."""
 
     sha256: str
     bytes: int
@@ -50,7 +50,7 @@ class ModelRecord:
 
 
 def asset_folder(name: Literal["templates", "onnx_models"]) -> Path:
-    """The folder inside the installed package, else at the top of the checkout of an editable install."""
+    """The folder inside the installed package or else at the top of the checkout of an editable install."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / name, package.parents[1] / name):
         if folder.is_dir():
@@ -98,8 +98,8 @@ def model_folder(name: str, cache: Path | None = None) -> Path:
         return Path(name)
     known = ", ".join(record.name for record, _ in known_models(cache))
     raise ModelError(
-        f"there is no model {name!r}: take one of {known}, a folder with model.onnx, tokenizer.json and config.json, "
-        "or make it with 'bespeak models export' or 'bespeak models build'"
+        f"there is no model {name!r}: choose one of {known}, or a folder with model.onnx, tokenizer.json and "
+        "config.json, or make it with 'bespeak models export' or 'bespeak models build'"
     )
 
 
@@ -132,7 +132,7 @@ def parse_record(row: Any, path: Path) -> ModelRecord:
 def describe_files(folder: Path) -> dict[str, ModelFile]:
     """Size and sha256 of every file in the folder, except the record itself."""
     return {
-        path.name: ModelFile(digest(path), path.stat().st_size)
+        path.name: ModelFile(digest_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != RECORD
     }
@@ -216,7 +216,7 @@ class Digests:
         known = self._known.get(key)
         if isinstance(known, list) and len(known) == 4 and known[:3] == state and isinstance(known[3], str):
             return known[3]
-        found = digest(path)
+        found = digest_file(path)
         self._known[key] = [*state, found]
         self._changed = True
         return found
@@ -237,7 +237,7 @@ class Digests:
         return known if isinstance(known, dict) else {}
 
 
-def digest(path: Path) -> str:
+def digest_file(path: Path) -> str:
     """The sha256 of a file in hex. Raises ModelError if it cannot be read."""
     try:
         with path.open("rb") as file:

@@ -42,7 +42,7 @@ def export_model(source: str, folder: Path, precision: Precision = "int8") -> Mo
             made = Path(work) / "done"
             made.mkdir()
             write_files(model, made, precision)
-            cosine = compare(model, made, precision)
+            cosine = check_vectors(model, made, precision)
             how = f"exported by torch.onnx as {precision}; lowest cosine to the original {cosine:.4f}"
             record = ModelRecord(folder.name, "encoder", describe_files(made), licence(model), source, how)
             write_record(made, record)
@@ -83,13 +83,13 @@ def write_files(model: Any, folder: Path, precision: Precision) -> None:
     if backend is None:
         raise ModelError("the model's tokenizer has no fast version (tokenizer.json): choose a model that has one")
     (folder / "tokenizer.json").write_text(backend.to_str(), "utf-8")
-    (folder / "config.json").write_text(json.dumps(read_config(model), indent=2) + "\n", "utf-8")
+    (folder / "config.json").write_text(json.dumps(config_of(model), indent=2) + "\n", "utf-8")
     write_graph(model, folder / "model.onnx")
     if precision == "int8":
         quantise(folder / "model.onnx")
 
 
-def read_config(model: Any) -> dict[str, Any]:
+def config_of(model: Any) -> dict[str, Any]:
     """The content of `config.json`, from the model's own configuration; the graph pools, so `pooling` is "none"."""
     prompts = {name: text for name, text in (model.prompts or {}).items() if text}
     default = prompts.get(model.default_prompt_name or "", "")
@@ -153,7 +153,7 @@ def quantise(path: Path) -> None:
     full.unlink()
 
 
-def compare(model: Any, folder: Path, precision: Precision) -> float:
+def check_vectors(model: Any, folder: Path, precision: Precision) -> float:
     """Lowest cosine between the vectors of the original and the export. Raises ModelError if it is too low."""
     from bespeak.models.encoder import OnnxEncoder
 

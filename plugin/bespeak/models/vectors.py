@@ -20,7 +20,7 @@ from bespeak.files import make_private_file, make_private_folder
 if TYPE_CHECKING:
     from bespeak.records import Vector
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 Row: TypeAlias = tuple[int, bytes, bytes, bytes, int]
 """row_no, key, version, vector, checksum."""
 
@@ -76,14 +76,14 @@ class VectorCache:
     def get(self, space: str, doc_ids: Sequence[str]) -> dict[str, tuple[str, Vector]]:
         """doc_id -> (version, vector) of the documents that are kept; only vectors as long as the newest one."""
         start = _space_digest(space)
-        asked = {_key(start, doc_id): doc_id for doc_id in doc_ids}
+        by_key = {_key(start, doc_id): doc_id for doc_id in doc_ids}
         nothing: list[Row] = []
-        rows = [row for row in self._reader.use(lambda c: _select(c, list(asked)), nothing) if _is_sound(row)]
+        rows = [row for row in self._reader.use(lambda c: _select(c, list(by_key)), nothing) if _is_sound(row)]
         n_bytes = len(max(rows)[3]) if rows else 0
         return {
-            asked[key]: (_text(version), np.frombuffer(vector, "<f4"))
+            by_key[key]: (_text(version), np.frombuffer(vector, "<f4"))
             for _, key, version, vector, _ in rows
-            if key in asked and len(vector) == n_bytes
+            if key in by_key and len(vector) == n_bytes
         }
 
     def put(self, space: str, rows: Mapping[str, tuple[str, Vector]]) -> None:
@@ -123,7 +123,7 @@ class _Connection:
         self._resting_until = 0.0
         self._closed = False
 
-    def use(self, act: Callable[[sqlite3.Connection], Found], otherwise: Found) -> Found:
+    def use(self, act: Callable[[sqlite3.Connection], Value], otherwise: Value) -> Value:
         """The result of `act`, or `otherwise` if the file cannot be used."""
         with self._lock:
             if self._closed or self._clock() < self._resting_until:

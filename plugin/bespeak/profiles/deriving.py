@@ -54,15 +54,15 @@ class UserEvents:
     consent: bool = True
 
 
-def derive(known: UserEvents, now: datetime, query_id: str = "") -> Profile:
+def derive(events: UserEvents, now: datetime, query_id: str = "") -> Profile:
     """The profile of a user in one session. Events later than `now` (clocks differ) count as new.
 
     The query that is being asked now is not an earlier turn: leave its event out, or name its `query_id`.
     """
-    statements = _statements(known.statements)
-    turns = _turns(known.session_events, query_id)
-    preferences, counted = _preferences(known.preference_events, now)
-    profile = Profile(known.user, known.session_id, statements, turns, preferences, known.consent)
+    statements = _statements(events.statements)
+    turns = _turns(events.session_events, query_id)
+    preferences, counted = _preferences(events.preference_events, now)
+    profile = Profile(events.user, events.session_id, statements, turns, preferences, events.consent)
     return replace(profile, version=_version(profile, counted))
 
 
@@ -77,7 +77,7 @@ def _statements(events: Iterable[Event]) -> tuple[Statement, ...]:
 
 
 class _SessionQuery(NamedTuple):
-    """A query of the session with what was answered to it."""
+    """A query of the session and its answer."""
 
     event: Event  # that holds the query's text
     response: str
@@ -108,7 +108,7 @@ def _by_query(events: Iterable[Event], query_id: str) -> list[_SessionQuery]:
 
 
 def _session_query(group: list[Event]) -> _SessionQuery | None:
-    """The query of these events, by its own event or else by one that repeats its text; None if none does."""
+    """The query of these events, by its own event or by one that repeats its text; None if none does."""
     texts = [event for event in group if event.text.strip() and event.action not in ("answer", "statement")]
     if not texts:
         return None

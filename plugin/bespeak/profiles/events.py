@@ -65,7 +65,7 @@ def new_event(user: UserKey, action: str, timestamp: datetime, **details: Unpack
 def query_event(request: Request, now: datetime | None = None, query_id: str = "") -> Event:
     """The event of a query, to be added once it is answered. Raises `InputError` if it is too long or has no user."""
     if request.user is None:
-        raise InputError("a query without user is nobody's event")
+        raise InputError("a query without a user cannot be recorded: name its user")
     attributes = {"query_attributes": {"index": request.index}}
     return new_event(
         request.user, "query", now or datetime.now(UTC), session_id=request.session_id, query_id=query_id,

@@ -1,4 +1,4 @@
-"""Files of events into a store: in batches, and resumed after an interruption."""
+"""Loads files of events into a store, in batches, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import IO
 
 from bespeak.errors import InputError
-from bespeak.profiles.stores import Batch, EventStore, Load
-from bespeak.profiles.ubi import RejectedLine, read_line, read_lines
+from bespeak.profiles.stores import Batch, EventLoad, EventStore
+from bespeak.profiles.ubi import RejectedEvent, read_line, read_lines
 from bespeak.records import Event
 
 LOAD_BATCH = 1000  # lines in one transaction
 
 
-def load(path: Path, tenant: str, store: EventStore, report: Callable[[int], object] = lambda _: None) -> Load:
+def load(path: Path, tenant: str, store: EventStore, report: Callable[[int], object] = lambda _: None) -> EventLoad:
     """Adds a file (plain or gzip) to the store, from where an interrupted run stopped.
 
     `report` gets the number of bytes read from the file since the last report. The load and its rejected lines stay in
@@ -52,11 +52,11 @@ def _unzipped(file: IO[bytes], offset: int) -> IO[bytes]:
     return stream
 
 
-def _batches(stream: IO[bytes], done: Load) -> Iterator[Batch]:
+def _batches(stream: IO[bytes], done: EventLoad) -> Iterator[Batch]:
     now, lines = datetime.now(UTC), read_lines(stream, done.line_no, done.offset)
     while chunk := list(itertools.islice(lines, LOAD_BATCH)):
         items = [(line_no, read_line(line, done.tenant, now)) for line_no, _, line in chunk]
-        rejected = tuple((line_no, item.reason) for line_no, item in items if isinstance(item, RejectedLine))
+        rejected = tuple((line_no, item.reason) for line_no, item in items if isinstance(item, RejectedEvent))
         events = tuple(item for _, item in items if isinstance(item, Event))
         line_no, offset, _ = chunk[-1]
         yield Batch(line_no, offset, events, rejected)

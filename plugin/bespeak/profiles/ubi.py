@@ -24,7 +24,7 @@ BULK_ACTIONS = ("index", "create")
 
 
 @dataclass(frozen=True, slots=True)
-class RejectedLine:
+class RejectedEvent:
     """A line that holds no valid event. The reason repeats nothing of the line."""
 
     reason: str
@@ -32,7 +32,7 @@ class RejectedLine:
 
 def read_events(
     stream: IO[bytes], tenant: str = "", *, now: datetime | None = None
-) -> Iterator[tuple[int, Event | RejectedLine]]:
+) -> Iterator[tuple[int, Event | RejectedEvent]]:
     """(line number from 1, event or rejection) of each line but empty ones and the action lines of a bulk file."""
     for line_no, _, line in read_lines(stream):
         item = read_line(line, tenant, now or datetime.now(UTC))
@@ -40,20 +40,20 @@ def read_events(
             yield line_no, item
 
 
-def read_line(line: bytes | None, tenant: str, now: datetime) -> Event | RejectedLine | None:
+def read_line(line: bytes | None, tenant: str, now: datetime) -> Event | RejectedEvent | None:
     """The event of a line, or why it has none; None for an empty line and for the action line of a bulk file.
 
     `line` is None if it was too long to be read.
     """
     if line is None:
-        return RejectedLine(f"longer than {MAX_LINE_BYTES} bytes")
+        return RejectedEvent(f"longer than {MAX_LINE_BYTES} bytes")
     if not line.strip():
         return None
     try:
         parsed = read_object(line)
         return None if _is_bulk_action(parsed) else read_event(parsed, tenant, now=now)
     except InputError as error:
-        return RejectedLine(str(error))
+        return RejectedEvent(str(error))
 
 
 def read_event(line: bytes | str | Mapping[str, Any], tenant: str = "", *, now: datetime | None = None) -> Event:

@@ -1,6 +1,6 @@
-"""The proxy: it stands between clients and Elasticsearch, and personalises the searches of users who are named."""
+"""The proxy between clients and Elasticsearch, which personalises the searches of named users."""
 
-from bespeak.proxy.app import OwnRoutes, Proxy, Searches
+from bespeak.proxy.app import OwnRoutes, Proxy, SearchRoute
 from bespeak.proxy.http.upstream import Answer, Headers, Upstream
 
-__all__ = ["Answer", "Headers", "OwnRoutes", "Proxy", "Searches", "Upstream"]
+__all__ = ["Answer", "Headers", "OwnRoutes", "Proxy", "SearchRoute", "Upstream"]

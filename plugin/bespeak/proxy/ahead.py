@@ -1,6 +1,6 @@
 """Reads a session's next prompt ahead, after a search and after its answer, while no request needs a model.
 
-Most of what the next rewrite reads is the answer, which an event brings if there is one.
+Most of that prompt is the answer, which arrives as an event if there is one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AHEAD_MS = 5_000.0
 """A reading that takes longer is stopped."""
 
 
-class Ahead:
+class ReadAhead:
     """One reading at a time, for one event loop; it stops as soon as a request needs a model."""
 
     def __init__(self, rewriter: Rewriter, profiles: Profiles, chains: Chains, bounds: Sequence[Bounds]) -> None:

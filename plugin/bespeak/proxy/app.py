@@ -26,7 +26,7 @@ REPLAY_BYTES = 16 * 1024 * 1024
 FAILED = ((b"X-Bespeak", b"rewrite=failed; rerank=failed"),)
 
 
-class Searches(Protocol):
+class SearchRoute(Protocol):
     """Decides which requests are searches, and answers them."""
 
     def concerns(self, method: str, path: str, headers: Headers) -> bool: ...
@@ -48,7 +48,7 @@ class Proxy:
         self,
         upstream: Upstream,
         *,
-        searches: Searches | None = None,
+        searches: SearchRoute | None = None,
         own: OwnRoutes | None = None,
         passed: Callable[[], object] | None = None,
         closing: Sequence[Callable[[], object]] = (),
@@ -72,7 +72,7 @@ class Proxy:
                 self._passed()
             await pass_on(self._upstream, scope, receive, send)
 
-    def _concerns(self, searches: Searches, scope: Scope) -> bool:
+    def _concerns(self, searches: SearchRoute, scope: Scope) -> bool:
         try:
             return searches.concerns(scope["method"], path_of(scope), scope["headers"])
         except Exception as error:
@@ -91,8 +91,8 @@ class Proxy:
                 raise
             await answer_error(send, 500, "bespeak_exception", "Bespeak failed; its log says where")
 
-    async def _search(self, searches: Searches, scope: Scope, receive: Receive, send: Send) -> None:
-        """After a fault of ours the request goes on as it came: the client loses nothing but the personal order."""
+    async def _search(self, searches: SearchRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        """After a fault of ours the request goes on unchanged: the client loses only the personal order."""
         sent, read = StartedSend(send), Replay(receive)
         try:
             await searches(scope, read, sent)
@@ -146,7 +146,7 @@ class StartedSend:
 
 
 class Replay:
-    """Keeps what was read of a request, up to `REPLAY_BYTES`."""
+    """Keeps the part of a request that was read, up to `REPLAY_BYTES`."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -165,7 +165,7 @@ class Replay:
         return message
 
     def again(self) -> Receive:
-        """A `receive` that gives what was read, then the rest."""
+        """A `receive` that gives the part already read, then the rest."""
         kept = iter(self._kept)
 
         async def receive() -> Message:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,8 +23,9 @@ from bespeak.proxy.body.reply import EngineHit, version_of
 from bespeak.proxy.body.window import hits_query
 from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.http.upstream import Upstream
-from bespeak.proxy.indices import Indices, KnownIndex
+from bespeak.proxy.indices import IndexDescriptions, KnownIndex
 from bespeak.ranking.tuned import EMBEDDED_CHARS
+from bespeak.ranking.vectors import Embedded
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
@@ -34,7 +35,7 @@ RECENT_ROWS = 20_000
 """About 30 MB."""
 LATER_MS = 5000.0
 LATER_TEXTS = 2
-"""How many texts are embedded at once after an answer: few, so that searches in the meantime wait little."""
+"""How many texts are embedded at once after an answer. Few, so that other searches wait only briefly."""
 MAX_ABSENT = 100_000
 
 Key: TypeAlias = tuple[str, str]
@@ -44,16 +45,7 @@ Row: TypeAlias = tuple[str, Vector]
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """The vectors of the hits in order, None if there was no time, and of liked documents by doc_id."""
-
-    hits: tuple[Vector | None, ...]
-    liked: Mapping[str, Vector]
-    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class DocumentLookup:
     """Documents to fetch and embed, in whose name, and until when."""
 
     hits: Sequence[EngineHit]
@@ -80,7 +72,7 @@ class Documents:
         """
         self._upstream, self._encoder, self._cache, self._bounds = upstream, encoder, cache, bounds
         self._later_bounds = Bounds(1)
-        self._indices = Indices(upstream, encoder, clock)
+        self._indices = IndexDescriptions(upstream, encoder, clock)
         self._absent = RecentlyUsed[tuple[bytes, str], bool](MAX_ABSENT, ABSENT_S, clock)
         self._recent = RecentlyUsed[Key, Row](RECENT_ROWS)  # by space and doc_id
         self._later: asyncio.Task[None] | None = None
@@ -98,12 +90,12 @@ class Documents:
         absent = [hit for hit in hits if not hit.version or kept.get(key_of(hit), ("",))[0] != hit.version]
         known, whose = {doc_id for _, doc_id in kept}, asker.digest()
         unknown = [doc_id for doc_id in liked if doc_id not in known and (whose, doc_id) not in self._absent]
-        lookup = Lookup(absent, unknown, indices, asker, deadline)
+        lookup = DocumentLookup(absent, unknown, indices, asker, deadline)
         made = await self._make(lookup, kept, self._bounds) if absent or unknown else {}
         vectors = {key: vector for key, (_, vector) in kept.items()} | made
-        if left := [hit for hit in absent if key_of(hit) not in made]:
-            self._begin_later(replace(lookup, hits=left, liked=()))
-        late = {key_of(hit) for hit in left}
+        if unfinished := [hit for hit in absent if key_of(hit) not in made]:
+            self._begin_later(replace(lookup, hits=unfinished, liked=()))
+        late = {key_of(hit) for hit in unfinished}
         return Embedded(
             tuple(None if key_of(hit) in late else vectors.get(key_of(hit)) for hit in hits),
             liked_vectors(liked, indices, vectors),
@@ -116,19 +108,19 @@ class Documents:
             await asyncio.wait([self._later])
         self._later_bounds.close()
 
-    def _begin_later(self, lookup: Lookup) -> None:
+    def _begin_later(self, lookup: DocumentLookup) -> None:
         """Embeds after the answer what there was no time for, for the next search; one answer's at a time."""
         if self._later is None or self._later.done():
             self._later = asyncio.create_task(self._make_later(lookup))
 
-    async def _make_later(self, lookup: Lookup) -> None:
+    async def _make_later(self, lookup: DocumentLookup) -> None:
         indices = {name: index for name, index in lookup.indices.items() if index.space}
-        left = [hit for hit in lookup.hits if hit.index in indices]
-        for start in range(0, len(left), LATER_TEXTS):
+        hits = [hit for hit in lookup.hits if hit.index in indices]
+        for start in range(0, len(hits), LATER_TEXTS):
             try:
-                some, deadline = left[start : start + LATER_TEXTS], Deadline.after_ms(LATER_MS)
-                few = replace(lookup, hits=some, indices=indices, deadline=deadline)
-                await self._make(few, {}, self._later_bounds)
+                batch, deadline = hits[start : start + LATER_TEXTS], Deadline.after_ms(LATER_MS)
+                part = replace(lookup, hits=batch, indices=indices, deadline=deadline)
+                await self._make(part, {}, self._later_bounds)
             except Exception as error:  # nobody waits for it; the next search tries again
                 logger.warning("embedding after an answer failed: %s", type(error).__name__)
                 return
@@ -172,30 +164,32 @@ class Documents:
         for doc_id, row in rows.items():
             self._recent.put((space, doc_id), row)
 
-    async def _make(self, lookup: Lookup, kept: Mapping[Key, Row], bounds: Bounds) -> dict[Key, Vector]:
+    async def _make(self, lookup: DocumentLookup, kept: Mapping[Key, Row], bounds: Bounds) -> dict[Key, Vector]:
         """Vectors of the documents that exist, hits first; those `kept` for the same version are used."""
         if lookup.deadline.over:
             return {}
-        there = await self._fetch(lookup)
-        whose, there_ids = lookup.asker.digest(), {doc_id for _, doc_id in there}
-        for doc_id in set(lookup.liked) - there_ids:  # in another index, or deleted: not asked for at every query
+        fetched = await self._fetch(lookup)
+        whose, fetched_ids = lookup.asker.digest(), {doc_id for _, doc_id in fetched}
+        for doc_id in set(lookup.liked) - fetched_ids:  # in another index, or deleted: not asked for at every query
             self._absent.put((whose, doc_id), True)
-        known = {key: kept[key][1] for key in there if kept.get(key, ("",))[0] == there[key].version}
-        vectors = await self._embed({key: there[key] for key in there if key not in known}, lookup, bounds)
+        known = {key: kept[key][1] for key in fetched if kept.get(key, ("",))[0] == fetched[key].version}
+        vectors = await self._embed({key: fetched[key] for key in fetched if key not in known}, lookup, bounds)
         for name, index in lookup.indices.items():
-            rows = {key[1]: (there[key].version, vector) for key, vector in vectors.items() if key[0] == name}
+            rows = {key[1]: (fetched[key].version, vector) for key, vector in vectors.items() if key[0] == name}
             if index.space and rows:
                 await asyncio.to_thread(self._keep, index.space, rows)
         return known | vectors
 
-    async def _embed(self, there: Mapping[Key, Fetched], lookup: Lookup, bounds: Bounds) -> dict[Key, Vector]:
+    async def _embed(
+        self, fetched: Mapping[Key, FetchedDocument], lookup: DocumentLookup, bounds: Bounds
+    ) -> dict[Key, Vector]:
         """The index's own vectors if it has them; for the others, those that are made in time.
 
         A document without text has the vector 0.
         """
-        made = {key: document.vector for key, document in there.items() if document.vector is not None}
+        made = {key: document.vector for key, document in fetched.items() if document.vector is not None}
         texts = {
-            key: hit_text(there[key].source, lookup.indices[key[0]].info.fields) for key in there if key not in made
+            key: hit_text(fetched[key].source, lookup.indices[key[0]].info.fields) for key in fetched if key not in made
         }
         made |= {key: np.zeros(self._encoder.dim, np.float32) for key, text in texts.items() if not text.strip()}
         bare = [key for key in texts if key not in made]
@@ -208,7 +202,7 @@ class Documents:
                 made |= dict(zip(bare, vectors, strict=False))
         return made
 
-    async def _fetch(self, lookup: Lookup) -> dict[Key, Fetched]:
+    async def _fetch(self, lookup: DocumentLookup) -> dict[Key, FetchedDocument]:
         """The documents that exist: the hits in the order given, then the liked ones."""
         found = {
             (hit["_index"], hit["_id"]): _fetched(hit, lookup.indices[hit["_index"]].is_comparable)
@@ -218,7 +212,7 @@ class Documents:
         return {key: found[key] for key in dict.fromkeys([*map(key_of, lookup.hits), *found]) if key in found}
 
 
-def fetch_body(lookup: Lookup) -> dict[str, Any]:
+def fetch_body(lookup: DocumentLookup) -> dict[str, Any]:
     """A search for the documents, hits first, whatever other documents have the ids of the liked ones."""
     indices, liked = lookup.indices.values(), list(lookup.liked)
     in_indices = {"terms": {"_index": list(lookup.indices)}}
@@ -260,7 +254,7 @@ def key_of(hit: EngineHit) -> Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedDocument:
     """A document as the cluster holds it; `vector` is the index's own, of unit length."""
 
     source: Mapping[str, Any]
@@ -268,9 +262,9 @@ class Fetched:
     vector: Vector | None
 
 
-def _fetched(hit: Mapping[str, Any], is_comparable: bool) -> Fetched:
+def _fetched(hit: Mapping[str, Any], is_comparable: bool) -> FetchedDocument:
     given = hit.get("fields", {}).get(VECTOR_FIELD) if is_comparable else None
     vector = None if given is None else np.array(given, np.float32)
     if vector is not None:
         vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-    return Fetched(hit.get("_source") or {}, version_of(hit), vector)
+    return FetchedDocument(hit.get("_source") or {}, version_of(hit), vector)

@@ -1,4 +1,4 @@
-"""One search from its arrival to its answer, and what is said and recorded about it."""
+"""One search from its arrival to its answer, with its header and the events to record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bespeak.proxy.body.reply import EngineHit, read_reply
 from bespeak.proxy.body.search import Search
 from bespeak.proxy.identity import Identity
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome
-from bespeak.proxy.personal import Personal
+from bespeak.proxy.personal import PersonalSearch
 from bespeak.proxy.recording import ShownHit, impressions, query_recorded
 from bespeak.reading import Reading
 from bespeak.records import Event
@@ -29,13 +29,13 @@ MAX_TITLE_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A search, who asks it and what has become of it so far. Each stage returns a copy that holds more."""
+    """A search, its user, and its state so far. Each stage returns a copy that holds more."""
 
     search: Search
     identity: Identity
     head: str = ""  # its header line in an `_msearch`
-    personal: Personal | None = None  # None: its answer stays the engine's own
-    reading: Reading | Fault | None = None  # with the vectors of what is asked
+    personal: PersonalSearch | None = None  # None: its answer stays the engine's own
+    reading: Reading | Fault | None = None  # with its vectors
     outcome: Outcome = field(default_factory=Outcome)
     query: str = ""  # as typed, if it is to be recorded
     text: str | None = None  # its answer, once there is one
@@ -43,25 +43,25 @@ class Exchange:
 
     @property
     def concerns_us(self) -> bool:
-        """Whether the client named somebody, or sent anything for Bespeak."""
+        """Whether the client named a user, or sent anything for Bespeak."""
         return self.identity.user is not None or bool(self.identity.reason) or self.search.edited
 
     @property
     def lines(self) -> str:
-        """The client's two lines of an `_msearch`, without what was for Bespeak."""
+        """The client's two lines of an `_msearch`, without anything for Bespeak."""
         return f"{self.head}\n{self.search.text}\n"
 
     @property
-    def asked_lines(self) -> str:
+    def engine_lines(self) -> str:
         """The two lines that the engine is asked in their place."""
         if self.personal is None:
             return self.lines
-        asked = self.personal.asked
-        changes = {name: json.dumps(value) for name, value in asked.params if name == "preference"}
-        return f"{splice.edit_object(self.head, 0, changes)}\n{asked.text}\n"
+        widened = self.personal.widened
+        changes = {name: json.dumps(value) for name, value in widened.params if name == "preference"}
+        return f"{splice.edit_object(self.head, 0, changes)}\n{widened.text}\n"
 
-    def prepared(self, found: Personal | Declined) -> Exchange:
-        if isinstance(found, Personal):
+    def prepared(self, found: PersonalSearch | Declined) -> Exchange:
+        if isinstance(found, PersonalSearch):
             return replace(self, personal=found, query=found.typed.text)
         return replace(self, personal=None, outcome=found.outcome, query=found.query)
 
@@ -89,18 +89,18 @@ def header(*outcomes: Outcome) -> tuple[bytes, bytes]:
 
 
 def edited_lines(exchanges: Sequence[Exchange]) -> str | None:
-    """The body of an `_msearch` without what was for Bespeak; None if nothing was."""
+    """The body of an `_msearch` without anything for Bespeak; None if there was nothing."""
     if not any(exchange.search.edited for exchange in exchanges):
         return None
     return "".join(exchange.lines for exchange in exchanges)
 
 
 def events_of(exchange: Exchange, at: datetime) -> list[Event]:
-    """What is recorded: the query once, on its first page, and the hits of every page."""
+    """The events to record: the query once, on its first page, and the hits of every page."""
     identity, search, query_id = exchange.identity, exchange.search, exchange.outcome.query_id
     if not exchange.query or identity.user is None or not query_id:
         return []
-    shown = [ShownHit(hit.doc_id, title_of(hit.source), hit.noted) for hit in exchange.shown]
+    shown = [ShownHit(hit.doc_id, recorded_title(hit.source), hit.noted) for hit in exchange.shown]
     whose = (identity.user, identity.session_id, query_id)
     try:
         events = impressions(*whose, shown, search.offset + 1, at)
@@ -111,7 +111,7 @@ def events_of(exchange: Exchange, at: datetime) -> list[Event]:
     return events
 
 
-def last_rewritten(exchanges: Sequence[Exchange]) -> Personal | None:
+def last_rewritten(exchanges: Sequence[Exchange]) -> PersonalSearch | None:
     """The last first page of these that was rewritten: it is its session's latest turn."""
     for exchange in reversed(exchanges):
         personal = exchange.personal
@@ -132,7 +132,7 @@ def shown_hits(answer: str) -> tuple[EngineHit, ...]:
         return ()
 
 
-def title_of(source: Mapping[str, Any]) -> str:
+def recorded_title(source: Mapping[str, Any]) -> str:
     """The hit's title or name, else ""."""
     found = next((source[name] for name in ("title", "name") if isinstance(source.get(name), str)), "")
     return well_formed(str(found)[:MAX_TITLE_CHARS])

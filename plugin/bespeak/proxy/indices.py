@@ -20,10 +20,10 @@ from bespeak.proxy.http.upstream import Upstream
 from bespeak.ranking.tuned import EMBEDDED_CHARS
 
 DESCRIBED_S = 10.0
-"""How long a mapping is trusted: after this, a new index with an old name gets new vectors."""
+"""How long a mapping is trusted. After that, a new index with an old name gets new vectors."""
 MAX_DESCRIBED = 2_000
 MAX_TARGET_CHARS = 2_000
-"""How many characters of names are asked for at once: Elasticsearch takes 4096 bytes in a request's first line."""
+"""Characters of names in one request: Elasticsearch accepts 4096 bytes in a request's first line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class KnownIndex:
     is_comparable: bool = False  # it holds vectors of the encoder's own
 
 
-class Indices:
+class IndexDescriptions:
     """Describes indices from their mappings, as each client may see them."""
 
     def __init__(self, upstream: Upstream, encoder: Encoder, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,15 +50,15 @@ class Indices:
         """
         whose = asker.digest()
         found = {name: index for name in names if (index := self._known.get((name, whose)))}
-        for some in chunks([name for name in names if name not in found]):
-            answer = await self._mappings(some, asker, deadline)
-            for name in some:
+        for chunk in chunks([name for name in names if name not in found]):
+            answer = await self._mappings(chunk, asker, deadline)
+            for name in chunk:
                 found[name] = self._read(name, answer)
                 self._known.put((name, whose), found[name])
         return {name: found[name] for name in names}
 
     async def _mappings(self, names: Sequence[str], asker: Asker, deadline: Deadline) -> Mapping[str, Any]:
-        """Asked by the indices' own names, else by the client's: it may have a right on an alias alone."""
+        """Asks by the indices' own names, or else by the client's: it may have a right on an alias alone."""
         for target in (",".join(names), asker.index):
             if target and "*" not in target:
                 with suppress(EngineError):
@@ -80,11 +80,11 @@ class Indices:
 
 def chunks(names: Sequence[str]) -> Iterator[list[str]]:
     """The names in groups that each fit into the first line of a request."""
-    some: list[str] = []
+    chunk: list[str] = []
     for name in names:
-        if some and len(quote(",".join([*some, name]), safe=",")) > MAX_TARGET_CHARS:
-            yield some
-            some = []
-        some.append(name)
-    if some:
-        yield some
+        if chunk and len(quote(",".join([*chunk, name]), safe=",")) > MAX_TARGET_CHARS:
+            yield chunk
+            chunk = []
+        chunk.append(name)
+    if chunk:
+        yield chunk

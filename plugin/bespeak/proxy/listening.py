@@ -46,7 +46,7 @@ def refuse_itself(urls: Sequence[str], host: str, port: int) -> None:
             raise UsageError(f"--upstream names the proxy's own port {port}: give the URL of Elasticsearch")
 
 
-class OneLine(logging.Formatter):
+class OneLineFormatter(logging.Formatter):
     """A line for each record, with the class of an exception but not its message, which may hold what a client sent."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -59,7 +59,7 @@ class OneLine(logging.Formatter):
 def log_warnings() -> None:
     """Writes warnings to stderr, a line each."""
     handler = logging.StreamHandler()
-    handler.setFormatter(OneLine())
+    handler.setFormatter(OneLineFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from bespeak.proxy.recording import Counts
+    from bespeak.proxy.recording import RecorderCounts
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -20,7 +20,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 LABEL = re.compile(r"[a-z0-9_]{0,40}")
 MAX_REASONS = 100
-"""How many different labels there may be; further ones count as `other`, so that no fault can fill the memory."""
+"""The most labels of one kind. Further ones count as `other`, so that no fault can fill the memory."""
 
 
 class Metrics:
@@ -83,7 +83,7 @@ class Metrics:
         """Asks `is_open` whenever the metrics are read."""
         self._breakers.labels(self._label(stage)).set_function(lambda: float(is_open()))
 
-    def watch_recorder(self, counts: Callable[[], Counts]) -> None:
+    def watch_recorder(self, counts: Callable[[], RecorderCounts]) -> None:
         self._registry.register(_RecorderCollector(counts))
 
     def watch_share(self, share: Callable[[], float]) -> None:
@@ -104,7 +104,7 @@ class Metrics:
 
 
 class _RecorderCollector(Collector):
-    def __init__(self, counts: Callable[[], Counts]) -> None:
+    def __init__(self, counts: Callable[[], RecorderCounts]) -> None:
         self._counts = counts
 
     def collect(self) -> Iterable[Metric]:

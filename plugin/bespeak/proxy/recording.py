@@ -23,15 +23,15 @@ logger = logging.getLogger("bespeak.proxy")
 BATCH = 500
 TITLE_CHARS = 200
 PATIENCE_S = 60.0
-"""How long a batch is retried while the store fails, before it is dropped."""
+"""How long a batch is retried before it is dropped, while the store fails."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 FORGOTTEN_S = 600.0
-"""How long a forgotten user's older events are refused: longer than any search takes."""
+"""How long a forgotten user's older events are refused. Longer than any search takes."""
 MAX_FORGOTTEN = 1_000_000
 
 
-class Counts(NamedTuple):
+class RecorderCounts(NamedTuple):
     """Events since the start: `queued` now, `written` to the store, `dropped` because it did not keep up."""
 
     queued: int
@@ -113,9 +113,9 @@ class Recorder:
         self._thread.join()
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> RecorderCounts:
         with self._changed:
-            return Counts(len(self._queue) + len(self._batch), self._written, self._dropped)
+            return RecorderCounts(len(self._queue) + len(self._batch), self._written, self._dropped)
 
     def _is_forgotten(self, event: Event) -> bool:
         forgotten_at = self._forgotten_at.get(event.user)

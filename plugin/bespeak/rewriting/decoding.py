@@ -109,7 +109,7 @@ class LanguageModel:
         except Late as late:
             reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
             return Rewrite(query, query, status=RewriteStatus.LATE, reason=reason, model=model_of(self))
-        if reason := refuse(text, query, profile):
+        if reason := refuse_text(text, query, profile):
             return failed(query, self, reason)
         if [fold(word) for word in words(text)] == [fold(word) for word in words(query)]:
             text = query
@@ -212,7 +212,7 @@ class Pieces:
 
 
 class Draft(NamedTuple):
-    """A text in progress: what is written, what may follow, and the model's scores of the next token."""
+    """A text in progress: the text so far, what may follow, and the model's scores of the next token."""
 
     written: bytes
     follow: Grounded | None
@@ -268,7 +268,7 @@ def next_token(
 
 
 def _best_first(scores: Floats) -> Iterator[int]:
-    """All ids, best score first. The first few mostly suffice, and are found without sorting the rest."""
+    """All ids, best score first. Usually the first few suffice, so the rest is not sorted before it is needed."""
     n_first = min(64, len(scores) - 1)
     first = np.argpartition(scores, -n_first)[-n_first:]
     first = first[np.lexsort((first, -scores[first]))]
@@ -277,7 +277,7 @@ def _best_first(scores: Floats) -> Iterator[int]:
     yield from (i for i in np.argsort(-scores, kind="stable").tolist() if i not in seen)
 
 
-def refuse(text: str, query: str, profile: Profile) -> str:
+def refuse_text(text: str, query: str, profile: Profile) -> str:
     """Why a model's text cannot be a rewrite; "" if it can."""
     if text.endswith("\n"):
         return "the model found no end"
@@ -292,11 +292,11 @@ def refuse(text: str, query: str, profile: Profile) -> str:
         return "the model repeated an answer"
     if is_other_script(text) != is_other_script(query):
         return "the model wrote in another script"
-    said = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
-    if folded in said and folded != [fold(word) for word in words(query)]:
+    earlier = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
+    if folded in earlier and folded != [fold(word) for word in words(query)]:
         return "the model repeated an earlier query"
-    asked = subjects(query)
-    if asked and not asked & subjects(text):
+    subject_words = subjects(query)
+    if subject_words and not subject_words & subjects(text):
         return "the model dropped what was asked"
     return ""
 

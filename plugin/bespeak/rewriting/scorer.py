@@ -47,7 +47,7 @@ class ReadPrompt(NamedTuple):
     memory: Memory
 
 
-class Written(NamedTuple):
+class TextState(NamedTuple):
     """A place in a text.
 
     `memory` may hold keys and values of more tokens than `token_ids`; those no longer count. `guessed` holds the tokens
@@ -96,8 +96,8 @@ class OnnxScorer:
         return open_graph(self._folder / SINGLE_GRAPH, self._threads)
 
     @cached_property
-    def _lookup(self) -> Lookup:
-        return Lookup(self.tokenizer)
+    def _lookup(self) -> PromptLookup:
+        return PromptLookup(self.tokenizer)
 
     @contextmanager
     def begin(self, budget_ms: float | None, session_key: SessionKey | None = None) -> Iterator[OnnxFeed]:
@@ -129,7 +129,7 @@ def open_graph(path: Path, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # a run that was stopped in time is no error to print
+    options.log_severity_level = 4  # onnxruntime would print an error for each stopped run
     # The graph is written with fused operators; searching for more takes time and finds none.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -142,10 +142,10 @@ def open_graph(path: Path, threads: int) -> Any:
 class OnnxFeed:
     """Reads one text. A token that was guessed right costs nothing, so copied words are written several at a time."""
 
-    def __init__(self, runner: Runner, lookup: Lookup, prompts: PromptCache | None = None) -> None:
+    def __init__(self, runner: Runner, lookup: PromptLookup, prompts: PromptCache | None = None) -> None:
         self._runner, self._lookup, self._prompts = runner, lookup, prompts
 
-    def __call__(self, token_ids: Sequence[int], past: Written | None) -> tuple[Floats, Written]:
+    def __call__(self, token_ids: Sequence[int], past: TextState | None) -> tuple[Floats, TextState]:
         if past is None:
             return self._begin(list(token_ids))
         if past.guessed and [past.guessed[0][0]] == list(token_ids):
@@ -153,7 +153,7 @@ class OnnxFeed:
             return scores, past._replace(token_ids=[*past.token_ids, *token_ids], guessed=past.guessed[1:])
         return self._read([*past.token_ids, *token_ids], past.n_prompt, len(past.token_ids), past.memory)
 
-    def _begin(self, prompt: list[int]) -> tuple[Floats, Written]:
+    def _begin(self, prompt: list[int]) -> tuple[Floats, TextState]:
         known = self._prompts.take(prompt) if self._prompts else NO_PROMPT
         n_known = min(n_common(known.token_ids, prompt), len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         scores, written = self._read(prompt, len(prompt), n_known, known.memory)
@@ -161,14 +161,14 @@ class OnnxFeed:
             self._prompts.put(ReadPrompt(prompt, first_tokens(written.memory, len(prompt))))
         return scores, written
 
-    def _read(self, token_ids: list[int], n_prompt: int, n_known: int, memory: Memory) -> tuple[Floats, Written]:
+    def _read(self, token_ids: list[int], n_prompt: int, n_known: int, memory: Memory) -> tuple[Floats, TextState]:
         # onnxruntime attends differently from a single token than from several. With at least two, a text comes out the
         # same whatever was kept and guessed.
         guessed = self._lookup.guess(token_ids, n_prompt) or token_ids[-1:]
         new = [*token_ids[n_known:], *guessed]
         scores, memory = self._runner.run(new, first_tokens(memory, n_known), len(guessed) + 1)
         ahead = tuple(zip(guessed, scores[1:], strict=True))
-        return scores[0], Written(token_ids, n_prompt, memory, ahead)
+        return scores[0], TextState(token_ids, n_prompt, memory, ahead)
 
 
 class Runner(Protocol):
@@ -183,7 +183,7 @@ class Runner(Protocol):
 
 
 class PromptCache(Protocol):
-    """Keeps what was read of earlier prompts."""
+    """Keeps keys and values of earlier prompts."""
 
     def take(self, prompt: list[int]) -> ReadPrompt:
         """A prompt that may start like this one; `NO_PROMPT` if there is none."""
@@ -218,7 +218,7 @@ def run_error(error: Exception) -> ModelError:
     return ModelError(f"the language model failed ({error}): run 'bespeak models verify'")
 
 
-class Lookup:
+class PromptLookup:
     """Guesses the next tokens from the prompt, since most words of a rewrite are copied from it.
 
     This is prompt lookup decoding (Saxena, 2023); here a token also matches its capitalised form, and its form at the

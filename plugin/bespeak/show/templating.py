@@ -115,10 +115,10 @@ def run_template(name: str, values: Mapping[str, Any], kind: Kind, templates: Pa
     except BespeakError:
         raise
     except Exception as error:  # a template can raise anything, and the fault is the template's
-        raise InputError(f"{place_of(error, name)}: {type(error).__name__}: {error}") from error
+        raise InputError(f"{error_location(error, name)}: {type(error).__name__}: {error}") from error
 
 
-def place_of(error: Exception, name: str) -> str:
+def error_location(error: Exception, name: str) -> str:
     """File and line of the template that raised the error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(".j2")]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else name

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 Stems: TypeAlias = frozenset[str]
 
@@ -38,8 +38,8 @@ def stems(*texts: str) -> Stems:
 
 def _topic_stems(conversation: Conversation) -> Stems:
     """The stems of the queries and rewrites."""
-    asked = [turn.query for turn in conversation.turns]
-    return stems(*asked, *(text for target in conversation.targets for text in (target.query, target.rewrite)))
+    queries = [turn.query for turn in conversation.turns]
+    return stems(*queries, *(text for target in conversation.targets for text in (target.query, target.rewrite)))
 
 
 def concerns(statement: str, conversation: Conversation) -> bool:
@@ -77,7 +77,7 @@ def crossed(conversation: Conversation, others: Sequence[str], rng: random.Rando
 
 def unanswered(conversation: Conversation) -> Conversation:
     """The conversation without answers, as in most search sessions."""
-    return conversation.changed("unanswered", turns=tuple(Exchange(turn.query) for turn in conversation.turns))
+    return conversation.changed("unanswered", turns=tuple(PastTurn(turn.query) for turn in conversation.turns))
 
 
 def titled(conversation: Conversation, rng: random.Random) -> Conversation:
@@ -87,7 +87,7 @@ def titled(conversation: Conversation, rng: random.Random) -> Conversation:
     for place, turn in enumerate(conversation.turns):
         found = _titles(rewrites.get(place, ""), turn.response, conversation.title)
         chosen = rng.sample(found, rng.randint(1, min(3, len(found)))) if found and rng.random() < 0.8 else []
-        turns.append(Exchange(turn.query, "; ".join(chosen)))
+        turns.append(PastTurn(turn.query, "; ".join(chosen)))
     return conversation.changed("titled", turns=tuple(turns))
 
 
@@ -105,10 +105,10 @@ def _headline(rewrite: str) -> str:
     >>> _headline("What are some of the possible causes of the Bronze Age collapse?")
     'Possible Causes of the Bronze Age Collapse'
     """
-    asked = [word.rstrip("?.!,;:") for word in rewrite.split()]
-    while asked and fold(asked[0]) in ASKING:
-        asked = asked[1:]
-    headline = [word if fold(word) in SMALL and i else word[:1].upper() + word[1:] for i, word in enumerate(asked)]
+    kept = [word.rstrip("?.!,;:") for word in rewrite.split()]
+    while kept and fold(kept[0]) in ASKING:
+        kept = kept[1:]
+    headline = [word if fold(word) in SMALL and i else word[:1].upper() + word[1:] for i, word in enumerate(kept)]
     return " ".join(headline[: 2 * TITLE_WORDS])
 
 

@@ -61,7 +61,7 @@ DUPLICATE_COSINE = 0.98
 VECTORS = "vectors.db"
 
 
-class Example(NamedTuple):
+class TrainingExample(NamedTuple):
     """A query in its session, as the encoder reads it, and the texts that its vector should be near."""
 
     text: str
@@ -74,7 +74,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """Some examples with their negatives, as rows of `Vectors`.
+    """Some examples with their negatives, as rows of `TargetVectors`.
 
     `rewrites` and `answers` are `(n,)`, with -1 for an unknown answer; the negatives are `(N_NEGATIVES,)`.
     """
@@ -99,33 +99,33 @@ def train(
     trained; both are the shipped encoder by default. Raises InputError and ModelError.
     """
     require_extra()
-    from bespeak.training.encoder import BertEncoder, read_weights
+    from bespeak.training.encoder import BertEncoder, read_bert_weights
     from bespeak.training.fit import Fit
     from bespeak.training.network import new_adapter
 
     folder = asset_folder("onnx_models") / default_model("encoder")
     reading = EncoderInput.of(folder)
     encoder = encoder or load_encoder(threads=options.threads)
-    network = network or BertEncoder(read_weights(folder / "model.onnx"))
+    network = network or BertEncoder(read_bert_weights(folder / "model.onnx"))
     if options.held_out:
         found, scored = read_all(options.data), read_all([options.held_out])
     else:
         found, scored = split(read_all(options.data))
-    learnt = examples(found, options, reading)
+    learnt = training_examples(found, options, reading)
     held_out = [example for one in scored for example in examples_of(one, one, reading)]
     if not learnt:
-        raise InputError("no pair has a history or statements: give others to --data")
+        raise InputError("no pair has a history or statements: give --data other pairs")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        vectors = Vectors.of([*learnt, *held_out], encoder, out / VECTORS)
+        vectors = TargetVectors.of([*learnt, *held_out], encoder, out / VECTORS)
         objective, name = context_objective(network, vectors), run_name(learnt, options, encoder)
         start = new_adapter(network.shapes, options.seed)
-        fit = Fit(objective, plan(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
+        fit = Fit(objective, minibatches(learnt, vectors, options.seed), out / CHECKPOINT, name, start, options.threads)
         for progress in fit.run():
             if report:
                 report(progress)
         write_model(out, folder, fit.adapter)
-        scores = score(held_out, vectors, out, encoder)
+        scores = score_context(held_out, vectors, out, encoder)
         counts = dict(Counter(example.source for example in learnt).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
         (out / "CARD.md").write_text(context_card(options, counts, scores, N_NEGATIVES, TEMPERATURE), "utf-8")
@@ -150,28 +150,32 @@ class EncoderInput(NamedTuple):
         return tuple(self.tokenizer.encode(self.prefix + text).ids)
 
 
-def examples(found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput) -> list[Example]:
+def training_examples(
+    found: Sequence[Conversation], options: TrainingOptions, reading: EncoderInput
+) -> list[TrainingExample]:
     """All training examples, in the order of training."""
     rng = random.Random(options.seed)
-    made = [
+    found_examples = [
         example
         for original, varied in variants(found, rng, options.passes)
         for example in examples_of(varied, original, reading)
     ]
-    for conversation in personal_conversations(round(PERSONAL_SHARE * len(made)), all_statements(found), rng):
-        made += examples_of(conversation, conversation, reading)
-    rng.shuffle(made)
-    return made
+    for conversation in personal_conversations(round(PERSONAL_SHARE * len(found_examples)), all_statements(found), rng):
+        found_examples += examples_of(conversation, conversation, reading)
+    rng.shuffle(found_examples)
+    return found_examples
 
 
-def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[Example]:
+def examples_of(varied: Conversation, original: Conversation, reading: EncoderInput) -> list[TrainingExample]:
     """The queries with a history or statements; answers come from the original conversation."""
     made = []
     for target in varied.targets:
         if target.n_before or varied.statements:
             text = session_text(target.query, profile_of(varied, target.n_before), reading.tokenizer)
             answer = answer_to(target, original)
-            made.append(Example(text, reading.tokens(text), target.query, target.rewrite, answer, varied.source))
+            made.append(
+                TrainingExample(text, reading.tokens(text), target.query, target.rewrite, answer, varied.source)
+            )
     return made
 
 
@@ -182,7 +186,7 @@ def profile_of(conversation: Conversation, n_before: int) -> Profile:
 
 
 def answer_to(target: Target, original: Conversation) -> str:
-    """The answer, from the history of later queries; "" if it is not known, or too short to tell anything."""
+    """The answer, from the history of later queries; "" if it is unknown or too short to mean anything."""
     if target.kind != "person" or target.n_before >= len(original.turns):
         return ""
     turn = original.turns[target.n_before]
@@ -190,7 +194,7 @@ def answer_to(target: Target, original: Conversation) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class TargetVectors:
     """The target vectors: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
 
     rewrites: Matrix
@@ -199,7 +203,7 @@ class Vectors:
     answer_rows: dict[str, int]
 
     @classmethod
-    def of(cls, learnt: Iterable[Example], encoder: Encoder, kept: Path) -> Vectors:
+    def of(cls, learnt: Iterable[TrainingExample], encoder: Encoder, kept: Path) -> TargetVectors:
         """Encodes the examples' targets; the answers' vectors are kept in the file `kept`."""
         learnt = list(learnt)
         rewrites = list(dict.fromkeys(example.rewrite for example in learnt))
@@ -209,12 +213,12 @@ class Vectors:
         return cls(encoder.encode(rewrites, "query"), matrix, rows, {text: row for row, text in enumerate(answers)})
 
 
-def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Minibatch]]:
+def minibatches(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed: int) -> list[list[Minibatch]]:
     """The parts of each step, with texts of similar length together; the last step may be smaller."""
     draw = np.random.default_rng(seed)
     steps = []
     for start in range(0, len(learnt), STEP_PARTS * PART_TEXTS):
-        some = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
+        batch = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
         negative_rewrites = draw.integers(len(vectors.rewrites), size=N_NEGATIVES)
         negative_answers = draw.integers(max(len(vectors.answers), 1), size=N_NEGATIVES if len(vectors.answers) else 0)
         steps.append(
@@ -226,13 +230,13 @@ def plan(learnt: Sequence[Example], vectors: Vectors, seed: int) -> list[list[Mi
                     negative_rewrites,
                     negative_answers,
                 )
-                for part in (some[i : i + PART_TEXTS] for i in range(0, len(some), PART_TEXTS))
+                for part in (batch[i : i + PART_TEXTS] for i in range(0, len(batch), PART_TEXTS))
             ]
         )
     return steps
 
 
-def context_objective(network: BertEncoder, vectors: Vectors) -> Objective[Minibatch]:
+def context_objective(network: BertEncoder, vectors: TargetVectors) -> Objective[Minibatch]:
     """1 - cosine to the rewrite, plus a tenth of the contrastive losses of rewrite and answer."""
     import torch
 
@@ -286,7 +290,9 @@ def write_model(out: Path, base: Path, adapter: Adapter) -> None:
     write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
-def score(held_out: Sequence[Example], vectors: Vectors, out: Path, encoder: Encoder) -> MeanCosines:
+def score_context(
+    held_out: Sequence[TrainingExample], vectors: TargetVectors, out: Path, encoder: Encoder
+) -> MeanCosines:
     """Scores the model that was written to `out`."""
     if not held_out:
         return MeanCosines(0.0, 0.0, 0)
@@ -307,7 +313,7 @@ def put_record(out: Path, how: str) -> None:
     )
 
 
-def run_name(learnt: Sequence[Example], options: TrainingOptions, encoder: Encoder) -> str:
+def run_name(learnt: Sequence[TrainingExample], options: TrainingOptions, encoder: Encoder) -> str:
     """A digest of everything that the result depends on, except the versions of libraries."""
     digest = hashlib.sha256(f"{RECIPE} {options.seed} {encoder.name}".encode())
     for example in learnt:

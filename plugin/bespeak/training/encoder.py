@@ -68,7 +68,7 @@ class BertEncoder:
 
     def _layer(self, layer: int, x: Tensor, bias: Tensor, adapter: Adapter) -> Tensor:
         at = f"encoder.layer.{layer}"
-        # Of the last layer only the first token is used.
+        # Only the first token of the last layer is used.
         asking = x[:, :1] if layer == self._n_layers - 1 else x
 
         def times(y: Tensor, name: str) -> Tensor:
@@ -103,7 +103,7 @@ def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(seen)
 
 
-def read_weights(path: Path) -> dict[str, Floats]:
+def read_bert_weights(path: Path) -> dict[str, Floats]:
     """All weights of an int8 BERT as floats, matrices (n_out, n_in), by their original names."""
     model = onnx.load(str(path))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
 
 
 class Objective(NamedTuple, Generic[P]):
-    """What is minimised: over a step, the sum of its parts' losses divided by the sum of their weights."""
+    """What a step minimises: the sum of its parts' losses divided by the sum of their weights."""
 
     loss: Callable[[P, Adapter], tuple[Tensor, float]]  # of a part, and its weight
     n_targets: Callable[[P], int]
@@ -161,7 +161,7 @@ class Fit(Generic[P]):
         return int(state["step"])
 
 
-def score(network: Network, sequences: Sequence[Packed], adapter: Adapter, threads: int) -> float:
+def mean_cross_entropy(network: Network, sequences: Sequence[Packed], adapter: Adapter, threads: int) -> float:
     """The mean cross-entropy of the labelled tokens, in nats."""
     parts = [part for step in steps(sequences) for part in step]
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:

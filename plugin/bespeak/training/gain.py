@@ -56,7 +56,7 @@ CANDIDATES, AFTER, VECTORS = "candidates.jsonl", "after.jsonl", "vectors.db"
 TEMPORARY = ".building-"
 
 
-class Stage(NamedTuple):
+class StageProgress(NamedTuple):
     """Progress of a stage before or after the fitting."""
 
     what: str
@@ -64,7 +64,7 @@ class Stage(NamedTuple):
     size: int
 
 
-Report: TypeAlias = "Callable[[Stage | FitStep], None]"
+Report: TypeAlias = "Callable[[StageProgress | FitStep], None]"
 
 
 class GainTools(NamedTuple):
@@ -112,7 +112,7 @@ def train_gain(options: GainOptions, out: Path, report: Report | None = None, to
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
 
 
-class Scored(NamedTuple):
+class ScoredTurn(NamedTuple):
     """A turn's candidates, including the query and the person's rewrite, with their gains."""
 
     turn: AnsweredTurn
@@ -147,7 +147,7 @@ class GainRun:
         before = self._score(sampled, answers)
         learnt = [scored for scored in before if scored.spread >= MIN_SPREAD]
         if not learnt:
-            raise InputError("no query has rewrites that differ in what they find: give more conversations to --data")
+            raise InputError("no query has rewrites that differ in what they find: give --data more conversations")
         adapter = self._fit(learnt, name)
         with self._written(adapter) as folder:
             after = self._score(self._sample(folder, AFTER, name, 0), answers)
@@ -168,31 +168,31 @@ class GainRun:
         report = self._reporter("answers encoded", len(texts))
         return Answers(texts, encode_all(texts, encoder, self.out / VECTORS, report), encoder)
 
-    def _score(self, sampled: Sequence[SampledRewrites], answers: Answers) -> list[Scored]:
+    def _score(self, sampled: Sequence[SampledRewrites], answers: Answers) -> list[ScoredTurn]:
         scored, report = [], self._reporter("turns scored", len(self.turns))
         for turn, one in zip(self.turns, sampled, strict=True):
             texts = one.candidates(turn)
-            scored.append(Scored(turn, one, dict(zip(texts, answers.gains(turn, texts), strict=True))))
+            scored.append(ScoredTurn(turn, one, dict(zip(texts, answers.gains(turn, texts), strict=True))))
             report(len(scored))
         return scored
 
-    def _fit(self, learnt: Sequence[Scored], name: str) -> Adapter:
+    def _fit(self, learnt: Sequence[ScoredTurn], name: str) -> Adapter:
         import torch
 
         from bespeak.training.fit import Fit, steps
-        from bespeak.training.risk import minimum_risk, plan
+        from bespeak.training.risk import minimum_risk, risk_steps
 
         arrays = read_adapter(self.options.start / "adapter.npz")
         start = {key: torch.from_numpy(array.astype(np.float32)) for key, array in arrays.items()}
         choices, pairs = self._sequences(learnt)
         ordinary = [one for step in steps(pairs) for one in step]
         objective, threads = minimum_risk(self.tools.network()), self.options.threads
-        fit = Fit(objective, plan(choices, ordinary), self.out / CHECKPOINT, name, start, threads)
+        fit = Fit(objective, risk_steps(choices, ordinary), self.out / CHECKPOINT, name, start, threads)
         for progress in fit.run():
             self.report(progress)
         return fit.adapter
 
-    def _sequences(self, learnt: Sequence[Scored]) -> tuple[list[Choice], list[Packed]]:
+    def _sequences(self, learnt: Sequence[ScoredTurn]) -> tuple[list[Choice], list[Packed]]:
         """The candidates of each turn, in the order of training, and the ordinary pairs."""
         from tokenizers import Tokenizer
 
@@ -214,7 +214,7 @@ class GainRun:
             shutil.copyfile(self.options.start / "CARD.md", Path(folder) / "CARD.md")
             yield Path(folder)
 
-    def _write(self, adapter: Adapter, scores: MeanGains, learnt: Sequence[Scored]) -> None:
+    def _write(self, adapter: Adapter, scores: MeanGains, learnt: Sequence[ScoredTurn]) -> None:
         """Writes the adapter last, so that a folder with an adapter is complete."""
         from bespeak.training.network import to_arrays
 
@@ -226,10 +226,10 @@ class GainRun:
         write_adapter(self.out, to_arrays(adapter))
 
     def _reporter(self, what: str, size: int) -> Callable[[int], None]:
-        return lambda done: self.report(Stage(what, done, size))
+        return lambda done: self.report(StageProgress(what, done, size))
 
 
-def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:
+def choice(scored: ScoredTurn, tokenizer: Tokenizer) -> Choice:
     from bespeak.training.risk import Choice
 
     texts, turn = list(scored.gains), scored.turn
@@ -238,7 +238,7 @@ def choice(scored: Scored, tokenizer: Tokenizer) -> Choice:
     return Choice(sequence, means, texts.index(turn.rewrite))
 
 
-def summary(before: Sequence[Scored], after: Sequence[Scored], n_learnt: int) -> MeanGains:
+def summary(before: Sequence[ScoredTurn], after: Sequence[ScoredTurn], n_learnt: int) -> MeanGains:
     def mean(values: Iterable[float]) -> float:
         return float(np.mean(list(values)))
 

@@ -29,7 +29,7 @@ RECIPE = 1
 """Raise this when the same sequences give a different adapter."""
 CHECKPOINT = "checkpoint.pt"
 MAX_HELD_OUT = 400
-"""About the most targets that are held out: more would take minutes and tell no more."""
+"""Hold out about this many targets at most: more would take minutes and say no more."""
 COPIED_FILES = ("tokenizer.json", "vocabulary.npz", "GEMMA_TERMS.md", "NOTICE")
 """Shipped files that are copied beside an adapter, so that its folder is complete to build from."""
 
@@ -54,7 +54,7 @@ def train(
     Raises InputError and ModelError.
     """
     require_extra()
-    from bespeak.training.fit import Fit, cross_entropy, score, steps
+    from bespeak.training.fit import Fit, cross_entropy, mean_cross_entropy, steps
     from bespeak.training.network import new_adapter, to_arrays
 
     prepared = prepare(options)
@@ -67,11 +67,11 @@ def train(
             if report:
                 report(progress)
         scores = CrossEntropies(
-            score(network, prepared.held_out, {}, options.threads),
-            score(network, prepared.held_out, fit.adapter, options.threads),
+            mean_cross_entropy(network, prepared.held_out, {}, options.threads),
+            mean_cross_entropy(network, prepared.held_out, fit.adapter, options.threads),
             sum(len(sequence.targets) for sequence in prepared.held_out),
         )
-        write(out, to_arrays(fit.adapter), options, prepared, scores)
+        write_results(out, to_arrays(fit.adapter), options, prepared, scores)
     except OSError as error:
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
     return scores
@@ -107,7 +107,7 @@ def prepare(options: TrainingOptions) -> Prepared:
     else:
         learnt, scored = split(read_all(options.data))
     if not learnt:
-        raise InputError("there are no pairs to train on: give a file that has some to --data")
+        raise InputError("there are no pairs to train on: give --data a file that has some")
     sequences = mixture.sequences(learnt, tokenizer, options.seed, options.passes)
     return Prepared(sequences, thinned(mixture.unvaried(scored, tokenizer)), run_name(sequences, options.seed))
 
@@ -135,7 +135,7 @@ def run_name(sequences: Sequence[Packed], seed: int) -> str:
     return found.hexdigest()
 
 
-def write(
+def write_results(
     out: Path, adapter: dict[str, Any], options: TrainingOptions, prepared: Prepared, scores: CrossEntropies
 ) -> None:
     """Writes the adapter last, so that a folder with an adapter is complete."""

@@ -1,4 +1,4 @@
-"""How often each source is used, and how its conversations are varied; the same seed gives the same result."""
+"""Decides how often each source is used and how its conversations are varied. Equal seeds give equal results."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def variants(
     found: Sequence[Conversation], rng: random.Random, passes: float = 1.0
 ) -> Iterator[tuple[Conversation, Conversation]]:
     """Each conversation, as often as its source is used, with one of its variants."""
-    said = all_statements(found)
-    asked = sorted({target.rewrite for conversation in found for target in conversation.targets})
+    statements = all_statements(found)
+    rewrites = sorted({target.rewrite for conversation in found for target in conversation.targets})
     for conversation in found:
         times = passes * SOURCE_WEIGHTS.get(conversation.source, 1.0)
         for _ in range(int(times) + (rng.random() < times % 1)):
-            yield conversation, vary(conversation, said, asked, rng)
+            yield conversation, vary(conversation, statements, rewrites, rng)
 
 
 def all_statements(found: Iterable[Conversation]) -> list[str]:
@@ -58,18 +58,20 @@ def all_statements(found: Iterable[Conversation]) -> list[str]:
     return sorted({text for conversation in found for text in conversation.statements})
 
 
-def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], rng: random.Random) -> Conversation:
+def vary(
+    conversation: Conversation, statements: Sequence[str], rewrites: Sequence[str], rng: random.Random
+) -> Conversation:
     """One of many forms that a conversation could have had.
 
-    `said` and `asked` are the statements and rewritten queries of all conversations.
+    `statements` and `rewrites` are the statements and rewritten queries of all conversations.
     """
     varied = conversation
     if varied.statements:
         varied = augment.shuffled(varied, rng)
         if rng.random() < 0.5:
             varied = augment.dropped(varied, rng, rng.choice((0.3, 0.6, 0.9)))
-    if said and rng.random() < (0.3 if varied.statements else 0.25):
-        varied = augment.crossed(varied, said, rng)
+    if statements and rng.random() < (0.3 if varied.statements else 0.25):
+        varied = augment.crossed(varied, statements, rng)
     form = rng.random()
     if any(turn.response for turn in varied.turns) and form < 0.2:
         varied = augment.unanswered(varied)
@@ -77,7 +79,7 @@ def vary(conversation: Conversation, said: Sequence[str], asked: Sequence[str], 
         varied = augment.titled(varied, rng)
     varied = augment.with_full_queries(varied, rng, 0.04)
     varied = augment.with_ellipsis(varied, rng, 0.3)
-    return augment.with_switch(varied, asked, rng) if rng.random() < 0.15 else varied
+    return augment.with_switch(varied, rewrites, rng) if rng.random() < 0.15 else varied
 
 
 def unvaried(found: Iterable[Conversation], tokenizer: Tokenizer) -> list[Packed]:

@@ -21,14 +21,14 @@ from bespeak.records import Profile, Statement, Turn
 from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
 from bespeak.rewriting.grounding import Lexicon
 from bespeak.text.words import fold, words
-from bespeak.training.pairs import Conversation, Exchange, Target
+from bespeak.training.pairs import Conversation, PastTurn, Target
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 UNLABELLED = -100
 SHORT_CUTS = (0, 40, 90, 140)
-"""Tokens of history that a window may start with, instead of all that the rewriter would read."""
+"""Tokens of history that a group may start with, instead of all that the rewriter would read."""
 MAX_UNSAID = 0.34
 """A target is left out if more of its added words occur nowhere before; below that, only those words are not learnt."""
 
@@ -69,14 +69,14 @@ class Layout:
     def _question(self, query: str) -> tuple[int, ...]:
         return tuple(prompt(query, Profile(), self.tokenizer)[1 : -len(self.rewrite_mark)])
 
-    def answer(self, turn: Exchange) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def answer(self, turn: PastTurn) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The part of an answer that is always read, and the part read only of the last turn; without the line end."""
         asked = self.question(turn.query)
         whole = prompt("", Profile(turns=(Turn(turn.query, turn.response, ""),)), self.tokenizer)
         read = tuple(whole[1 + len(asked) : -len(self.question("")) - len(self.rewrite_mark)])[:-1]
         return read[: self._n_short], read[self._n_short :]
 
-    def line(self, turn: Exchange, last: bool = False) -> tuple[int, ...]:
+    def line(self, turn: PastTurn, last: bool = False) -> tuple[int, ...]:
         """The answer with its line end; empty if there is no answer."""
         short, rest = self.answer(turn)
         return (*short, *(rest if last else ()), *self.line_end) if short else ()
@@ -112,7 +112,7 @@ def unsaid_share(target: Target, lexicon: Lexicon) -> float:
     return sum(not lexicon.holds(word.encode("utf-8", "replace")) for word in added) / len(added) if added else 0.0
 
 
-class Window(NamedTuple):
+class TargetGroup(NamedTuple):
     """Targets of a conversation that read the history from the same turn on."""
 
     first_turn: int
@@ -122,13 +122,13 @@ class Window(NamedTuple):
 def pack(conversation: Conversation, layout: Layout, rng: random.Random | None) -> list[Packed]:
     """The sequences of a conversation. With `rng`, histories are cut where the target's words still occur after it."""
     sizes = [len(layout.question(turn.query)) + len(layout.line(turn)) for turn in conversation.turns]
-    packed = [_sequence(conversation, layout, window) for window in _windows(conversation, layout, sizes, rng)]
+    packed = [_sequence(conversation, layout, group) for group in _groups(conversation, layout, sizes, rng)]
     return [sequence for sequence in packed if sequence.targets]
 
 
-def _windows(
+def _groups(
     conversation: Conversation, layout: Layout, sizes: Sequence[int], rng: random.Random | None
-) -> Iterator[Window]:
+) -> Iterator[TargetGroup]:
     left = list(conversation.targets)
     while left:
         n_before = left[0].n_before
@@ -139,7 +139,7 @@ def _windows(
         if left[0] not in taken:  # the first target needs all of its history
             first = _first_turn(sizes, n_before, HISTORY_TOKENS)
             taken = [target for target in left if target.n_before == n_before]
-        yield Window(first, tuple(taken))
+        yield TargetGroup(first, tuple(taken))
         left = [target for target in left if target not in taken]
 
 
@@ -204,12 +204,12 @@ class _Writer:
         return Packed(ids, positions, branches, labels, targets, source, changes)
 
 
-def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Packed:
+def _sequence(conversation: Conversation, layout: Layout, group: TargetGroup) -> Packed:
     trunk = _Writer(layout.statements(conversation.statements))
     kept: list[Target] = []
 
     def branch(target: Target, before: Sequence[int]) -> None:
-        lexicon = _lexicon(conversation, layout, window.first_turn, target)
+        lexicon = _lexicon(conversation, layout, group.first_turn, target)
         ids, labels = layout.target(target.rewrite, lexicon)
         if len(ids) <= MAX_NEW_TOKENS and unsaid_share(target, lexicon) <= MAX_UNSAID:
             trunk.branch(before, ids, labels)
@@ -217,9 +217,9 @@ def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Pac
 
     short: tuple[int, ...] = ()
     rest: tuple[int, ...] = ()
-    for place in range(window.first_turn, max(target.n_before for target in window.targets) + 1):
+    for place in range(group.first_turn, max(target.n_before for target in group.targets) + 1):
         turn = conversation.turns[place] if place < len(conversation.turns) else None
-        here = [target for target in window.targets if target.n_before == place]
+        here = [target for target in group.targets if target.n_before == place]
         line_end = layout.line_end if short else ()
         for target in here:
             if turn is None or rest or target.query != turn.query:
@@ -232,7 +232,7 @@ def _sequence(conversation: Conversation, layout: Layout, window: Window) -> Pac
                 branch(target, layout.rewrite_mark)
         short, rest = layout.answer(turn)
         trunk.extend(short)
-    changes = (*conversation.changes, *(("cut",) if window.first_turn else ()))
+    changes = (*conversation.changes, *(("cut",) if group.first_turn else ()))
     return trunk.packed(tuple(kept), conversation.source, changes)
 
 

@@ -15,7 +15,7 @@ Kind: TypeAlias = Literal["person", "whole", "switch", "ellipsis", "personal"]
 """Where a target comes from: a person, or a function of `augment` or `personal`."""
 
 
-class Exchange(NamedTuple):
+class PastTurn(NamedTuple):
     """An earlier query and its response: a text, the titles of clicked hits, or "" if it is not known."""
 
     query: str
@@ -23,7 +23,7 @@ class Exchange(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A query after the first `n_before` exchanges of a conversation, and the rewrite to learn."""
+    """A query after the first `n_before` turns of a conversation, and the rewrite to learn."""
 
     n_before: int
     query: str
@@ -38,7 +38,7 @@ class Pair:
     source: str
     query: str
     rewrite: str
-    history: tuple[Exchange, ...] = ()
+    history: tuple[PastTurn, ...] = ()
     statements: tuple[str, ...] = ()
     used: tuple[str, ...] = ()  # statements that concern the query
     title: str = ""  # of the page that the conversation is about
@@ -49,7 +49,7 @@ class Conversation:
     """Queries that share the start of a conversation, which is read once for all of them."""
 
     source: str
-    turns: tuple[Exchange, ...]
+    turns: tuple[PastTurn, ...]
     targets: tuple[Target, ...]  # by n_before
     statements: tuple[str, ...] = ()
     used: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ def _parse(line: str, where: str) -> Pair:
     try:
         row = json.loads(line)
         history = tuple(
-            Exchange(_text(turn, "query", ""), _text(turn, "response", "")) for turn in row.get("history") or ()
+            PastTurn(_text(turn, "query", ""), _text(turn, "response", "")) for turn in row.get("history") or ()
         )
         return Pair(
             _text(row, "source", "own"),
@@ -112,9 +112,9 @@ def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
 def conversations(pairs: Iterable[Pair]) -> list[Conversation]:
     """Joins consecutive pairs into one conversation if their histories continue one another."""
     found: list[list[Pair]] = []
-    trunk: tuple[Exchange, ...] = ()
+    trunk: tuple[PastTurn, ...] = ()
     for pair in pairs:
-        if found and _same(found[-1][0], pair) and (longer := _join(trunk, pair, found[-1])) is not None:
+        if found and _is_same(found[-1][0], pair) and (longer := _join(trunk, pair, found[-1])) is not None:
             found[-1].append(pair)
             trunk = longer
         else:
@@ -123,12 +123,12 @@ def conversations(pairs: Iterable[Pair]) -> list[Conversation]:
     return [_conversation(group) for group in found]
 
 
-def _same(one: Pair, other: Pair) -> bool:
+def _is_same(one: Pair, other: Pair) -> bool:
     return (one.source, one.title, one.statements) == (other.source, other.title, other.statements)
 
 
-def _join(trunk: tuple[Exchange, ...], pair: Pair, group: Sequence[Pair]) -> tuple[Exchange, ...] | None:
-    """The turns with the pair's, if the pair continues them or comes after some of them; else None."""
+def _join(trunk: tuple[PastTurn, ...], pair: Pair, group: Sequence[Pair]) -> tuple[PastTurn, ...] | None:
+    """The turns with the pair's, if the pair continues them or comes after some of them; otherwise None."""
     if not pair.history and not trunk:
         return None  # two first queries
     if pair.history == trunk[: len(pair.history)] and (pair.history or pair.query == trunk[0].query):

@@ -38,24 +38,24 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Ordinary:
+class OrdinaryPairs:
     """Ordinary pairs; their mean cross-entropy counts as much as `weight` turns."""
 
     sequences: list[Packed]
     weight: float
 
 
-RiskPart: TypeAlias = Choice | Ordinary
+RiskPart: TypeAlias = Choice | OrdinaryPairs
 
 
-def plan(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[list[RiskPart]]:
+def risk_steps(choices: Sequence[Choice], ordinary: Sequence[list[Packed]]) -> list[list[RiskPart]]:
     """The parts of each step: twelve turns, and two parts of ordinary pairs, which repeat if there are too few."""
     steps: list[list[RiskPart]] = []
     for start in range(0, len(choices), STEP_TURNS):
         turns = choices[start : start + STEP_TURNS]
         first = STEP_PARTS * len(steps)
         pairs = [ordinary[(first + n) % len(ordinary)] for n in range(STEP_PARTS)] if ordinary else []
-        steps.append([*turns, *(Ordinary(part, ORDINARY * len(turns) / STEP_PARTS) for part in pairs)])
+        steps.append([*turns, *(OrdinaryPairs(part, ORDINARY * len(turns) / STEP_PARTS) for part in pairs)])
     return steps
 
 

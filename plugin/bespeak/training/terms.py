@@ -41,9 +41,9 @@ def train(data: Sequence[Path], held_out: Path | None, seed: int) -> TrainedTerm
     """Trains on files of pairs. Raises InputError."""
     pairs = thin([pair for path in data for pair in read_pairs(path)], seed)
     if not pairs:
-        raise InputError("no pair has a history or statements: give others to --data")
+        raise InputError("no pair has a history or statements: give --data other pairs")
     rarity = rarities(pairs)
-    found, features, wanted, weights = examples(pairs, rarity)
+    found, features, wanted, weights = labelled_candidates(pairs, rarity)
     layers, own = fit_network(features, wanted, weights, [one.stem for one in found], seed)
     arrays: dict[str, Any] = {f"{kind}{i}": layer[j] for i, layer in enumerate(layers) for j, kind in enumerate("wb")}
     stems = sorted(rarity.by_stem)
@@ -79,7 +79,7 @@ def profile_of(pair: Pair) -> Profile:
     return Profile(None, "", tuple(Statement(text, f"s{n}") for n, text in enumerate(pair.statements)), turns)
 
 
-def examples(pairs: Sequence[Pair], rarity: Rarity) -> tuple[list[Candidate], Any, Any, Any]:
+def labelled_candidates(pairs: Sequence[Pair], rarity: Rarity) -> tuple[list[Candidate], Any, Any, Any]:
     """Candidates, features `(n, N_FEATURES)`, whether the rewrite contains them `(n,)`, and weights `(n,)`."""
     found: list[Candidate] = []
     features, wanted, weights = [np.zeros((0, N_FEATURES), np.float32)], [], []
@@ -143,13 +143,13 @@ def gradients(values: Sequence[Any], x: Any, y: Any, weights: Any, rows: Any) ->
 
 def average_precision(picker: TermPicker, pairs: Sequence[Pair], rarity: Rarity) -> float:
     """The average precision over all candidates of all pairs."""
-    found, features, wanted, _ = examples(pairs, rarity)
+    found, features, wanted, _ = labelled_candidates(pairs, rarity)
     order = np.argsort(-picker.probabilities(found, features), kind="stable")
     hits = wanted[order]
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits > 0].mean()) if hits.any() else 0.0
 
 
-def write(learnt: TrainedTerms, out: Path) -> None:
+def write_terms(learnt: TrainedTerms, out: Path) -> None:
     """Writes `terms.npz` to the folder. Raises ModelError."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What every event store promises, asked of each."""
+"""The contract of every event store."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bespeak.errors import StoreError
-from bespeak.profiles.stores import Batch, Load
+from bespeak.profiles.stores import Batch, EventLoad
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.profiles.ubi import read_events
 from bespeak.records import Profile, Rewrite, Term, UserKey
@@ -18,7 +18,7 @@ from histories import NOW, USER, Key, add_from_a_process, add_until_killed, even
 
 
 def test_a_store_that_is_not_there_is_empty_and_stays_away(store, place):
-    load = Load("", "f")
+    load = EventLoad("", "f")
     assert store.profile(USER, "s", NOW) == Profile(USER, "s")
     assert store.profile(None, "s", NOW) == Profile(None, "s")
     assert list(store.export(USER)) == []
@@ -74,7 +74,7 @@ def test_events_of_everyone_come_by_action_a_user_after_the_other(store):
     assert {e.user for e in store.of_everyone(["click"])} == {users[0], users[2]}
 
 
-def test_what_a_user_did_who_paused_is_left_out_of_everyones(store):
+def test_events_of_paused_users_are_left_out_of_everyones(store):
     paused = UserKey("shop", USER.user_id)
     store.add(event("click", user=user, doc_id="d") for user in (USER, paused))
     store.set_consent(paused, False)
@@ -166,9 +166,9 @@ def test_a_rewrite_that_is_dropped_is_gone_and_no_other(store):
 def test_a_load_moves_with_its_events_and_not_without(store):
     load = store.resume("", "f")
     moved = store.record(load, Batch(2, 50, (event(doc_id="d"),), ((2, "broken"),)))
-    assert moved == Load("", "f", 50, 2, 1, 1, 1)
+    assert moved == EventLoad("", "f", 50, 2, 1, 1, 1)
     assert store.resume("", "f") == moved
-    assert store.resume("other", "f") == Load("other", "f")
+    assert store.resume("other", "f") == EventLoad("other", "f")
     with pytest.raises(StoreError, match="another process is loading"):
         store.record(load, Batch(2, 50, (event(doc_id="e"),), ()))
     assert len(list(store.export(USER))) == 1

@@ -1,4 +1,4 @@
-"""What is not replaced keeps its bytes."""
+"""Everything that is not replaced keeps its bytes."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bespeak.errors import InputError
-from bespeak.proxy.body.splice import edit_object, edit_read, read_array, read_object, read_value, replace
+from bespeak.proxy.body.splice import edit_object, edit_read, read_array, read_members, read_value, replace
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -21,7 +21,7 @@ SPACED = st.sampled_from([None, 1, 3, "\t"])
 @given(st.dictionaries(st.text(), VALUES, max_size=5), SPACED, st.booleans())
 def test_an_object_is_read_with_the_places_of_its_members(given_object, indent, escaped):
     text = f"  {json.dumps(given_object, indent=indent, ensure_ascii=escaped)} tail"
-    members, end = read_object(text)
+    members, end = read_members(text)
     assert [(name, span.value) for name, span in members] == list(given_object.items())
     assert [json.loads(text[span.start : span.end]) for _, span in members] == list(given_object.values())
     assert text[end:] == " tail"
@@ -67,7 +67,7 @@ def test_parts_are_replaced_by_place():
 @pytest.mark.parametrize("text", ['{"a":1,"a":2}', "{", '{"a"}', '{"a":1', '{"a":1]', "[1]", "{1:2}", "", '{"a":}'])
 def test_a_broken_object_is_refused(text):
     with pytest.raises(InputError):
-        read_object(text)
+        read_members(text)
 
 
 @pytest.mark.parametrize("text", ["[1", "[1 2]", "{}", "[,]", ""])

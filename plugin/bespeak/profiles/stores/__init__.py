@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class EventLoad:
     """How far a file has been loaded for a tenant. `offset` counts bytes after decompression."""
 
     tenant: str
@@ -42,14 +42,14 @@ class Load:
     added: int = 0  # those of them that were new to the store
     rejected: int = 0
 
-    def after(self, batch: Batch, added: int) -> Load:
+    def after(self, batch: Batch, added: int) -> EventLoad:
         """The load once the batch is stored, of which `added` events were new."""
         n_events, n_rejected = self.events + len(batch.events), self.rejected + len(batch.rejected)
         counts = (n_events, self.added + added, n_rejected)
-        return Load(self.tenant, self.file_digest, batch.offset, batch.line_no, *counts)
+        return EventLoad(self.tenant, self.file_digest, batch.offset, batch.line_no, *counts)
 
 
-class Forgotten(NamedTuple):
+class ForgottenCounts(NamedTuple):
     """How many entries `forget` deleted."""
 
     events: int
@@ -83,7 +83,7 @@ class EventStore(Protocol):
         """
         ...
 
-    def forget(self, user: UserKey) -> Forgotten:
+    def forget(self, user: UserKey) -> ForgottenCounts:
         """Deletes the user's events, consent and cached rewrites, so that no byte of them stays in the store.
 
         In a cluster nothing of them is found any more on return, but the bytes go later, when its files are merged.
@@ -100,19 +100,19 @@ class EventStore(Protocol):
 
     def drop_rewrite(self, key: RewriteKey) -> None: ...
 
-    def resume(self, tenant: str, file_digest: str) -> Load:
+    def resume(self, tenant: str, file_digest: str) -> EventLoad:
         """How far an interrupted load of this file has come; its beginning if there is none."""
         ...
 
-    def record(self, load: Load, batch: Batch) -> Load:
+    def record(self, load: EventLoad, batch: Batch) -> EventLoad:
         """Adds the batch and moves the load to its end, in one transaction."""
         ...
 
-    def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
+    def rejections(self, load: EventLoad) -> Iterator[tuple[int, str]]:
         """(line number, reason) of every rejected line of this load, in order."""
         ...
 
-    def finish(self, load: Load) -> None:
+    def finish(self, load: EventLoad) -> None:
         """Deletes the load, so that the next load of the file reads it from its beginning."""
         ...
 

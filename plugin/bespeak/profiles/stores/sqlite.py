@@ -26,8 +26,8 @@ from bespeak.profiles.stores import (
     SESSION_EVENTS_READ,
     STATEMENTS_READ,
     Batch,
-    Forgotten,
-    Load,
+    EventLoad,
+    ForgottenCounts,
 )
 from bespeak.profiles.stores.text import json_text, read_rewrite, rewrite_text
 from bespeak.records import Event, Profile, Rewrite, UserKey
@@ -172,17 +172,17 @@ class SqliteStore:
             yield from some
             after = (*some[-1].user, microseconds(some[-1].timestamp), some[-1].event_id)
 
-    def forget(self, user: UserKey) -> Forgotten:
+    def forget(self, user: UserKey) -> ForgottenCounts:
         """Also raises `StoreError` if all is deleted, but another process keeps the old bytes open."""
         if not self._is_there():
-            return Forgotten(0, 0, 0)
+            return ForgottenCounts(0, 0, 0)
         with self._writing() as connection:
             counts = [
                 connection.execute(f"DELETE FROM {table} WHERE tenant = ? AND user_id = ?", user).rowcount
                 for table in ("events", "rewrites", "paused", "query_sessions")
             ]
         self._scrub()
-        return Forgotten(*counts[:3])
+        return ForgottenCounts(*counts[:3])
 
     def set_consent(self, user: UserKey, given: bool) -> None:
         change = (
@@ -231,11 +231,11 @@ class SqliteStore:
                 (*key.user, key.profile_version, key.model_version, key.query),
             )
 
-    def resume(self, tenant: str, file_digest: str) -> Load:
+    def resume(self, tenant: str, file_digest: str) -> EventLoad:
         with self._reading() as connection:
-            return Load(tenant, file_digest) if connection is None else _load(connection, tenant, file_digest)
+            return EventLoad(tenant, file_digest) if connection is None else _load(connection, tenant, file_digest)
 
-    def record(self, load: Load, batch: Batch) -> Load:
+    def record(self, load: EventLoad, batch: Batch) -> EventLoad:
         with self._writing() as connection:
             if _load(connection, load.tenant, load.file_digest) != load:
                 raise StoreError("another process is loading the same file: let it end, then load the file again")
@@ -247,7 +247,7 @@ class SqliteStore:
             connection.execute("INSERT OR REPLACE INTO loads VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(moved))
         return moved
 
-    def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
+    def rejections(self, load: EventLoad) -> Iterator[tuple[int, str]]:
         line_no = -1
         while True:
             with self._reading() as connection:
@@ -260,7 +260,7 @@ class SqliteStore:
             yield from some
             line_no = some[-1][0]
 
-    def finish(self, load: Load) -> None:
+    def finish(self, load: EventLoad) -> None:
         if not self._is_there():
             return
         with self._writing() as connection:
@@ -451,8 +451,8 @@ def _event(row: _EventRow) -> Event:
     )
 
 
-def _load(connection: sqlite3.Connection, tenant: str, file_digest: str) -> Load:
+def _load(connection: sqlite3.Connection, tenant: str, file_digest: str) -> EventLoad:
     row = connection.execute(
         "SELECT * FROM loads WHERE tenant = ? AND file_digest = ?", (tenant, file_digest)
     ).fetchone()
-    return Load(*row) if row else Load(tenant, file_digest)
+    return EventLoad(*row) if row else EventLoad(tenant, file_digest)

@@ -33,7 +33,7 @@ def _read_pair(head: str, body: str, index: str) -> HeadedSearch:
     if not body.strip():
         raise InputError("a search is missing")
     head = head.strip() or "{}"
-    params = tuple((name, as_parameter(span.value)) for name, span in splice.read_object(head)[0])
+    params = tuple((name, as_parameter(span.value)) for name, span in splice.read_members(head)[0])
     named = next((value for name, value in params if name in ("index", "indices")), index)
     return HeadedSearch(head, read_search(named, params, body))
 
@@ -47,7 +47,7 @@ def as_parameter(value: Any) -> str:
 
 def read_responses(answer: str, n_searches: int) -> list[splice.Span]:
     """The answer to each search. Raises InputError unless there are `n_searches` of them."""
-    members = dict(splice.read_object(answer, 0, {"responses": splice.elements})[0])
+    members = dict(splice.read_members(answer, 0, {"responses": splice.elements})[0])
     responses: list[splice.Span] = members["responses"].value if "responses" in members else []
     if len(responses) != n_searches:
         raise InputError(f"{len(responses)} answers to {n_searches} searches")

@@ -1,4 +1,4 @@
-"""JSON edited as text: what is not replaced keeps its bytes, so its numbers, order and spaces do not change."""
+"""Edits JSON as text: everything not replaced keeps its bytes, so numbers, order and spaces do not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DECODER = json.JSONDecoder()
 
 
 class Span(NamedTuple):
-    """A value and where it stands: `text[start:end]`."""
+    """A value and its place: `text[start:end]`."""
 
     start: int
     end: int
@@ -35,7 +35,7 @@ def read_value(text: str, at: int = 0) -> Span:
 Reader: TypeAlias = Callable[[str, int], Span]
 
 
-def read_object(
+def read_members(
     text: str, at: int = 0, readers: Mapping[str, Reader] = MappingProxyType({})
 ) -> tuple[list[tuple[str, Span]], int]:
     """The members of the object at `at`, and its end. Raises InputError, also for a name that occurs twice.
@@ -77,7 +77,7 @@ def members(readers: Mapping[str, Reader]) -> Reader:
     """A reader for an object: its value holds its members' spans by name."""
 
     def read(text: str, at: int) -> Span:
-        found, end = read_object(text, at, readers)
+        found, end = read_members(text, at, readers)
         return Span(_skip(text, at), end, dict(found))
 
     return read
@@ -85,7 +85,7 @@ def members(readers: Mapping[str, Reader]) -> Reader:
 
 def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
     """The object at `at` with members set to the JSON of `changes` (in place, or at the end) and others removed."""
-    there, _ = read_object(text, at)
+    there, _ = read_members(text, at)
     kept = [
         f"{json.dumps(name)}:{changes.get(name, text[span.start : span.end])}"
         for name, span in there
@@ -97,7 +97,7 @@ def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collect
 
 
 def edit_read(text: str, span: Span, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
-    """As `edit_object`, for an object that was read before: it is read again only up to the last of the names."""
+    """As `edit_object`, for an object that was read before; reads it again only up to the last of the names."""
     wanted = {name for name in (*changes, *removed) if name in span.value}
     parts = []
     done, at = _open(text, span.start, "{", "}")

@@ -1,4 +1,4 @@
-"""The engine's request in place of a search: its whole window instead of one page, and the words of a rewrite."""
+"""Widens a search: the engine is asked for the whole window instead of one page, and for the words of a rewrite."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ RANK_WINDOW = 10
 """The default `rank_window_size` of a retriever, and `window_size` of a rescorer."""
 
 
-class Widened(NamedTuple):
-    """The request in place of a search, and how many of its hits are to be reranked."""
+class WidenedSearch(NamedTuple):
+    """The request that replaces a search, and how many of its hits to rerank."""
 
     params: Params
     text: str
-    window: int  # the first hits of the answer; 0: none, since the answer is the page itself
+    window: int  # how many first hits to rerank; 0 if the answer is the page itself
 
 
-def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], preference: str) -> Widened:
+def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], preference: str) -> WidenedSearch:
     """The search for its whole window instead of one page.
 
     In `boost` mode the client's query stays as it is, so the matching set and all that depends on it is the client's.
@@ -43,7 +43,7 @@ def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], 
         body = with_alternatives(queried(search), typed, clauses)
         changes |= {name: json.dumps(value) for name, value in body.items() if value != search.body.get(name)}
     params = _params_beside(search, replaces_query="query" in changes, preference=preference)
-    return Widened(params, splice.edit_object(search.text, 0, changes), window if inside else 0)
+    return WidenedSearch(params, splice.edit_object(search.text, 0, changes), window if inside else 0)
 
 
 def _params_beside(search: Search, replaces_query: bool, preference: str) -> Params:

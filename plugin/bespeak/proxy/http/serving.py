@@ -69,9 +69,9 @@ class ClientConnection(asyncio.Protocol):
         self._server, self._state = server_state, app_state
         self._keep_alive_s = config.timeout_keep_alive
         self._parser = self._new_parser()
-        self._arriving: Exchange | None = None  # its request is being read
-        self._current: Exchange | None = None  # its answer is being written
-        self._pipelined: deque[Exchange] = deque()  # they wait for their turn to be answered
+        self._arriving: HttpExchange | None = None  # its request is being read
+        self._current: HttpExchange | None = None  # its answer is being written
+        self._pipelined: deque[HttpExchange] = deque()  # they wait for their turn to be answered
         self.writable: asyncio.Future[None] | None = None
         self._reading_paused = False
         self._idle_since = self.loop.time()
@@ -193,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it is a trailer, which may be discarded (RFC 9110 6.5.1)
+        if self._in_head:  # otherwise it is a trailer, which may be discarded (RFC 9110 6.5.1)
             lower = name.lower()
             self._headers.append((lower, value))
             if lower == b"expect":
@@ -205,7 +205,7 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = self._parser.should_keep_alive()
         if self._parser.should_upgrade():
             return
-        exchange = self._arriving = Exchange(self, self._scope(), self._keep_alive, self._expects_continue)
+        exchange = self._arriving = HttpExchange(self, self._scope(), self._keep_alive, self._expects_continue)
         if self._current is None:
             self._start(exchange)
         else:
@@ -243,12 +243,12 @@ class ClientConnection(asyncio.Protocol):
 
     # Called by exchanges.
 
-    def _start(self, exchange: Exchange) -> None:
+    def _start(self, exchange: HttpExchange) -> None:
         self._current = exchange
         exchange.task = self.loop.create_task(exchange.run())
         self._server.tasks.add(exchange.task)
 
-    def forget(self, exchange: Exchange) -> None:
+    def forget(self, exchange: HttpExchange) -> None:
         """Called by the task itself: a callback at its end would cost another turn of the loop."""
         self._server.tasks.discard(exchange.task)
 
@@ -274,7 +274,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
 
-class Exchange:
+class HttpExchange:
     """One request and its answer, as an ASGI app sees them."""
 
     task: asyncio.Task[None]
@@ -332,7 +332,7 @@ class Exchange:
                 await self._fail()
 
     async def _fail(self) -> None:
-        """Answers 500 if nothing was sent, else breaks off, so that the answer does not look complete."""
+        """Answers 500 if nothing was sent yet; otherwise breaks off, so that the answer does not look complete."""
         if self._started:
             self.writer.break_off()
         else:

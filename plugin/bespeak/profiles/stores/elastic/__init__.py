@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bespeak.engines.cluster import Cluster
 from bespeak.errors import StoreError
 from bespeak.profiles.deriving import UserEvents, derive
-from bespeak.profiles.stores import ADD_BATCH, EXPORT_BATCH, REWRITES_KEPT, Batch, Forgotten, Load
+from bespeak.profiles.stores import ADD_BATCH, EXPORT_BATCH, REWRITES_KEPT, Batch, EventLoad, ForgottenCounts
 from bespeak.profiles.stores.elastic.documents import (
     create_event,
     digest,
@@ -23,8 +23,8 @@ from bespeak.profiles.stores.elastic.documents import (
     load_id,
     profile_searches,
     query_digest,
-    read_event,
-    read_events,
+    restore_event,
+    restore_events,
     rewrite_document,
     rewrite_id,
 )
@@ -37,8 +37,8 @@ from bespeak.profiles.stores.elastic.indices import (
     PAGE,
     REWRITES,
     Action,
-    Indices,
-    Search,
+    IndexSearch,
+    StoreIndices,
     reason_without_content,
     sort_by,
 )
@@ -73,7 +73,7 @@ class ElasticsearchStore:
         scrubbed_after_s: float = SCRUBBED_AFTER_S,
     ) -> None:
         self._cluster = Cluster(url, api_key, basic, ca_file, timeout_s, reason=reason_without_content)
-        self._indices = Indices(self._cluster, prefix)
+        self._indices = StoreIndices(self._cluster, prefix)
         self._rewrites_kept = rewrites_kept
         self._puts = itertools.count(1)
         self._scrubbed_after_s, self._timing = scrubbed_after_s, threading.Lock()
@@ -94,9 +94,9 @@ class ElasticsearchStore:
         if not self._indices.exist():
             return derive(UserEvents(user, session_id), now)
         paused, statements, of_session, *of_actions = self._indices.search(profile_searches(user, session_id))
-        preferring = read_events(user, itertools.chain(*of_actions))
+        preferring = restore_events(user, itertools.chain(*of_actions))
         known = UserEvents(
-            user, session_id, read_events(user, statements), read_events(user, of_session), preferring, not paused
+            user, session_id, restore_events(user, statements), restore_events(user, of_session), preferring, not paused
         )
         return derive(known, now, query_id)
 
@@ -106,8 +106,8 @@ class ElasticsearchStore:
             return
         user_digest = digest(*user)
         body = {"query": {"term": {"user": user_digest}}, "sort": sort_by(OLDEST_FIRST), "size": EXPORT_BATCH}
-        for hits in self._indices.pages(Search(EVENTS, body, user_digest)):
-            yield from read_events(user, hits)
+        for hits in self._indices.pages(IndexSearch(EVENTS, body, user_digest)):
+            yield from restore_events(user, hits)
 
     def of_everyone(self, actions: Sequence[str]) -> Iterator[Event]:
         """In batches, like `export`."""
@@ -116,22 +116,24 @@ class ElasticsearchStore:
         found = {"terms": {"action": list(actions)}}
         body = {"query": {"bool": {"filter": [found]}}, "sort": sort_by(NEWEST_FIRST), "size": EXPORT_BATCH}
         everybody = {"query": {"match_all": {}}, "sort": sort_by({"user": "asc"}), "size": PAGE}
-        paused = {hit["_source"]["user"] for hits in self._indices.pages(Search(CONSENT, everybody)) for hit in hits}
-        for hits in self._indices.pages(Search(EVENTS, body)):
+        paused = {
+            hit["_source"]["user"] for hits in self._indices.pages(IndexSearch(CONSENT, everybody)) for hit in hits
+        }
+        for hits in self._indices.pages(IndexSearch(EVENTS, body)):
             for hit in hits:
                 if hit["_source"]["user"] in paused:
                     continue
                 kept = hit["_source"]["event"]
-                yield read_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
+                yield restore_event(UserKey(kept.get("tenant", ""), kept["user_id"]), hit["_source"])
 
-    def forget(self, user: UserKey) -> Forgotten:
+    def forget(self, user: UserKey) -> ForgottenCounts:
         """Nothing of the user is found on return. The bytes leave the disks by merges, which take a while.
 
         What another proxy adds meanwhile is deleted too, or stays as if it had been added afterwards. Also raises
         `StoreError` if all is deleted, but the merges could not be requested.
         """
         if not self._indices.exist():
-            return Forgotten(0, 0, 0)
+            return ForgottenCounts(0, 0, 0)
         user_digest = digest(*user)
         of_user = {"term": {"user": user_digest}}
         n_events = self._indices.delete(EVENTS, of_user, user_digest)
@@ -145,7 +147,7 @@ class ElasticsearchStore:
                 f"all is deleted, but its bytes stay on the disks until Elasticsearch merges them away ({error}): "
                 "run `forget` again"
             ) from None
-        return Forgotten(n_events, n_rewrites, n_consent)
+        return ForgottenCounts(n_events, n_rewrites, n_consent)
 
     def prepare(self) -> None:
         """Makes the indices if there are none, which takes a second or two, before the first event needs them."""
@@ -185,10 +187,10 @@ class ElasticsearchStore:
         if self._indices.exist():
             self._indices.write(REWRITES, [Action("delete", rewrite_id(key))], refresh=False)
 
-    def resume(self, tenant: str, file_digest: str) -> Load:
+    def resume(self, tenant: str, file_digest: str) -> EventLoad:
         return self._load(tenant, file_digest)[0]
 
-    def record(self, load: Load, batch: Batch) -> Load:
+    def record(self, load: EventLoad, batch: Batch) -> EventLoad:
         """Adds the events first. If it is interrupted before the load moves, the batch is recorded again."""
         stored, seen = self._load(load.tenant, load.file_digest)
         if stored != load:
@@ -199,15 +201,15 @@ class ElasticsearchStore:
             raise same_file()
         return moved
 
-    def rejections(self, load: Load) -> Iterator[tuple[int, str]]:
+    def rejections(self, load: EventLoad) -> Iterator[tuple[int, str]]:
         if not self._indices.exist():
             return
         self._indices.refresh(LOADS)
         body = {"query": {"term": {"of": load_id(load)}}, "sort": sort_by({"line_no": "asc"}), "size": EXPORT_BATCH}
-        for hits in self._indices.pages(Search(LOADS, body)):
+        for hits in self._indices.pages(IndexSearch(LOADS, body)):
             yield from ((hit["_source"]["line_no"], hit["_source"]["reason"]["text"]) for hit in hits)
 
-    def finish(self, load: Load) -> None:
+    def finish(self, load: EventLoad) -> None:
         if self._indices.exist():
             self._indices.delete(LOADS, {"term": {"of": load_id(load)}})
             self._indices.write(LOADS, [Action("delete", load_id(load))])
@@ -245,7 +247,7 @@ class ElasticsearchStore:
             "query": {"terms": {"awaits": queries}}, "sort": sort_by({"awaits": "asc", "at": "asc"}),
             "size": PAGE, "_source": ["awaits"],
         }  # fmt: skip
-        for hits in self._indices.pages(Search(EVENTS, body)):
+        for hits in self._indices.pages(IndexSearch(EVENTS, body)):
             sessions = self._sessions(sorted({hit["_source"]["awaits"] for hit in hits}))
             found = [(hit, sessions[query]) for hit in hits if (query := hit["_source"]["awaits"]) in sessions]
             updates = [
@@ -259,33 +261,33 @@ class ElasticsearchStore:
             "query": {"terms": {"on_query": queries}}, "collapse": {"field": "on_query"}, "sort": sort_by(OLDEST_FIRST),
             "size": len(queries), "_source": ["on_query", "event.session_id"],
         }  # fmt: skip
-        (hits,) = self._indices.search([Search(EVENTS, body)])
+        (hits,) = self._indices.search([IndexSearch(EVENTS, body)])
         return {hit["_source"]["on_query"]: hit["_source"]["event"]["session_id"] for hit in hits}
 
     def _has_events(self, user: str) -> bool:
         if not self._indices.exist():
             return False
         body = {"query": {"term": {"user": user}}, "size": 1, "terminate_after": 1, "_source": False}
-        return bool(self._indices.search([Search(EVENTS, body, user)])[0])
+        return bool(self._indices.search([IndexSearch(EVENTS, body, user)])[0])
 
     def _trim_rewrites(self) -> None:
         excess = self._indices.count(REWRITES) - self._rewrites_kept
         body = {"query": {"match_all": {}}, "sort": sort_by({"at_us": "asc"}), "_source": False}
         while excess > 0:
-            (hits,) = self._indices.search([Search(REWRITES, body | {"size": min(excess, PAGE)})])
+            (hits,) = self._indices.search([IndexSearch(REWRITES, body | {"size": min(excess, PAGE)})])
             if not hits:
                 return
             self._indices.write(REWRITES, [Action("delete", hit["_id"]) for hit in hits])
             excess -= len(hits)
 
-    def _load(self, tenant: str, file_digest: str) -> tuple[Load, Mapping[str, Any]]:
+    def _load(self, tenant: str, file_digest: str) -> tuple[EventLoad, Mapping[str, Any]]:
         """The load as it is stored, and the version that `write_once` compares."""
-        start = Load(tenant, file_digest)
+        start = EventLoad(tenant, file_digest)
         found = self._indices.get(LOADS, load_id(start)) if self._indices.exist() else None
         if found is None:
             return start, {"op_type": "create"}
         seen = {"if_seq_no": found["_seq_no"], "if_primary_term": found["_primary_term"]}
-        return Load(**found["_source"]["load"]), seen
+        return EventLoad(**found["_source"]["load"]), seen
 
 
 def same_file() -> StoreError:

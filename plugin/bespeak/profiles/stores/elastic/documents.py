@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from bespeak.profiles.deriving import PREFERRING
 from bespeak.profiles.events import EPOCH, microseconds
-from bespeak.profiles.stores import PREFERENCES_READ, SESSION_EVENTS_READ, STATEMENTS_READ, Load
+from bespeak.profiles.stores import PREFERENCES_READ, SESSION_EVENTS_READ, STATEMENTS_READ, EventLoad
 from bespeak.profiles.stores.elastic.indices import (
     CONSENT,
     EVENTS,
     NEWEST_FIRST,
     Action,
-    Search,
+    IndexSearch,
     sort_by,
 )
 from bespeak.profiles.stores.text import json_text, rewrite_text
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import RewriteKey
 
 
-def profile_searches(user: UserKey, session_id: str) -> list[Search]:
+def profile_searches(user: UserKey, session_id: str) -> list[IndexSearch]:
     """The searches for a profile: whether the user paused, statements, events of the session, and of each action."""
     user_digest = digest(*user)
 
-    def newest(field: str, value: str, size: int) -> Search:
+    def newest(field: str, value: str, size: int) -> IndexSearch:
         body = {
             "query": {"bool": {"filter": [{"term": {"user": user_digest}}, {"term": {field: value}}]}},
             "sort": sort_by(NEWEST_FIRST), "size": size, "_source": {"excludes": ["event.attributes"]},
         }  # fmt: skip
-        return Search(EVENTS, body, user_digest)
+        return IndexSearch(EVENTS, body, user_digest)
 
     return [
-        Search(CONSENT, {"query": {"ids": {"values": [user_digest]}}, "size": 1, "_source": False}),
+        IndexSearch(CONSENT, {"query": {"ids": {"values": [user_digest]}}, "size": 1, "_source": False}),
         newest("action", "statement", STATEMENTS_READ),
         newest("session", session_id, SESSION_EVENTS_READ),
         *(newest("action", action, PREFERENCES_READ) for action in PREFERRING),
@@ -78,12 +78,12 @@ def _kept(event: Event) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value not in ("", None)}
 
 
-def read_events(user: UserKey, hits: Iterable[Mapping[str, Any]]) -> list[Event]:
+def restore_events(user: UserKey, hits: Iterable[Mapping[str, Any]]) -> list[Event]:
     """The events in hits of a search for those of one user."""
-    return [read_event(user, hit["_source"]) for hit in hits]
+    return [restore_event(user, hit["_source"]) for hit in hits]
 
 
-def read_event(user: UserKey, found: Mapping[str, Any]) -> Event:
+def restore_event(user: UserKey, found: Mapping[str, Any]) -> Event:
     kept = found["event"]
     return Event(
         event_id=kept["event_id"],
@@ -100,7 +100,7 @@ def read_event(user: UserKey, found: Mapping[str, Any]) -> Event:
     )
 
 
-def index_rejection(load: Load, line_no: int, reason: str) -> Action:
+def index_rejection(load: EventLoad, line_no: int, reason: str) -> Action:
     found = {"of": load_id(load), "line_no": line_no, "reason": {"text": reason}}
     return Action("index", digest(load_id(load), str(line_no)), document=found)
 
@@ -118,7 +118,7 @@ def rewrite_id(key: RewriteKey) -> str:
     return digest(*key.user, key.profile_version, key.model_version, key.query)
 
 
-def load_id(load: Load) -> str:
+def load_id(load: EventLoad) -> str:
     return digest(load.tenant, load.file_digest)
 
 

@@ -46,7 +46,7 @@ NEWEST_FIRST = {"user": "asc", "at": "desc"}
 OLDEST_FIRST = {"at": "asc"}
 
 
-class Search(NamedTuple):
+class IndexSearch(NamedTuple):
     """A search in the index of one kind."""
 
     kind: str
@@ -63,7 +63,7 @@ class Action(NamedTuple):
     document: Mapping[str, Any] | None = None
 
 
-class Indices:
+class StoreIndices:
     """The indices that begin with `prefix`, which the first write makes. Raises `StoreError`.
 
     A read waits `timeout_s`, at most twice. Safe to use from several threads.
@@ -75,23 +75,23 @@ class Indices:
         self._cluster, self._client = cluster, cluster.client
         self._patient_s = max(cluster.timeout_s, PATIENT_S)
         self._patient = self._client.options(request_timeout=self._patient_s)
-        self._known = self._made = False  # whether an index was seen; whether all were
+        self._any_exists = self._all_exist = False  # whether an index was seen; whether all were
 
     def exist(self) -> bool:
         """Whether any of the indices has been made."""
-        if not self._known:
-            self._known = bool(self._kinds())
-        return self._known
+        if not self._any_exists:
+            self._any_exists = bool(self._kinds())
+        return self._any_exists
 
     def make(self) -> None:
         """Makes the indices that do not exist yet."""
-        if self._made:
+        if self._all_exist:
             return
-        there = self._kinds()
+        existing = self._kinds()
         for kind in KINDS:
-            if kind not in there:
+            if kind not in existing:
                 self._create(kind)
-        self._known = self._made = True
+        self._any_exists = self._all_exist = True
 
     def get(self, kind: str, doc_id: str) -> Mapping[str, Any] | None:
         """The document as it was last written, refreshed or not; None if there is none."""
@@ -103,7 +103,7 @@ class Indices:
             except NotFoundError:
                 return None
 
-    def search(self, searches: Sequence[Search]) -> list[list[Mapping[str, Any]]]:
+    def search(self, searches: Sequence[IndexSearch]) -> list[list[Mapping[str, Any]]]:
         """The hits of each search, sent in one request. An index that does not exist has none."""
         lines: list[Mapping[str, Any]] = []
         for search in searches:
@@ -120,7 +120,7 @@ class Indices:
                 return [self._hits(answer) for answer in answers]
             time.sleep(0.05)
 
-    def pages(self, search: Search) -> Iterator[list[Mapping[str, Any]]]:
+    def pages(self, search: IndexSearch) -> Iterator[list[Mapping[str, Any]]]:
         """All hits of a sorted search, `size` at a time."""
         body = search.body
         while hits := self.search([search._replace(body=body)])[0]:
@@ -136,7 +136,7 @@ class Indices:
         self.make()
         answers = self._bulk(kind, actions, refresh)
         if any(_kind(answer.get("error")) == "index_not_found_exception" for answer in answers):
-            self._known = self._made = False  # deleted meanwhile
+            self._any_exists = self._all_exist = False  # deleted meanwhile
             self.make()
             answers = self._bulk(kind, actions, refresh)
         for answer in answers:
@@ -165,7 +165,7 @@ class Indices:
         """Deletes until a search finds nothing, also what is written meanwhile; the number of documents deleted."""
         n_deleted, body = 0, {"query": query, "size": PAGE, "_source": False}
         self.refresh(kind)
-        while hits := self.search([Search(kind, body, routing)])[0]:
+        while hits := self.search([IndexSearch(kind, body, routing)])[0]:
             answers = self.write(kind, [Action("delete", hit["_id"], routing) for hit in hits])
             n_deleted += sum(status == 200 for status in answers)
         return n_deleted
@@ -195,7 +195,7 @@ class Indices:
             hits: list[Mapping[str, Any]] = answer["hits"]["hits"]
             return hits
         if _kind(answer["error"]) == "index_not_found_exception":
-            self._known = self._made = False
+            self._any_exists = self._all_exist = False
             return []
         raise self._refused(answer["status"], answer["error"])
 
@@ -246,7 +246,7 @@ class Indices:
                 self._patient.indices.create(
                     index=f"{self._name(kind)}-{VERSION}",
                     aliases={self._name(kind): {"is_hidden": True}},
-                    **index_body(kind),
+                    **store_index_body(kind),
                 )
             except BadRequestError as error:
                 if error.error != "resource_already_exists_exception":  # another proxy made it
@@ -268,7 +268,7 @@ class Indices:
             raise StoreError(str(error)) from None
 
 
-def index_body(kind: str) -> dict[str, Any]:
+def store_index_body(kind: str) -> dict[str, Any]:
     """Settings and mapping of an index of the store."""
     settings: dict[str, Any] = {
         "hidden": True,
