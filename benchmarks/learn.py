@@ -129,7 +129,7 @@ def query(store: SqliteStore, folder: LearntFolder, user: UserKey) -> Callable[[
     def ask() -> object:
         profile = store.profile(user, "", START + timedelta(days=366))
         learnt, _ = folder.of(user.tenant)
-        reading = Reading("query", profile, "", "", Rewrite("query", "query"))
+        reading = Reading("query", profile, None, None, Rewrite("query", "query"))
         return rank(reading, Window(hits), Settings(), learnt)
 
     return ask

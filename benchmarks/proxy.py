@@ -1,4 +1,4 @@
-"""What the proxy costs: the engine asked directly, through nginx, and through Bespeak, by the same load in one run.
+"""Measures what the proxy costs: the engine asked directly, through nginx and through Bespeak, in one run.
 
     python benchmarks/proxy.py [--seconds 2] [--rounds 5] [--connections 1 8 64] [--upstream URL]
     python benchmarks/proxy.py --clients [--seconds 2] [--rounds 5] [--connections 1 16]
@@ -96,7 +96,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Request:
-    """`%d` stands for a new number each time in the body, and for the number of a user in a header."""
+    """`%d` means a new number each time in the body, and the number of a user in a header."""
 
     method: str
     path: str
@@ -401,7 +401,7 @@ def rss_mb(pid: int) -> float:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upstream", help="URL of an Elasticsearch in place of the tests' node")
+    parser.add_argument("--upstream", help="URL of an Elasticsearch instead of the tests' node")
     parser.add_argument("--seconds", type=int, default=2, help="length of each measurement")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, whose medians are shown")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 8, 64])

@@ -1,4 +1,4 @@
-"""The proxy's own client of Elasticsearch against httpcore's connection pool: `python benchmarks/proxy.py --clients`.
+"""The proxy's own client of Elasticsearch beside httpcore's connection pool: `python benchmarks/proxy.py --clients`.
 
 Both clients ask the same engine from one process, on the event loop that `bespeak serve` uses. They take turns, so that
 they share the state of the machine. CPU is that of the process, per request.

@@ -1,6 +1,8 @@
-"""Reranking a window of 100 hits whose vectors are at hand, beside a bare product of the same matrix, in one run;
-picking the words of a session with many statements, first and again, beside picking from turns alone; and reading a
-query with its session, beside reading it with eight words more.
+"""Measures reranking, picking words and reading sessions, each beside a baseline in the same run.
+
+Reranks a window of 100 hits with known vectors, beside a bare product of the same matrix. Picks the words of a session
+with many statements, first and again, beside picking from turns alone. Reads a query with its session, beside reading
+it with eight more words.
 
 python benchmarks/rerank.py [--rounds 2000]
 """
@@ -25,7 +27,7 @@ from bespeak.settings import Settings
 N_HITS, DIM = 100, 384
 STATEMENTS = (0, 100, 250)
 ASKED = "and what about the other one?"
-"""Of so many statements of twelve words each and three turns, the words are drawn of 5,000."""
+"""Numbers of statements, each of twelve words; with three turns, all words are drawn from 5,000."""
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     hits = [Hit(f"d{n}", float(N_HITS - n), n + 1, {}, row) for n, row in enumerate(rows[:N_HITS])]
     profile = Profile(turns=(Turn("a turn", "", "turn"),))
     vectors = {"typed": rows[-1], "last_turn": rows[-2]}
-    reading = Reading("query", profile, "", "", Rewrite("query", "query"), None, vectors)
+    reading = Reading("query", profile, None, None, Rewrite("query", "query"), None, vectors)
 
     def rerank() -> object:
         return rank(reading, Window(hits), Settings())

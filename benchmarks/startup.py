@@ -1,4 +1,4 @@
-"""Measures the CPU seconds of `bespeak --help` and of a `bespeak search`, beside a Python that does nothing.
+"""Measures the CPU seconds of `bespeak --help` and of a `bespeak search`, compared with a Python that does nothing.
 
     python benchmarks/startup.py [RUNS]
 

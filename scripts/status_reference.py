@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "statuses.md"
 TEMPLATE = """\
 # Statuses and reasons
 
-They mean the same on the command line, in the proxy's header `X-Bespeak`, in batch runs and in the library.
+A status or reason means the same on the command line, in the proxy's header `X-Bespeak`, in batch runs and in Python.
 `python scripts/status_reference.py` writes this page, and a test compares it with the code.
 
 ## The rewrite

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def readings_of(options: argparse.Namespace, name: str) -> Readings:
-    """The set's readings; what had to be computed is kept for the next time, also when interrupted."""
+    """The set's readings. Everything computed is kept for the next run, even when interrupted."""
     collection = read_collection(options.data / name).cut(every=options.every)
     folder = options.cache / "evaluation"
     encoder = KeptEncoder(load_encoder(None, options.cache), folder, collection.digest, progress(f"{name}: vectors"))

@@ -1,4 +1,4 @@
-"""A server that says one thing, for what is told of Elasticsearch when it is something else or says no."""
+"""A server with one fixed answer, to test the errors for servers that refuse or are not Elasticsearch."""
 
 import http.server
 import threading
@@ -11,7 +11,7 @@ PRODUCT = (("X-Elastic-Product", "Elasticsearch"),)
 
 @contextmanager
 def answering(status, body=HTML, content_type="text/html", wait_s=0.0, headers=()):
-    """The URL of a server that gives one answer to everything."""
+    """The URL of a server that gives the same answer to every request."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

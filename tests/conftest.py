@@ -1,4 +1,4 @@
-"""What all tests share: a temporary home folder, the hypothesis profile, the development data and the built model."""
+"""Fixtures for all tests: a temporary home folder, the hypothesis profile, the development data and the built model."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""A real Elasticsearch for the tests: a cluster of the user's, or a node built from published jars.
+"""A real Elasticsearch for the tests: the user's own cluster, or a node built from published jars.
 
-What is read from the environment is read at import, because each test gets a home of its own.
+The environment is read at import, because each test gets its own home folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SKIPPED = (
 
 @pytest.fixture(scope="session")
 def elasticsearch_url() -> Iterator[str]:
-    """The URL of a cluster; what the tests made there under `PREFIX` is deleted at the end."""
+    """The URL of a cluster. Everything that the tests made there under `PREFIX` is deleted at the end."""
     with contextlib.ExitStack() as ending:
         url = os.environ.get("BESPEAK_TEST_ELASTICSEARCH")
         if not url:
@@ -52,7 +52,7 @@ def elasticsearch_url() -> Iterator[str]:
 
 @pytest.fixture
 def index_name() -> str:
-    """A name that no other test has, within what is cleaned up."""
+    """A name that no other test uses, and that is cleaned up at the end."""
     return new_index_name()
 
 
@@ -102,7 +102,7 @@ def build_node(jdk: Path) -> Path:
 
 @contextlib.contextmanager
 def running_node(jdk: Path, jars: Path, full_jit: bool = False) -> Iterator[str]:
-    """The URL of a node that is up, on a port and with data of its own; `full_jit` where it is to be measured."""
+    """The URL of a node that is up, with its own port and data; `full_jit` is for measurements."""
     jit = [] if full_jit else ["-XX:TieredStopAtLevel=1"]
     command = [
         jdk / "bin" / "java", "-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", *jit,

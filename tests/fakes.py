@@ -36,7 +36,7 @@ class BagEncoder:
 
 
 class ScriptedRewriter:
-    """Answers from a table; every other query stays as it is."""
+    """Answers from a table; other queries stay as they are."""
 
     name = "scripted"
     version = "1"
@@ -126,9 +126,9 @@ class MemoryEngine:
 
 
 def reading_of(query: str, profile: Profile, **members: object) -> Reading:
-    """A query that nothing was done to, but for `members`."""
+    """A reading that changed nothing about the query, except for `members`."""
     rewrite = Rewrite(query, query, status=RewriteStatus.FULL)
-    return replace(Reading(query, profile, "", "", rewrite), **members)
+    return replace(Reading(query, profile, None, None, rewrite), **members)
 
 
 def shown_text(hit: Hit) -> str:

@@ -71,6 +71,6 @@ def add_until_killed(place, began):
 
 
 def long_history():
-    """Queries without a session, then the clicks that tell it."""
+    """Queries without a session, then the clicks that name it."""
     asked = [event("query", n, query_id=f"{n}", text=f"{n}") for n in range(2500)]
     return asked + [event("click", n, session_id="s", query_id=f"{n}", doc_id="d") for n in range(2500)]

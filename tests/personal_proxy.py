@@ -1,4 +1,4 @@
-"""A whole proxy in front of a real node, with quick models, and what tests ask of both."""
+"""A complete proxy in front of a real node, with fast models, and helpers to send requests to both."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class Reply:
         return [hit["_id"] for hit in self.json["hits"]["hits"]]
 
     @property
-    def told(self) -> dict[str, str]:
-        """The header of one search, as a mapping."""
+    def outcome(self) -> dict[str, str]:
+        """The header `X-Bespeak` of one search, as a mapping."""
         return dict(part.split("=", 1) for part in self.headers.get("X-Bespeak", "").split("; ") if part)
 
     def same(self) -> bytes:
-        """The body without what differs between two equal answers."""
+        """The body without the parts that differ between equal answers."""
         return re.sub(rb'"took":\d+', b'"took":0', self.body)
 
 
 def call(url: str, path: str, body: Any = None, method: str = "", **headers: str) -> Reply:
-    """`body`: bytes as they are, else as JSON; `headers` with "_" for "-"."""
+    """Sends a request. `body` is sent as it is if it is bytes, otherwise as JSON; `headers` use "_" for "-"."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     if data is not None:
@@ -74,7 +74,7 @@ def call(url: str, path: str, body: Any = None, method: str = "", **headers: str
 
 
 def load_things(url: str, index: str) -> None:
-    """Clothes in all colours and stuffs, each word in several of them; one shard, so that scores are plain."""
+    """Loads clothes of all colours and stuffs; each word is in several of them. One shard keeps scores simple."""
     mapping = {
         "settings": {"number_of_shards": 1, "number_of_replicas": 0},
         "mappings": {
@@ -131,7 +131,7 @@ COATS = [
 
 
 async def coats(scope, receive, send):
-    """The same four hits to every search; to anything else what an index is."""
+    """Answers every search with the same four hits, and anything else with a description of an index."""
     body, more = b"", True
     while more:
         message = await receive()

@@ -1,4 +1,4 @@
-"""Surroundings for tests of the proxy: an app on a real port, and an engine and a client that speak raw bytes."""
+"""A test bed for the proxy: an app on a real port, and an engine and a client that speak raw bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serving(app: Any, **options: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def serving_until_stopped(app: Any, **options: Any) -> Iterator[tuple[str, uvicorn.Server]]:
-    """As `serving`, with the server, which `should_exit = True` ends early."""
+    """As `serving`, but also gives the server, which `should_exit = True` ends early."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(server_config(app, **options))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -169,7 +169,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def exchange(url: str, *sent: bytes) -> bytes:
-    """All that comes back on one connection. The last request has to ask for the connection to be closed."""
+    """Everything that comes back on one connection. The last request must ask to close the connection."""
     with connected(url) as client:
         for data in sent:
             client.sendall(data)

@@ -50,7 +50,7 @@ class Cluster:
         return sorted(found)
 
     def wait_for_workers(self, n_workers: int) -> list[int]:
-        """Ray takes its time to start them, and to end those of a driver that is gone."""
+        """Waits, because Ray takes its time to start workers, and to end those of a driver that is gone."""
         for _ in range(600):
             if len(found := self.workers()) == n_workers:
                 return found
@@ -58,7 +58,7 @@ class Cluster:
         raise AssertionError(f"{self.workers()}, not {n_workers} of them")
 
     def lose_node(self) -> None:
-        """The second one."""
+        """Kills the second node."""
         _end(self._nodes[1])
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Cluster:
         )
 
     def _wait_for(self, n_nodes: int) -> None:
-        """Until a driver sees so many."""
+        """Waits until a driver sees this many nodes."""
         code = f"import ray; ray.init('{self.address}', log_to_driver=False); print(len(ray.nodes()))"
         for _ in range(30):
             done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=False)
@@ -86,7 +86,7 @@ class Cluster:
 
 
 def _end(node: subprocess.Popen[bytes]) -> None:
-    """All processes of its session, as if the machine were gone."""
+    """Kills all processes of the node's session, as if the machine were gone."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
             if os.getsid(int(entry.name)) == node.pid:
@@ -95,7 +95,7 @@ def _end(node: subprocess.Popen[bytes]) -> None:
 
 
 class Noting(LastTurn):
-    """Is slow, and records each query and process in a file."""
+    """A slow rewriter that records each query and process in a file."""
 
     def __init__(self, log: Path, wait_s: float) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Noting(LastTurn):
 
 
 class Deadly(LastTurn):
-    """Kills its process."""
+    """A rewriter that kills its process."""
 
     def rewrite(self, query, profile, budget_ms=None):
         os._exit(1)
@@ -120,7 +120,7 @@ def noting_tools(folder: Path, wait_s: float):
 
 
 def main(address: str, folder: Path, kind: str) -> None:
-    """A run with blocks of one chunk, so that there are many."""
+    """Runs with blocks of one chunk each, so that there are many blocks."""
     from bespeak.batch import blocks, on_ray
 
     blocks.BLOCK_CHUNKS = 1

@@ -1,4 +1,4 @@
-"""The pages and docstrings about the library are true: their examples run, and every public name is on the page."""
+"""The library's pages and docstrings are correct: examples run, and every public name is on the page."""
 
 import asyncio
 import dataclasses
@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
-    """Examples write to the folder that they run in, and to a home of their own."""
+    """Lets examples write to their own working folder and home folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -80,14 +80,14 @@ def test_the_page_has_every_argument():
         assert arguments <= set(re.findall(r"\b\w+\b", text)), name
 
 
-def test_every_public_name_says_what_they_give():
+def test_every_public_name_has_a_docstring():
     for name in bespeak.__all__:
         if name != "__version__":
             assert inspect.getdoc(getattr(bespeak, name)), name
 
 
-def test_an_app_of_ones_own_ranks_as_the_guide_says(in_folder):
-    """The snippet runs as it stands, and leaves out nothing that `bespeak serve` ranks by."""
+def test_the_guides_own_app_ranks_as_serve_does(in_folder):
+    """The snippet runs unchanged, and uses everything that `bespeak serve` ranks by."""
     section = (DOCS / "proxy.md").read_text("utf-8").partition("## In your own app\n")[2]
     (snippet,) = BLOCK.findall(section.partition("\n## ")[0])
     names = {}

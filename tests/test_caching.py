@@ -10,7 +10,7 @@ def test_the_entry_least_recently_used_goes_first():
     assert (kept.get("a"), kept.get("b"), kept.get("c"), len(kept)) == (1, None, 3, 2)
 
 
-def test_an_entry_ends_after_its_life():
+def test_an_entry_expires_after_its_life():
     now = [0.0]
     kept = RecentlyUsed[str, int](2, life_s=10, clock=lambda: now[0])
     kept.put("a", 1)
@@ -21,7 +21,7 @@ def test_an_entry_ends_after_its_life():
     assert "a" not in kept
 
 
-def test_what_concerns_somebody_is_forgotten():
+def test_entries_about_a_user_are_forgotten():
     kept = RecentlyUsed[tuple[str, int], int](10)
     for number in range(4):
         kept.put(("ann" if number % 2 else "bob", number), number)
@@ -31,7 +31,7 @@ def test_what_concerns_somebody_is_forgotten():
     assert len(kept) == 0
 
 
-def test_sizes_are_bounded_and_what_is_too_large_takes_no_room():
+def test_sizes_are_bounded_and_an_entry_that_is_too_large_is_not_kept():
     kept = RecentlyUsed[str, bytes](10, size_of=len)
     kept.put("a", b"1234")
     kept.put("b", b"123456")

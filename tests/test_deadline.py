@@ -12,7 +12,7 @@ from bespeak.models.encoder import OnnxEncoder, load_encoder
 FOREVER_MS = 600_000
 
 
-def test_what_has_time_is_not_over():
+def test_a_deadline_in_the_future_is_not_over():
     deadline = Deadline.after_ms(FOREVER_MS)
     assert not deadline.over
     assert 0 < deadline.left_s <= FOREVER_MS / 1000
@@ -20,21 +20,21 @@ def test_what_has_time_is_not_over():
 
 
 @pytest.mark.parametrize("budget_ms", [0, -5])
-def test_no_time_is_over_at_once(budget_ms):
+def test_a_budget_of_zero_or_less_is_over_at_once(budget_ms):
     deadline = Deadline.after_ms(budget_ms)
     assert (deadline.over, deadline.left_s) == (True, 0)
     with pytest.raises(Late):
         deadline.check()
 
 
-def test_without_a_budget_only_a_cancel_ends_it():
+def test_without_a_budget_only_cancelling_ends_it():
     deadline = Deadline.after_ms(None)
     assert (deadline.over, deadline.left_s) == (False, math.inf)
     deadline.cancel()
     assert deadline.over
 
 
-def test_the_current_one_is_that_of_the_block():
+def test_the_current_deadline_is_that_of_the_block():
     outer, inner = Deadline.after_ms(FOREVER_MS), Deadline.after_ms(None)
     assert Deadline.current().at == math.inf
     with outer.held():
@@ -45,7 +45,7 @@ def test_the_current_one_is_that_of_the_block():
     assert Deadline.current().at == math.inf
 
 
-def test_an_inner_one_never_outlasts_its_outer_one():
+def test_an_inner_deadline_never_outlasts_its_outer_one():
     with Deadline.after_ms(FOREVER_MS).held():
         outer = Deadline.current()
         inner = Deadline.after_ms(2 * FOREVER_MS)
@@ -58,7 +58,7 @@ def test_an_inner_one_never_outlasts_its_outer_one():
     assert inner.over
 
 
-def test_another_thread_is_not_under_it():
+def test_a_deadline_does_not_hold_in_other_threads():
     found = []
     with Deadline.after_ms(0).held():
         thread = threading.Thread(target=lambda: found.append(Deadline.current().over))
@@ -68,14 +68,14 @@ def test_another_thread_is_not_under_it():
 
 
 @pytest.mark.parametrize("budget_ms", [0, 20])
-def test_the_end_is_told_when_time_is_over(budget_ms):
+def test_the_action_runs_when_time_is_over(budget_ms):
     told = threading.Event()
     with Deadline.after_ms(budget_ms).ending(told.set):
         assert told.wait(30)
 
 
 @pytest.mark.parametrize("cancelled", ["outer", "inner"])
-def test_the_end_is_told_on_a_cancel(cancelled):
+def test_the_action_runs_on_cancelling(cancelled):
     outer = Deadline.after_ms(FOREVER_MS)
     with outer.held():
         inner = Deadline.after_ms(FOREVER_MS)
@@ -86,7 +86,7 @@ def test_the_end_is_told_on_a_cancel(cancelled):
         assert told.is_set()
 
 
-def test_who_is_done_is_told_nothing():
+def test_the_action_does_not_run_after_the_block():
     deadline = Deadline.after_ms(10)
     told = threading.Event()
     with deadline.ending(told.set):
@@ -152,7 +152,7 @@ def test_a_cancel_ends_a_model_in_the_middle_of_a_run(endless):
     timer.join()
 
 
-def test_an_encoder_works_again_after_it_was_ended():
+def test_an_encoder_works_again_after_a_run_was_ended():
     encoder = load_encoder()
     before = encoder.encode(["steam engines"])
     with Deadline.after_ms(0).held(), pytest.raises(Late):
@@ -160,8 +160,8 @@ def test_an_encoder_works_again_after_it_was_ended():
     assert (encoder.encode(["steam engines"]) == before).all()
 
 
-def test_a_models_own_fault_is_not_lateness(tmp_path):
-    """The tokenizer knows a word that the model's table of five has no row for."""
+def test_a_models_own_error_is_not_reported_as_late(tmp_path):
+    """The tokenizer has a word for which the model's table of five has no row."""
     words = make_tiny(tmp_path) / "tokenizer.json"
     words.write_text(words.read_text().replace('"both":4', '"both":40').replace('"both": 4', '"both": 40'))
     encoder = OnnxEncoder(tmp_path)

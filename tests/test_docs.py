@@ -1,4 +1,4 @@
-"""The documentation: its command reference, its links, and the map of the code in CONTRIBUTING."""
+"""The documentation: its generated pages, its links, its imports, and the map of the code in CONTRIBUTING."""
 
 import re
 import runpy
@@ -45,6 +45,26 @@ def test_the_page_of_statuses_is_what_the_code_says():
     script = runpy.run_path(str(ROOT / "scripts" / "status_reference.py"))
     stale = "docs/statuses.md is stale: run python scripts/status_reference.py"
     assert script["PAGE"].read_text("utf-8") == script["reference"](), stale
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_python_examples_import_what_exists(page):
+    for imports in imports_of_ours(page):
+        exec(imports, {})
+
+
+def imports_of_ours(page):
+    """The `from bespeak… import …` of the page's Python blocks, also with prompts or over several lines."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    code = re.sub(r"^(?:>>>|\.\.\.) ", "", "".join(blocks), flags=re.MULTILINE)
+    return re.findall(r"^(?:from bespeak[\w.]* import (?:\([^)]*\)|.*)|import bespeak.*)$", code, re.MULTILINE)
+
+
+def test_imports_are_found_in_every_form(tmp_path):
+    page = tmp_path / "page.md"
+    lines = ["from bespeak.records import (", "    Hit,", ")", ">>> import bespeak", "from pathlib import Path"]
+    page.write_text("\n".join(["```python", *lines, "```", "from bespeak import nothing"]), "utf-8")
+    assert imports_of_ours(page) == ["from bespeak.records import (\n    Hit,\n)", "import bespeak"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -98,8 +118,8 @@ def test_the_map_names_every_module_and_command():
     assert missing == []
 
 
-def test_a_folder_covers_its_files_only_where_the_map_says_what_is_in_it():
-    """A folder whose files are named one by one is not named itself: a new file would be missing unseen."""
+def test_a_folder_whose_files_are_named_is_not_named_itself():
+    """Otherwise the folder would cover its files: a new file would go unnoticed."""
     named = rooms()
     folders = [room for room in named if room.endswith("/")]
     assert [folder for folder in folders if any(room != folder and room.startswith(folder) for room in named)] == []

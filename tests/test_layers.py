@@ -14,6 +14,7 @@ ROOT = Path(bespeak.__file__).parent
 COMMANDS = Path(bespeak_cli.__file__).parent
 FLOORS = (
     ("errors", "statuses", "caching", "files", "sqlite_errors"),
+    ("arguments",),
     ("records",),
     ("deadline", "document", "settings"),
     ("text",),
@@ -31,10 +32,10 @@ FLOORS = (
     ("evaluation", "batch", "proxy"),
     ("training",),
 )
-"""From the ground up."""
+"""From the lowest to the highest."""
 
 
-def test_every_room_stands_on_a_floor_and_no_floor_holds_a_room_that_is_gone():
+def test_every_room_has_a_floor_and_every_floor_holds_existing_rooms():
     rooms = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms - {"__init__"} == {room for floor in FLOORS for room in floor}
 
@@ -74,7 +75,7 @@ def modules_by_class():
 
 
 def imports():
-    """Module -> the modules of ours that it imports anywhere, also in a function or for types alone."""
+    """Module -> the modules of Bespeak that it imports anywhere, even in a function or only for types."""
     names = {path: dotted(path) for path in ROOT.rglob("*.py")}
     known = set(names.values())
     return {name: found_in(path, known) - {name} for path, name in names.items()}
@@ -103,7 +104,7 @@ def room_of(module):
 
 
 def path_back(graph, start):
-    """The modules of a loop that goes through `start`; none where there is no such loop."""
+    """The modules of a loop that goes through `start`; empty if there is no such loop."""
     came_from, waiting = {}, [start]
     while waiting:
         module = waiting.pop()

@@ -1,12 +1,14 @@
-"""The front door: what it gives, what it refuses, and that nothing of a user is left where it should not be."""
+"""The front door: its results and refusals, and that it leaves no trace of a user where it should not."""
 
 import io
 import json
+import stat
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import bespeak
@@ -30,7 +32,7 @@ DISHES = (
 
 @pytest.fixture
 def said():
-    """The sentences that the library warned with."""
+    """The warnings of the library."""
     return []
 
 
@@ -100,7 +102,7 @@ def test_dicts_a_file_and_a_stream_are_indexed_alike(opened, tmp_path):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_a_dict_that_cannot_be_taken_is_named_and_the_rest_is_loaded(opened):
+def test_an_invalid_dict_is_reported_and_the_rest_is_loaded(opened):
     library = opened()
     done = library.index([{"text": "a word"}, {"text": object()}, {"text": float("nan")}, {"id": [1]}], to="odd")
     assert (done.loaded, done.rejected) == (1, 3)
@@ -141,16 +143,16 @@ def test_a_query_is_recorded_once(kitchen):
     kitchen.click(next_page, 3)
     assert kitchen.search("carrots", size=2, **asked).query_id == first.query_id
     assert kitchen.search("beans", **asked).query_id != first.query_id
-    assert kitchen.search("carrots", **asked).query_id != first.query_id  # asked anew, after another
+    assert kitchen.search("carrots", **asked).query_id != first.query_id  # asked again, after another query
     assert actions(kitchen) == ["query", "click", "query", "query"]
 
 
-def test_another_process_knows_that_it_is_the_same_question(kitchen, opened):
+def test_another_process_recognises_a_repeated_query(kitchen, opened):
     asked = {"index": "dishes", "user": "ada", "session": "s"}
     assert opened().search("carrots", **asked).query_id == kitchen.search("carrots", **asked).query_id
 
 
-def test_what_is_not_to_be_recorded_is_not(kitchen):
+def test_a_query_is_not_recorded_if_so_asked(kitchen):
     result = kitchen.search("carrots", index="dishes", user="ada", session="s", record=False)
     assert (result.query_id, actions(kitchen)) == ("", [])
 
@@ -162,7 +164,7 @@ def test_a_rewrite_alone_records_nothing(kitchen):
     assert actions(kitchen) == ["query"]
 
 
-def test_a_rewriter_of_ones_own_and_filters(opened):
+def test_a_custom_rewriter_and_filters(opened):
     library = opened(rewriter=ScriptedRewriter({"that": "that soup"}))
     library.index(({**dish, "course": "first" if dish["_id"] == "soup" else "main"} for dish in DISHES), to="dishes")
     library.remember("I like soup", "ada")
@@ -180,14 +182,66 @@ def test_a_rewriter_of_ones_own_and_filters(opened):
         ({"query": "x", "index": "dishes", "user": "\ud800"}, UsageError, "not Unicode"),
         ({"query": "x", "index": "dishes", "size": 0}, UsageError, "size must be at least 1"),
         ({"query": "x", "index": "dishes", "offset": -1}, UsageError, "offset at least 0"),
+        ({"query": None, "index": "dishes"}, UsageError, "query must be text, but is of type NoneType"),
+        ({"query": "x", "index": None}, UsageError, "index must be text"),
+        ({"query": "x", "index": "dishes", "user": 7}, UsageError, "user id must be text, but is of type int"),
+        ({"query": "x", "index": "dishes", "tenant": None, "user": "ada"}, UsageError, "tenant id must be text"),
+        ({"query": "x", "index": "dishes", "session": None}, UsageError, "session id must be text"),
+        ({"query": "x", "index": "dishes", "session": "s" * 257}, UsageError, "at most 256"),
+        ({"query": "x", "index": "dishes", "size": "3"}, UsageError, "size must be a whole number"),
+        ({"query": "x", "index": "dishes", "offset": 2.0}, UsageError, "offset must be a whole number"),
+        ({"query": "x", "index": "dishes", "filters": "title"}, UsageError, "filters must be a dict"),
     ],
 )
-def test_what_cannot_be_searched_gets_its_sentence(kitchen, arguments, error, sentence):
+def test_an_invalid_search_is_refused_with_a_reason(kitchen, arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         kitchen.search(**arguments)
 
 
-def test_a_store_that_fails_costs_the_personal_part_alone(kitchen, opened, said, tmp_path):
+def test_whole_numbers_of_any_kind_are_sizes(kitchen):
+    assert len(kitchen.search("carrots", index="dishes", size=np.int64(2), offset=np.int32(1)).page) == 2
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "sentence"),
+    [
+        (None, {}, "documents must be dicts"),
+        (DISHES[0], {}, "documents must be dicts"),
+        (b"{}", {}, "documents must be dicts"),
+        (io.StringIO("{}"), {}, "binary"),
+        (DISHES, {"to": None}, "to must be text"),
+        (DISHES, {"fields": "text"}, "fields must be a list of names"),
+    ],
+)
+def test_what_holds_no_documents_is_refused(kitchen, documents, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        kitchen.index(documents, **{"to": "dishes"} | options)
+    assert kitchen.index([3, "text"], to="dishes").rejections == ((1, "not a JSON object"), (2, "not a JSON object"))
+
+
+def test_other_arguments_of_a_wrong_kind_are_refused_in_words(kitchen):
+    result = kitchen.search("carrots", index="dishes", user="ada", record=False)
+    for use, error, sentence in (
+        (lambda: kitchen.rewrite(None), UsageError, "query must be text"),
+        (lambda: kitchen.rewrite("x" * 10_001, user="ada"), UsageError, "the limit is 10000"),
+        (lambda: kitchen.remember(None, "ada"), UsageError, "the statement must be text"),
+        (lambda: kitchen.remember("I am vegetarian", None), UsageError, "user id must be text"),
+        (lambda: kitchen.record(None), UsageError, "events must be a dict"),
+        (lambda: kitchen.record([3]), InputError, "event 1: not a JSON object"),
+        (lambda: kitchen.click(None, 1), UsageError, "result must be what search returned"),
+        (lambda: kitchen.click(result, 1, "query"), UsageError, "another action"),
+        (lambda: kitchen.click(result, 1, ""), InputError, "action_name is empty"),
+        (lambda: kitchen.click(result, 1, None), InputError, "action_name is empty or not text"),
+        (lambda: kitchen.profile("ada", session=3), UsageError, "session id must be text"),
+        (lambda: kitchen.export(None), UsageError, "user id must be text"),
+        (lambda: kitchen.set_consent("ada", "off"), UsageError, "given must be True or False"),
+    ):
+        with pytest.raises(error, match=sentence):
+            use()
+    assert actions(kitchen) == []
+
+
+def test_a_failing_store_costs_only_the_personal_part(kitchen, opened, said, tmp_path):
     (tmp_path / "data" / "bespeak.db").write_bytes(b"not a database" * 1000)
     result = opened().search("beans", index="dishes", user="ada")
     assert set(ids(result)) == {"stew", "salad"}
@@ -196,7 +250,7 @@ def test_a_store_that_fails_costs_the_personal_part_alone(kitchen, opened, said,
     assert "The query was not kept" in said[-1]
 
 
-def test_control_characters_name_users_of_their_own(kitchen):
+def test_names_with_control_characters_are_different_users(kitchen):
     for user in ("ada\x00", "ada\n", "\x1b[31mada"):
         kitchen.remember(f"I am {user!r}", user)
         assert [one.text for one in kitchen.profile(user).statements] == [f"I am {user!r}"]
@@ -222,7 +276,7 @@ def test_a_result_prints_as_the_command_line_shows_it_and_a_notebook_as_html(kit
     assert "<html" not in html
 
 
-def test_a_result_is_a_record_that_compares_and_hides_no_markup(kitchen):
+def test_a_result_is_a_record_that_compares_and_escapes_markup(kitchen):
     kitchen.index([{"_id": "x", "text": "carrots <script>alert(1)</script>"}], to="dishes")
     result = kitchen.search("alert", index="dishes")
     assert replace(result) == result
@@ -254,19 +308,19 @@ def test_a_position_that_is_not_shown_is_refused(kitchen, position):
         kitchen.click(result, position)
 
 
-def test_a_click_of_nobody_and_one_on_nothing_are_refused(kitchen):
+def test_clicks_without_a_user_or_without_a_hit_are_refused(kitchen):
     with pytest.raises(UsageError, match="named no user"):
         kitchen.click(kitchen.search("carrots", index="dishes"), 1)
     with pytest.raises(UsageError, match="the page shows none"):
         kitchen.click(kitchen.search("nothing like it", index="dishes", user="ada", offset=100), 1)
 
 
-def test_an_action_of_another_kind(kitchen):
+def test_another_action_than_a_click_is_recorded(kitchen):
     kitchen.click(kitchen.search("carrots", index="dishes", user="ada", record=False), 1, "purchase")
     assert [liked.action for liked in kitchen.profile("ada").preferences] == ["purchase"]
 
 
-def test_events_are_taken_all_or_none(kitchen):
+def test_all_events_are_added_or_none(kitchen):
     good = {"action_name": "click", "user_id": "ada", "timestamp": "2025-05-31T10:00:00Z"}
     with pytest.raises(InputError, match="event 2: no timestamp"):
         kitchen.record([good, {"action_name": "click", "user_id": "ada"}])
@@ -274,7 +328,7 @@ def test_events_are_taken_all_or_none(kitchen):
     assert (kitchen.record(good), kitchen.record([good])) == (1, 0)
 
 
-def test_an_export_is_taken_back(kitchen, opened):
+def test_an_export_can_be_recorded_again(kitchen, opened):
     kitchen.remember("I am vegetarian", "ada")
     kitchen.click(kitchen.search("carrots", index="dishes", user="ada", session="s"), 1)
     lines = list(kitchen.export("ada"))
@@ -284,7 +338,7 @@ def test_an_export_is_taken_back(kitchen, opened):
 
 
 @pytest.mark.parametrize(("text", "user"), [(" ", "ada"), ("I am vegetarian", "")])
-def test_nothing_and_nobody_are_not_remembered(kitchen, text, user):
+def test_empty_statements_and_empty_users_are_refused(kitchen, text, user):
     with pytest.raises(UsageError):
         kitchen.remember(text, user)
 
@@ -301,7 +355,7 @@ def know_ada(library):
     library.click(library.search("vegetarian soup", index="dishes", user="ada", session="s"), 1)
 
 
-def test_after_forget_the_answer_is_a_strangers(kitchen):
+def test_after_forget_the_answer_is_that_of_a_stranger(kitchen):
     asked = {"query": "and with carrots", "index": "dishes", "session": "s", "record": False}
     stranger = kitchen.search(user="eve", **asked)
     know_ada(kitchen)
@@ -314,7 +368,7 @@ def test_after_forget_the_answer_is_a_strangers(kitchen):
     assert kitchen.profile("ada", session="s").is_empty
 
 
-def test_forget_reaches_what_the_parts_remember(opened, tmp_path):
+def test_forget_clears_what_the_parts_remember(opened, tmp_path):
     class Remembers(ScriptedRewriter):
         forgotten = ()
 
@@ -344,15 +398,15 @@ def test_forget_reaches_what_the_parts_remember(opened, tmp_path):
     assert rewriter.forgotten == (records.UserKey("", "ada"),)
 
 
-def test_what_was_learnt_of_everyone_counts_who_was_forgotten_until_it_is_learnt_again(kitchen, tmp_path):
+def test_what_was_learnt_counts_a_forgotten_user_until_learnt_again(kitchen, tmp_path):
     learnt_path(tmp_path / "data", "").write_bytes(b"")
     assert kitchen.learnt_from()
-    assert not kitchen.forget("nobody").learn_again  # of whom nothing was there to be learnt
+    assert not kitchen.forget("nobody").learn_again  # this user had no events to learn from
     know_ada(kitchen)
     assert kitchen.forget("ada").learn_again
 
 
-def test_a_pause_is_a_strangers_answer_and_records_nothing(kitchen):
+def test_a_paused_user_gets_a_strangers_answer_and_nothing_is_recorded(kitchen):
     know_ada(kitchen)
     before = actions(kitchen)
     kitchen.set_consent("ada", False)
@@ -395,11 +449,25 @@ def test_a_closed_library_says_so(opened):
         ({"profiles": "elasticsearch"}, "need its URL"),
         ({"profiles": "mysql"}, "not in 'mysql'"),
         ({"elasticsearch": "nonsense"}, "the URL of Elasticsearch must look like"),
+        ({"elasticsearch": 9200}, "elasticsearch must be a URL"),
+        ({"elasticsearch": "http://127.0.0.1:9", "basic": "user:password"}, "basic must be two texts"),
+        ({"rewriter": None}, "rewriter must be a name or have the method rewrite"),
+        ({"encoder": 3}, "encoder must be a name or have the method encode"),
+        ({"settings": {"window": 3}}, "settings must be Settings"),
+        ({"cache": 3}, "cache must be a path"),
     ],
 )
 def test_arguments_that_do_not_fit_together_are_refused(opened, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         opened(**options)
+
+
+def test_folders_and_files_are_their_owners_alone(kitchen, opened, tmp_path):
+    kitchen.remember("I like soup.", "ada")
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    for end in ("", "-wal", "-shm"):
+        assert stat.S_IMODE((tmp_path / "data" / f"bespeak.db{end}").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -413,7 +481,7 @@ def test_an_engine_that_does_not_answer_is_an_engine_error(opened):
         opened(elasticsearch="http://127.0.0.1:9").search("carrots", index="dishes")
 
 
-def test_a_missing_model_costs_a_sentence_or_is_an_error(opened, said, tmp_path):
+def test_a_missing_model_is_a_warning_or_an_error(opened, said, tmp_path):
     library = opened(rewriter="model", encoder="no such")
     opened(encoder="none").index(DISHES, to="dishes")
     library.search("vegetarian soup", index="dishes", user="ada", session="s")
@@ -427,14 +495,14 @@ def test_a_missing_model_costs_a_sentence_or_is_an_error(opened, said, tmp_path)
         open_parts(Models(tmp_path, encoder="none"), Settings())
 
 
-def test_nobodys_search_opens_no_language_model(opened, said):
+def test_a_search_without_a_user_opens_no_language_model(opened, said):
     library = opened(rewriter="model")
     library.index(DISHES, to="dishes")
     library.search("carrots", index="dishes")
     assert said == []
 
 
-def test_many_threads_share_one(kitchen):
+def test_many_threads_share_one_library(kitchen):
     faults = []
 
     def ask(n):
@@ -458,7 +526,7 @@ def test_many_threads_share_one(kitchen):
 
 @pytest.fixture
 def clean_cluster(elasticsearch_url):
-    """Without the indices of profiles that a test makes."""
+    """A cluster from which the profile indices that a test makes are deleted afterwards."""
     with Elasticsearch(elasticsearch_url) as client:
         there = indices(client, "bespeak-")
         yield elasticsearch_url
@@ -469,7 +537,7 @@ def clean_cluster(elasticsearch_url):
 @pytest.mark.elasticsearch
 def test_documents_and_profiles_in_one_cluster(opened, clean_cluster, index_name):
     library = opened(elasticsearch=clean_cluster, profiles="elasticsearch")
-    user = index_name  # its own, for the cluster is shared
+    user = index_name  # a user of its own, because the cluster is shared
     assert library.index(DISHES, to=index_name).loaded == 5
     know = {"index": index_name, "user": user, "session": "s"}
     first = library.search("vegetarian soup", **know)

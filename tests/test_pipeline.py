@@ -27,7 +27,7 @@ LIKES = (Preference("kite", "a kite", 1.0, "click", "click 1", NOW),)
 
 
 class Known:
-    """Profiles that are simply there."""
+    """A store with one fixed profile."""
 
     def __init__(self, **profile):
         self.known = replace(Profile(ADA), **profile)
@@ -68,7 +68,7 @@ def test_a_stranger_gets_the_engines_own_answer():
     assert [r.hit.doc_id for r in result.page] == [h.doc_id for h in result.hits.hits]
 
 
-def test_who_refused_gets_the_same_answer_as_a_stranger():
+def test_a_user_who_refused_gets_the_same_answer_as_a_stranger():
     refused = search(ENGINE, Known(turns=TURNS, preferences=LIKES, consent=False), ask("wheels"), parts(), NOW)
     stranger = search(ENGINE, Known(), ask("wheels", user=None), parts(), NOW)
     assert refused.page == stranger.page
@@ -119,7 +119,7 @@ def test_boost_keeps_the_matching_set_and_recall_may_widen_it():
     assert set(ids(widened)) > set(ids(untouched))
 
 
-def test_what_the_user_liked_moves_up():
+def test_documents_that_the_user_liked_move_up():
     before = search(ENGINE, Known(), ask("children"), parts(), NOW)
     after = search(ENGINE, Known(preferences=LIKES), ask("children"), parts(mode="boost"), NOW)
     trike = Known(preferences=(replace(LIKES[0], doc_id="trike", title="trike"),))
@@ -142,7 +142,7 @@ def test_pages_repeat_and_lose_nothing(size, window):
 
 
 @pytest.mark.parametrize("query", ['"two wheels"', "SKU-48812-B", "text:wheels AND children"])
-def test_what_is_exact_is_left_alone(query):
+def test_exact_queries_are_left_alone(query):
     result = search(ENGINE, Known(turns=TURNS, preferences=LIKES), ask(query), parts(SAIL), NOW)
     assert result.rerank == "off"
     assert result.rewrite.status == "gated"
@@ -168,7 +168,7 @@ def test_a_broken_encoder_leaves_the_engines_order_and_says_so():
     assert any("out of memory" in note for note in result.notes)
 
 
-def test_an_index_without_vectors_is_embedded_on_the_way():
+def test_hits_of_an_index_without_vectors_are_embedded():
     plain = MemoryEngine(None, THINGS)
     known = Known(turns=TURNS, preferences=LIKES)
     own = search(ENGINE, known, ask("wheels"), parts(mode="boost"), NOW)
@@ -200,6 +200,6 @@ def test_a_query_beyond_the_limit_is_refused_with_both_numbers():
         search(ENGINE, Known(), ask("x" * 100_000), parts(), NOW)
 
 
-def test_no_such_index_is_the_engines_sentence():
+def test_a_missing_index_is_the_engines_own_error():
     with pytest.raises(IndexMissing):
         search(ENGINE, Known(), replace(ask("wheels"), index="nothing"), parts(), NOW)

@@ -1,4 +1,4 @@
-"""What a query is understood to mean: the gate, and the rule that a query is never its own history."""
+"""Reading a query: the gate, and the rule that a query is never its own history."""
 
 from datetime import UTC, datetime
 
@@ -26,15 +26,15 @@ def parts(rewriter=None, encoder=None):
 @pytest.mark.parametrize(
     ("query", "profile", "gate", "declined"),
     [
-        ("and when?", KNOWN, "", ""),
+        ("and when?", KNOWN, None, None),
         ("and when?", Profile(ADA), Reason.NO_HISTORY, Reason.STRANGER),
-        ("and when?", Profile(ADA, preferences=(LIKED,)), Reason.NO_HISTORY, ""),
+        ("and when?", Profile(ADA, preferences=(LIKED,)), Reason.NO_HISTORY, None),
         ("and when?", Profile(ADA, turns=(BOATS,), consent=False), Reason.REFUSED, Reason.REFUSED),
         ('"late 1969"', KNOWN, Reason.QUOTED, Reason.QUOTED),
-        ("いくらですか", KNOWN, Reason.OTHER_LANGUAGE, ""),
+        ("いくらですか", KNOWN, Reason.OTHER_LANGUAGE, None),
     ],
 )
-def test_the_gate_decides_once_what_is_left_out(query, profile, gate, declined):
+def test_the_gate_decides_what_is_left_out(query, profile, gate, declined):
     class Unasked(Unchanged):
         def rewrite(self, query, profile, budget_ms=None):
             assert not gate
@@ -42,7 +42,7 @@ def test_the_gate_decides_once_what_is_left_out(query, profile, gate, declined):
 
     reading = read(query, profile, parts(Unasked()))
     assert (reading.gate, reading.declined) == (gate, declined)
-    assert reading.rewrite.reason == gate
+    assert reading.rewrite.reason == (gate or "")
     assert (reading.rewrite.status == RewriteStatus.GATED) == bool(gate)
     assert rewrite_query(query, profile, Unasked()).text == query
 
@@ -60,7 +60,7 @@ def test_a_query_is_never_its_own_history(asked, response):
     assert rewritten[0] == rewritten[1]
 
 
-def test_a_first_query_asked_again_is_still_a_strangers():
+def test_a_user_who_repeats_a_first_query_is_still_a_stranger():
     profile = Profile(ADA, "s", turns=(Turn("boats", "", "t1"),))
     assert open_reading("boats", profile).declined == Reason.STRANGER
 
@@ -90,7 +90,7 @@ def test_vectors_are_kept_by_name_and_mixed_by_the_settings():
     assert found.last_turn.vector == pytest.approx(turn)
 
 
-def test_without_an_encoder_there_is_no_vector_and_a_fault_is_kept_as_a_sentence():
+def test_without_an_encoder_there_is_no_vector_and_its_error_is_kept():
     class Broken(BagEncoder):
         def encode(self, texts, kind="document"):
             raise ModelError("the encoder is out of memory")

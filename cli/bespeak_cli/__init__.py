@@ -11,7 +11,7 @@ import click
 COMMANDS = {  # each has a module and a function of its name
     "demo": "Watch three personalised searches over Python's own documentation.",
     "index": "Load documents from JSON lines or CSV into an index.",
-    "search": "Search for a user: rewritten, reranked, explained.",
+    "search": "Search as a user, with the query rewritten and the hits reranked.",
     "remember": "Record what a user says about themselves.",
     "rewrite": "Rewrite the queries of a file.",
     "events": "Load recorded queries and events.",
@@ -122,9 +122,10 @@ class Folders:
     @staticmethod
     def _made(path: Path) -> Path:
         from bespeak.errors import StoreError
+        from bespeak.files import make_private_folder
 
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_private_folder(path)
         except OSError as error:
             raise StoreError(
                 f"cannot make the folder {path} ({error.strerror}): give a writable one with --data-dir or --cache-dir"

@@ -42,7 +42,7 @@ def prepare(ctx: click.Context, options: dict[str, Any]) -> tuple[OpenTools, dic
 
 
 def build_missing(ctx: click.Context, options: dict[str, Any]) -> None:
-    """Builds the model if needed. If that fails, the run fails: a file is never rewritten by a lesser rewriter."""
+    """Builds the model if needed. If that fails, the run fails: no weaker rewriter takes its place."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.model import find_model
     from bespeak_cli.parts import build_with_progress

@@ -31,7 +31,7 @@ def read_defaults(path: Path, ctx: click.Context) -> dict[str, Any]:
 
 
 def _read_table(command: click.Command, table: Mapping[str, Any], name: str, ctx: click.Context) -> dict[str, Any]:
-    """The defaults of a command and its subcommands, by parameter name. Raises ValueError for what nobody reads."""
+    """The defaults of a command and its subcommands, by parameter name. Raises ValueError for an unknown key."""
     options = configurable(command)
     commands = _subcommands(command, ctx)
     defaults: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def _read_table(command: click.Command, table: Mapping[str, Any], name: str, ctx
 
 
 def _subcommands(command: click.Command, ctx: click.Context) -> dict[str, Callable[[], click.Command]]:
-    """What gives each subcommand, which is imported only then."""
+    """Functions that give each subcommand, which is imported only then."""
     if not isinstance(command, click.Group):
         return {}
     return {name: partial(_subcommand, command, name, ctx) for name in command.list_commands(ctx)}
@@ -97,7 +97,7 @@ def _read_value(option: click.Option, value: Any, place: str, ctx: click.Context
 
 
 def _checked(option: click.Option, value: Any, place: str, ctx: click.Context) -> Any:
-    """The value, of the right type and in the option's range. Files and folders are looked for by the command alone."""
+    """The value, of the right type and in the option's range. Files and folders are checked by the command."""
     wanted, types = _wanted(option)
     if not isinstance(value, types) or isinstance(value, bool) != (types is bool):
         raise ValueError(f"{place} must be {wanted}, but is {_shown(value)}")

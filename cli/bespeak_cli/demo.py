@@ -35,7 +35,7 @@ READ = 3
 
 @dataclass(frozen=True)
 class Step:
-    """What Ada types, and which document she opens then."""
+    """What Ada types, and the document that she opens then."""
 
     query: str
     opens: str
@@ -49,13 +49,15 @@ SESSION = (
 
 
 @click.command()
-@click.option("--width", type=click.IntRange(40), help="Columns; by default those of the terminal.")
-@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True)
+@click.option("--width", type=click.IntRange(40), help="Width in columns; by default that of the terminal.")
+@click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True,
+              help="Rewrite with the language model, with words of the last turn, or not at all.")  # fmt: skip
 @click.pass_context
 def demo(ctx: click.Context, width: int | None, rewriter: RewriterName) -> None:
-    """Three turns of one user over Python's own documentation.
+    """Watch three personalised searches over Python's own documentation.
 
-    The first run builds the language model, and an index of the standard library's docstrings, in the cache folder.
+    They are one session of one user. The first run builds the language model, and an index of the standard library's
+    docstrings, in the cache folder.
     """
     from bespeak import Bespeak
     from bespeak.engines.embedded import EmbeddedEngine
@@ -109,7 +111,7 @@ def opening(doc_id: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Story:
-    """Tells the session as it happens; every line of it comes from a real search."""
+    """Prints the session as it happens; every line comes from a real search."""
 
     library: Bespeak
     width: int
@@ -118,7 +120,7 @@ class Story:
     def tell(self, n_docs: int) -> None:
         now = datetime.now(UTC)
         self.say(f"{n_docs:,} pages of Python's own documentation, and one reader, Ada. She once said:", bold=True)
-        for minute, said in enumerate(STATEMENTS):  # one after another: events of one moment have no order
+        for minute, said in enumerate(STATEMENTS):  # one after another: events at the same moment have no order
             moment = now - timedelta(days=30) + timedelta(minutes=minute)
             self.record({"action_name": "statement", "message": said}, moment)
             self.say(f"“{said}”", indent="  ")

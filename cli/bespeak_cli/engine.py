@@ -19,7 +19,7 @@ CREDENTIAL_OPTIONS = (
     click.option(
         "--ca-file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="For Elasticsearch: the certificate (PEM) of the authority that signed its own.",
+        help="For Elasticsearch: the certificate (PEM) of the authority that signed the server's.",
     ),
 )
 _OPTIONS = (
@@ -36,7 +36,7 @@ def engine_options(command: Command) -> Command:
 
 
 def open_engine(ctx: click.Context, options: Mapping[str, Any]) -> Engine:
-    """The engine that the options name; it is closed when the command ends. Nothing is asked of it yet."""
+    """The engine that the options name; it is closed when the command ends. It is not contacted yet."""
     engine = open_engine_of(ctx.obj.data, options)
     ctx.call_on_close(engine.close)
     return engine
@@ -79,5 +79,5 @@ def credentials(basic: str | None) -> tuple[str, str] | None:
         return None
     user, colon, password = basic.partition(":")
     if not (user and colon):
-        raise UsageError("--basic takes USER:PASSWORD, but what was given has no user or no colon")
+        raise UsageError("--basic takes USER:PASSWORD, but the value has no user or no colon")
     return user, password

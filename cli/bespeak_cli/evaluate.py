@@ -48,7 +48,7 @@ class NamesOption(click.Option):
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many queries (for MovieLens: users).")
 @click.option("--every", type=click.IntRange(min=1),
               help="Use every Nth query (for MovieLens: users whose id is divisible by N).")  # fmt: skip
-@click.option("--encoder", help="Name or folder of an encoder; the shipped one if not given.")
+@click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
 @mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--examples", type=click.IntRange(min=1), metavar="N", help="Show the N best and the N worst rewrites.")
@@ -63,7 +63,7 @@ class NamesOption(click.Option):
 @click.option("--interleaving", is_flag=True, help="Report what clicks say about the sides of `serve --compare`.")
 @profiles_option
 @click.option("--check", "checks", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Check the scores in this file; exit code 1 if one is missed. May be repeated.")  # fmt: skip
+              help="Check the expected scores in this file; exit code 1 if one is missed. Repeatable.")  # fmt: skip
 @engine_options
 @click.pass_context
 def evaluate(ctx: click.Context, /, **options: Any) -> None:
@@ -187,7 +187,7 @@ def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
 
 
 def open_language_model(ctx: click.Context) -> Rewriter:
-    """The language model, built if missing. Never another rewriter: its scores would be taken for the model's."""
+    """The language model, built if missing. Never another rewriter, whose scores would pass for the model's."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.opening import choose_rewriter
     from bespeak_cli.parts import build_with_progress
@@ -218,6 +218,6 @@ def check_all(ctx: click.Context, options: dict[str, Any]) -> None:
 
 
 def named_options(expected: ExpectedScores) -> dict[str, Any]:
-    """The options that the file names; the others are as if they were not given."""
+    """The options that the file names; the others are as if not given."""
     names = ("system", "stage", "limit", "every", "encoder", "weights", *MIXED, "examples")
     return {name: expected.options.get(name) for name in names}

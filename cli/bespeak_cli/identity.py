@@ -11,9 +11,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 user_option = click.option("--user", help="User whose profile is used. Without it, nothing is personalised.")
 session_option = click.option(
-    "--session", default="", help="Session: earlier queries of the same session explain the next one."
+    "--session", default="", help="Name of the session; its earlier queries explain the next one."
 )
-tenant_option = click.option("--tenant", default="", help="Tenant that the user belongs to. Tenants never share data.")
+tenant_option = click.option("--tenant", default="", help="Tenant of the user. Tenants never share data.")
 
 
 def identity_options(command: Command) -> Command:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def index(ctx: click.Context, /, file: Path, **options: Any) -> None:
     """Load documents from JSON lines or CSV into an index.
 
-    FILE may be gzipped; its name ends in .csv or .tsv if it is CSV, and - reads standard input. A document replaces an
-    earlier one with the same id. An interrupted load resumes when you repeat the command, except from standard input.
+    FILE holds JSON lines, or CSV if its name ends in .csv or .tsv, plain or gzip; - is stdin. A document replaces an
+    earlier one with the same id. An interrupted load of a file resumes when you repeat the command.
     """
     from bespeak.errors import InputError
     from bespeak_cli.parts import open_library

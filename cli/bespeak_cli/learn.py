@@ -1,4 +1,4 @@
-"""`bespeak learn`: learn from everybody's events which documents go together."""
+"""`bespeak learn`: learn from all users' events which documents go together."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def learn(ctx: click.Context, /, **options: Any) -> None:
     """Learn from the recorded events which documents the same people like.
 
-    The result is written to --data-dir, one file for each tenant, and every search there uses it from then on. Run
-    the command regularly, for example each night: new events count for their own user at once, but for other users
-    only after the next run.
+    The result goes to --data-dir, one file for each tenant, and every search there uses it from then on. Run the
+    command regularly, for example each night: new events count for their own user at once, but for other users only
+    after the next run.
     """
     from contextlib import closing
 

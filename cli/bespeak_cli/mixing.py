@@ -1,4 +1,4 @@
-"""The options that become `Settings`, alike in every command that searches; their defaults are those of `Settings`."""
+"""The options that become `Settings`, the same in every command that searches, with the defaults of `Settings`."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def verify(ctx: click.Context, name: str | None) -> None:
     for folder in folders:
         try:
             record = verify_model(folder)
-            click.echo(f"{record.name}: {len(record.files)} files are whole")
+            click.echo(f"{record.name}: {len(record.files)} files are intact")
         except ModelError as error:
             broken.append(folder.name)
             click.echo(f"{folder.name}: {error}", err=True)

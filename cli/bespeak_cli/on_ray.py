@@ -30,7 +30,7 @@ def rewrite_on_cluster(ctx: click.Context, options: dict[str, Any]) -> None:
 
 
 def check_usage(ctx: click.Context, options: dict[str, Any]) -> None:
-    """Refuses what exists on this machine alone, since the other machines could not reach it."""
+    """Refuses whatever exists only on this machine, since the other machines could not reach it."""
     from bespeak.errors import UsageError
 
     if "-" in (str(options["source"]), str(options["output"])):

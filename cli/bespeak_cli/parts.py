@@ -1,4 +1,4 @@
-"""Opens the library for a command. What is missing, and what that costs, is said on stderr."""
+"""Opens the library for a command, and prints to stderr what is missing and what that costs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def say(sentence: str) -> None:
 
 
 def build_if_missing(name: RewriterName, cache: Path) -> RewriterName:
-    """The rewriter to open: "last-turn" in place of a language model that can be neither found nor built."""
+    """The rewriter to open: "last-turn" instead of a language model that can be neither found nor built."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.model import find_model
 

@@ -56,7 +56,7 @@ def export(ctx: click.Context, user: str, tenant: str) -> None:
 @tenant_option
 @click.pass_context
 def forget(ctx: click.Context, user: str, tenant: str) -> None:
-    """Delete everything that is known about USER, and overwrite it in the file."""
+    """Delete everything that is known about USER, so that no trace stays in the file."""
     from bespeak_cli.parts import open_profiles
 
     gone = open_profiles(ctx).forget(user, tenant=tenant)

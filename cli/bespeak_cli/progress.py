@@ -1,4 +1,4 @@
-"""Shows on standard error how far a long task is: a bar on a terminal, otherwise a line now and then."""
+"""Shows on stderr how far a long task is: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from bespeak_cli.identity import tenant_option
 
 @click.command()
 @click.argument("text")
-@click.option("--user", required=True, help="Who says it.")
+@click.option("--user", required=True, help="User who says it.")
 @tenant_option
 @click.pass_context
 def remember(ctx: click.Context, text: str, user: str, tenant: str) -> None:

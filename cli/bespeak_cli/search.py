@@ -21,21 +21,23 @@ if TYPE_CHECKING:
 @click.option("--index", required=True, help="The index to search.")
 @identity_options
 @click.option("--size", default=10, show_default=True, type=click.IntRange(1, 10_000), help="Hits on the page.")
-@click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 10_000), help="Hits before the page.")
+@click.option(
+    "--offset", default=0, show_default=True, type=click.IntRange(0, 10_000), help="Hits to skip before the page."
+)
 @click.option(
     "--rewriter",
     type=click.Choice(["model", "last-turn", "none"]),
     default="model",
     show_default=True,
-    help="The language model, the words of the turn before, or no rewrite.",
+    help="Rewrite with the language model, with words of the last turn, or not at all.",
 )
-@click.option("--encoder", help="A model's name or folder; the shipped one by default.")
+@click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
 @click.option(
     "--mode",
     type=click.Choice(["recall", "boost"]),
     default="recall",
     show_default=True,
-    help="Whether the rewrite may find more hits, or only reorder them.",
+    help="recall: the rewrite may also find more hits; boost: it only reorders them.",
 )
 @search_options
 @click.option(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bespeak.proxy.identity import JwtKey
 
 STORE_S = 2.0
-"""Seconds to wait for the profile store: a late search is worse than one that is not personalised."""
+"""Seconds to wait for the profile store: a late search is worse than one that is not personal."""
 
 A_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -28,16 +28,16 @@ A_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.option("--upstream", required=True, multiple=True, metavar="URL",
               help="Elasticsearch node to send requests to. May be repeated for more nodes.")  # fmt: skip
-@click.option("--ca-file", type=A_FILE, help="Certificate (PEM) of the authority that signed the nodes' own.")
+@click.option("--ca-file", type=A_FILE, help="Certificate (PEM) of the authority that signed the nodes' certificates.")
 @click.option("--host", default="127.0.0.1", show_default=True,
-              help="Address to listen on. One that other machines can reach requires --token-file.")  # fmt: skip
+              help="Address to listen on. An address that other machines can reach requires --token-file.")  # fmt: skip
 @click.option("--port", default=9280, show_default=True, type=click.IntRange(0, 65535),
-              help="Port to listen on; 0 takes a free one.")  # fmt: skip
+              help="Port to listen on; 0 picks a free one.")  # fmt: skip
 @click.option("--token-file", type=A_FILE, help="File with the token that the routes under /_bespeak require.")
 @click.option("--user-key", type=A_FILE,
-              help="Accept only users that are signed (JWT) with the key in this file, public (PEM) or "
-              "secret.")  # fmt: skip
-@click.option("--share", default="100%", show_default=True, help="Personalise for this share of the users.")
+              help="Accept only users named in a token (JWT) that is signed with the key in this file, a "
+              "public key (PEM) or a secret.")  # fmt: skip
+@click.option("--share", default="100%", show_default=True, help="Personalise for this share of users.")
 @click.option("--compare", metavar="A:B",
               help="Interleave the rankings of two settings on each page; A|B shows each user one of them. A side is "
               "engine, current or a TOML file.")  # fmt: skip
@@ -58,12 +58,12 @@ A_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--connections", default=100, show_default=True, type=click.IntRange(1),
               help="Send at most this many requests to Elasticsearch at once; others wait.")  # fmt: skip
 @click.option("--timeout-s", default=60.0, show_default=True, type=click.FloatRange(min=0.1),
-              help="Seconds that Elasticsearch may send nothing before a request fails.")  # fmt: skip
+              help="Fail a request if Elasticsearch sends nothing for this many seconds.")  # fmt: skip
 @click.pass_context
 def serve(ctx: click.Context, /, **options: Any) -> None:
     """Personalise the searches of any Elasticsearch client, as a proxy in front of the cluster.
 
-    Point your clients at this address in place of Elasticsearch. Searches that name a user are personalised; every
+    Point your clients at this address instead of Elasticsearch. Searches that name a user are personalised; every
     other request passes through unchanged.
 
     Ctrl-C or SIGTERM stops the proxy after the running requests are finished; a second one stops it at once.
@@ -122,7 +122,7 @@ def open_own_store(ctx: click.Context, options: dict[str, Any]) -> EventStore:
 
     check_store_options(options, cluster_options=("api_key", "basic"))
     in_cluster = options["profiles"] == "elasticsearch"
-    data = ctx.obj.learnt if in_cluster else ctx.obj.data  # a proxy without data of its own makes no folder for them
+    data = ctx.obj.learnt if in_cluster else ctx.obj.data  # a proxy without data of its own needs no folder
     store = open_store(data, options | {"elasticsearch": options["upstream"][0]}, STORE_S)
     if in_cluster:
         from bespeak.profiles.stores.elastic import ElasticsearchStore

@@ -1,4 +1,4 @@
-"""What `bespeak serve` reports when it starts, so that the operator sees at once what was mistyped or is not up yet."""
+"""The report of `bespeak serve` at its start, which shows the operator what is mistyped or not up yet."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import Rewriter
 
 PROBE_S = 3.0
-"""Seconds that a node may take to answer what it is."""
+"""Seconds to wait for a node to say what it is."""
 SAMPLE_QUERY = "How do I close it?"
 
 
 @dataclass(frozen=True)
 class Startup:
-    """What was opened; the texts are ready to be shown."""
+    """The parts that were opened, with texts that are ready to show."""
 
     upstreams: Sequence[str]
     ca_file: Path | None
@@ -69,7 +69,7 @@ async def describe_nodes(urls: Sequence[str], ca_file: Path | None) -> list[str]
 
 
 async def describe_node(url: str, ca_file: Path | None) -> str:
-    """What answers at the URL, asked without credentials: those are the clients'."""
+    """What answers at the URL, asked without credentials, which only clients have."""
     from bespeak.errors import EngineError
     from bespeak.proxy.http.upstream import Upstream
 
@@ -101,7 +101,7 @@ def describe_answer(text: bytes) -> str:
         about = json.loads(text)
         return f"Elasticsearch {about['version']['number']}, cluster {about['cluster_name']}"
     except (ValueError, LookupError, TypeError):
-        return "what answers does not look like Elasticsearch: check the URL"
+        return "the server does not look like Elasticsearch: check the URL"
 
 
 def describe_store(store: EventStore, place: str) -> str:

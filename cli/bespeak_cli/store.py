@@ -39,7 +39,7 @@ def store_options(command: Command) -> Command:
 
 
 def check_store_options(options: Mapping[str, Any], cluster_options: Sequence[str] = CLUSTER_OPTIONS) -> None:
-    """Raises UsageError for options that concern the cluster where profiles are read from SQLite."""
+    """Raises UsageError for options that concern the cluster if profiles are read from SQLite."""
     from bespeak.errors import UsageError
 
     given = [name for name in cluster_options if options[name]]

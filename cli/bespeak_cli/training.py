@@ -107,7 +107,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
 @threads_option
 @click.pass_context
 def train_gain(ctx: click.Context, /, **options: Any) -> None:
-    """Train an adapter further, on which of its rewrites find the answer.
+    """Train an adapter further, towards rewrites that find the answer.
 
     It learns from conversations in --data in which the answer to a query is known: the history of a later query
     contains it. An interrupted training resumes when you repeat the command. Needs the extra 'train'.
@@ -134,7 +134,7 @@ def train_gain(ctx: click.Context, /, **options: Any) -> None:
 def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: int) -> None:
     """Train the network that picks the words of a session that a query depends on.
 
-    This takes minutes, and no extra.
+    This takes minutes and needs no extra.
     """
     from bespeak.training.terms import train, write_terms
 

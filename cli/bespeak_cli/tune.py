@@ -39,11 +39,11 @@ TABLES = ("search", "serve", "evaluate")
 def tune(ctx: click.Context, /, **options: Any) -> None:
     """Choose the settings that fit your own judgments or clicks best, by cross-validation.
 
-    Give judged collections with --data, or --events. The present settings, which the candidates have to beat, are
-    those that `bespeak serve` would use: the table [serve] of --config, its variables, its defaults.
+    Give judged collections with --data, or --events. Candidates must beat the present settings, which are those that
+    `bespeak serve` would use: the table [serve] of --config, its variables and its defaults.
 
-    If the evidence does not justify a change, nothing is written and the exit code is 3. The options on profiles and
-    Elasticsearch concern --events alone.
+    If the evidence does not justify a change, nothing is written and the exit code is 3. The options for profiles
+    and Elasticsearch apply only to --events.
     """
     check_usage(options)
     found = on_events(ctx, options) if options["events"] else on_judgments(ctx, options["data"])

@@ -1,4 +1,4 @@
-"""What is kept in memory for a while, within bounds."""
+"""A cache in memory, bounded in size and age."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from cachetools import TTLCache
+from cachetools import Cache, LRUCache, TTLCache
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
 class RecentlyUsed(Generic[Key, Value]):
-    """At most `limit` entries, each for `life_s` seconds after it was put; the one least recently used goes first.
+    """A thread-safe cache of at most `limit` entries, which drops the least recently used first.
 
-    With `size_of`, `limit` bounds the sum of the entries' sizes, and a larger entry is not kept. May be used from
-    several threads.
+    Each entry lives `life_s` seconds after it was put. With `size_of`, `limit` bounds the sum of the entries' sizes,
+    and an entry larger than that is not kept.
     """
 
     def __init__(
@@ -28,7 +28,11 @@ class RecentlyUsed(Generic[Key, Value]):
         clock: Callable[[], float] = time.monotonic,
         size_of: Callable[[Value], float] | None = None,
     ) -> None:
-        self._entries: TTLCache[Key, Value] = TTLCache(limit, life_s, timer=clock, getsizeof=size_of)
+        self._entries: Cache[Key, Value]
+        if life_s == math.inf:  # two thirds of the time that a TTLCache takes
+            self._entries = LRUCache(limit, getsizeof=size_of)
+        else:
+            self._entries = TTLCache(limit, life_s, timer=clock, getsizeof=size_of)
         self._n_forgotten = 0
         self._lock = threading.Lock()
 
@@ -43,7 +47,7 @@ class RecentlyUsed(Generic[Key, Value]):
             return found
 
     def put(self, key: Key, value: Value, n_forgotten: int | None = None) -> None:
-        """Keeps the value, unless something was forgotten since `n_forgotten` was read: it may be about that."""
+        """Keeps the value, unless something was forgotten since `n_forgotten` was read: it may hold just that."""
         with self._lock:
             if n_forgotten not in (None, self._n_forgotten):
                 return

@@ -1,7 +1,7 @@
-"""When work has to end: by itself, also in the middle of a model's run, and not only in the eyes of who waits for it.
+"""Deadlines that end the work itself, even in the middle of a model's run, and not only the wait for it.
 
-The deadline that a piece of work is under is that of its context, as with the cancel scopes of trio: what lies between
-the caller who sets it and the model that heeds it need not pass it on.
+Work is under the deadline of its context, as with trio's cancel scopes: the code between the caller that sets a
+deadline and the model that heeds it need not pass it on.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bespeak.errors import BespeakError
 
 
 class Late(BespeakError):
-    """The time is over, or nobody waits any more."""
+    """The time is up, or nobody is waiting any more."""
 
     def __init__(self, message: str = "not done in time") -> None:
         super().__init__(message)
 
 
 class Deadline:
-    """A moment on the monotonic clock, and never later than the deadline that it was made under."""
+    """A moment on the monotonic clock, never later than the deadline under which it was created."""
 
     def __init__(self, at: float = math.inf) -> None:
         """`at` in seconds of `time.monotonic()`; infinity: never."""
@@ -42,7 +42,7 @@ class Deadline:
 
     @classmethod
     def current(cls) -> Deadline:
-        """What the caller's work is under; without any, one that never comes."""
+        """The deadline of the caller's context; without one, a deadline that never comes."""
         return _current.get() or cls()
 
     @property
@@ -51,7 +51,7 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds, 0 when over."""
+        """Seconds left; 0 when over."""
         return max(0.0, self.at - time.monotonic())
 
     @property
@@ -64,7 +64,7 @@ class Deadline:
             raise Late
 
     def cancel(self) -> None:
-        """It is over now; from any thread, any number of times."""
+        """Ends the deadline now. May be called from any thread, any number of times."""
         with self._lock:
             self._at = min(self._at, time.monotonic())
             acts = tuple(self._acts)
@@ -73,7 +73,7 @@ class Deadline:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """What the block does is under this deadline."""
+        """Puts the block under this deadline."""
         token = _current.set(self)
         try:
             yield
@@ -82,7 +82,7 @@ class Deadline:
 
     @contextmanager
     def ending(self, act: Callable[[], object]) -> Iterator[None]:
-        """Should this be over before the block is, `act` is called, mostly by another thread and maybe twice."""
+        """Calls `act` if the deadline is over before the block ends, usually from another thread and perhaps twice."""
         timer = None
         chain = self._chain()
         for deadline in chain:
@@ -105,14 +105,14 @@ class Deadline:
 
     @contextmanager
     def model_run(self) -> Iterator[Any]:
-        """onnxruntime's RunOptions for any number of runs, one after another, that end when this is over.
+        """RunOptions that end a run of onnxruntime when the deadline is over, for any number of runs in sequence.
 
-        A run that is ended raises onnxruntime's own error. It is ended between two operators of the graph.
+        A run ends between two operators of the graph and then raises onnxruntime's own error.
         """
         import onnxruntime
 
         run = onnxruntime.RunOptions()
-        run.log_severity_level = 4  # a run that is ended in time is no error to print
+        run.log_severity_level = 4  # onnxruntime would print an error for each ended run
         with self.ending(partial(setattr, run, "terminate", True)):
             yield run
 

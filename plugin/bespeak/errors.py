@@ -1,7 +1,7 @@
 """Everything Bespeak raises on purpose.
 
 BespeakError
-├── UsageError          what the caller asked for makes no sense (command line: exit 2)
+├── UsageError          the request makes no sense (command line: exit 2)
 ├── InputError          a file or a line that cannot be read
 ├── StoreError          the event store cannot be opened, locked or written
 ├── ModelError          a model that is missing, damaged or cannot be built
@@ -15,7 +15,7 @@ Each message is one sentence that says what, where and what to do next. None of 
 
 
 class BespeakError(Exception):
-    """One sentence for the person at the terminal."""
+    """An error whose message is one sentence for the user."""
 
 
 class UsageError(BespeakError):

@@ -9,15 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock
-
 
 @contextmanager
 def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: Any) -> Iterator[IO[Any]]:
-    """A file that takes the place of `path` when the block ends; if the block raises, `path` stays as it was.
+    """A file that replaces `path` when the block ends. If the block raises, `path` stays as it was.
 
-    `mode` and `options` are those of `open`. `durable` also waits until content and name are on the disk. The new file
-    can be read and written by its owner alone. Raises OSError.
+    `mode` and `options` are those of `open`. `durable` also waits until content and name are on the disk. Only its
+    owner can read and write the new file. Raises OSError.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     draft = Path(name)
@@ -34,6 +32,16 @@ def replacing(path: Path, mode: str = "wb", durable: bool = False, **options: An
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes the folder, for its owner alone, and those above it; one that is there keeps its mode. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def make_private_file(path: Path) -> None:
+    """Makes the file, empty and for its owner alone, unless it is there. Raises OSError."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))
 
 
 def rename_durably(made: Path, path: Path) -> None:
@@ -59,7 +67,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_folder(made: Path, folder: Path) -> None:
-    """Puts the folder `made` where `folder` is, which goes. Both must lie on one file system. Raises OSError."""
+    """Replaces `folder` with the folder `made`. Both must be on the same file system. Raises OSError."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as passing:
         if folder.exists():
             folder.rename(Path(passing) / "old")
@@ -68,9 +76,11 @@ def replace_folder(made: Path, folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait_s: float = -1) -> Iterator[None]:
-    """Holds the lock file `path`, on every system; one process has it at a time, and a killed one loses it.
+    """Holds the lock file `path` during the block. One process has it at a time; a killed process loses it.
 
-    Waits `wait_s` seconds, by default without end. Raises `filelock.Timeout` where it stays taken.
+    Waits for `wait_s` seconds, by default without end. Raises `filelock.Timeout` if it is still taken then.
     """
+    from filelock import FileLock  # takes longer to import than most commands take to run
+
     with FileLock(path, timeout=wait_s):
         yield

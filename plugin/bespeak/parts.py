@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class LearntSource(Protocol):
-    """What was learnt of people's behaviour; the folder that `bespeak learn` writes to is one."""
+    """What was learnt from users' behaviour, such as the folder that `bespeak learn` writes to."""
 
     def of(self, tenant: str) -> tuple[Learnt | None, str]:
-        """What was learnt of a tenant's users, and why it cannot be used."""
+        """What was learnt from a tenant's users, and why it cannot be used; None and "" if nothing was learnt."""
         ...
 
     def holds(self, tenant: str) -> bool: ...
@@ -34,7 +34,7 @@ class LearntSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What is built once and used for every query. Without an encoder there is no embedding and no user score."""
+    """What is built once and used for every query. Without an encoder, hits get no embedding and no user score."""
 
     settings: Settings
     rewriter: Rewriter
@@ -44,14 +44,14 @@ class Parts:
     context: ContextEncoder | None = field(default=None, kw_only=True)
 
     def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
-        """What was learnt of the people of this tenant, and why it cannot be used."""
+        """What was learnt from the users of the profile's tenant, and why it cannot be used."""
         if self.learnt is None or profile.user is None or not profile.preferences:
             return None, ""
         return self.learnt.of(profile.user.tenant)
 
 
 class Profiles(Protocol):
-    """Where a profile comes from; the event store is one."""
+    """A source of profiles, such as the event store."""
 
     def profile(self, user: UserKey | None, session_id: str, now: datetime) -> Profile: ...
 
@@ -74,13 +74,16 @@ class Models:
     rewriter: RewriterName | Rewriter = "model"
     # A model's name or folder, or one of your own; None: the shipped one, "none": no embeddings.
     encoder: str | Encoder | None = None
-    # Threads of one run of an encoder; None: one a core, at most 4.
+    # Threads per run of an encoder; None: one per core, at most 4.
     encoder_threads: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.rewriter, str) and self.rewriter not in get_args(RewriterName):
             names = ", ".join(get_args(RewriterName))
-            raise UsageError(f"there is no rewriter {self.rewriter!r}: take one of {names}, or one of your own")
+            raise UsageError(f"there is no rewriter {self.rewriter!r}: choose one of {names}, or pass one of your own")
+        for name, model, method in (("rewriter", self.rewriter, "rewrite"), ("encoder", self.encoder, "encode")):
+            if not isinstance(model, str) and not hasattr(model, method) and (name, model) != ("encoder", None):
+                raise UsageError(f"{name} must be a name or have the method {method}: {type(model).__name__} has not")
 
 
 def open_parts(
@@ -91,9 +94,9 @@ def open_parts(
     learnt: Path | None = None,
     warn: Warn | None = None,
 ) -> Parts:
-    """The models and what was learnt, opened.
+    """Opens the models and what was learnt.
 
-    `rewrites` keeps rewrites for the next time; `learnt` is the folder that `bespeak learn` writes to. A model that
+    `rewrites` caches rewrites; `learnt` is the folder that `bespeak learn` writes to. A model that
     cannot be opened is left out, and `warn` gets a sentence that says which one and what that costs. Without `warn`,
     raises ModelError.
     """
@@ -112,7 +115,7 @@ def open_parts(
 
 
 def open_encoder(models: Models, warn: Warn | None = None) -> Encoder | None:
-    """None for "none", and for one that is missing if `warn` is given."""
+    """Opens the encoder; None if it is "none", or cannot be opened and `warn` is given. Otherwise raises ModelError."""
     from bespeak.models.encoder import load_encoder
 
     named = models.encoder
@@ -126,9 +129,10 @@ def open_encoder(models: Models, warn: Warn | None = None) -> Encoder | None:
 def open_rewriter(
     models: Models, encoder: Encoder | None, rewrites: RewriteCache | None = None, warn: Warn | None = None
 ) -> Rewriter:
-    """A language model that is missing is replaced by the words of the last turn, if `warn` is given.
+    """Opens the rewriter. With `warn`, the words of the last turn replace a missing language model.
 
-    `encoder` chooses the statements to read when the user has made more than the model can read.
+    `encoder` chooses the statements to read if the user made more than the model can read. Without `warn`, raises
+    ModelError.
     """
     rewriter: Rewriter
     if isinstance(models.rewriter, str):
@@ -151,7 +155,7 @@ def _open(load: Callable[[], Model], cost: str, warn: Warn | None) -> Model | No
 
 
 def remember_vectors(parts: Parts) -> Parts:
-    """The same parts for a process that answers many queries: the latest vectors are kept in memory."""
+    """The same parts, keeping the latest vectors in memory, for a process that answers many queries."""
     from bespeak.models.encoder import RememberingEncoder
 
     encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
@@ -160,7 +164,7 @@ def remember_vectors(parts: Parts) -> Parts:
 
 
 def forget_user(parts: Parts, user: UserKey) -> None:
-    """Drops all that the parts keep in memory of a user's texts."""
+    """Drops everything that the parts keep in memory about a user."""
     from bespeak.models.encoder import RememberingEncoder
 
     parts.rewriter.forget(user)

@@ -1,21 +1,25 @@
-"""One way of a query: profile, read, retrieve, rank, page.
+"""The path of every query: profile, read, retrieve, rank, page.
 
-`read` (in `reading.py`) and `rank` do no I/O and serve every face. `search` takes the whole way for our own engines;
-the proxy takes it with a client's own search in place of `ask` and `retrieve`.
+`read` (in `reading.py`) and `rank` do no I/O and serve every face. `search` runs the whole path for our own engines;
+the proxy sends a client's own search instead of calling `ask` and `retrieve`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from bespeak.arguments import require, require_text, require_whole_number
 from bespeak.document import hit_text
 from bespeak.engines import Engine, IndexInfo
 from bespeak.errors import ModelError, StoreError, UsageError
 from bespeak.parts import Parts, Profiles
+from bespeak.profiles.events import check_id
 from bespeak.ranking.rerank import (
     Judge,
     LearntScores,
@@ -29,6 +33,7 @@ from bespeak.ranking.rerank import (
     user_vector,
 )
 from bespeak.ranking.tuned import EMBEDDED_CHARS, LEARNT_WINDOWS, MAX_PREFERENCES
+from bespeak.ranking.vectors import Embedded
 from bespeak.reading import MAX_QUERY_CHARS, Reading, clauses, query_vector, read
 from bespeak.records import (
     Clause,
@@ -47,11 +52,12 @@ from bespeak.statuses import Reason, RerankStatus, Stage
 from bespeak.text import analysis
 
 if TYPE_CHECKING:
+    from bespeak.models.encoder import Encoder
     from bespeak.ranking.learning import Learnt
 
 
 def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, now: datetime | None = None) -> Result:
-    """One personalised search, start to end; a profile that cannot be read leaves the engine's own answer.
+    """Runs one personalised search. If the profile cannot be read, the answer is the engine's own.
 
     Raises UsageError and EngineError.
     """
@@ -68,15 +74,24 @@ def search(engine: Engine, profiles: Profiles, request: Request, parts: Parts, n
 
 
 def check_request(request: Request) -> None:
-    """Raises UsageError for what no engine could answer."""
-    if not request.query.strip():
-        raise UsageError("the query is empty: give at least one word")
-    if len(request.query) > MAX_QUERY_CHARS:
-        raise UsageError(
-            f"the query is {len(request.query)} characters long, the limit is {MAX_QUERY_CHARS}: shorten it"
-        )
+    """Raises UsageError for a request that no engine could answer."""
+    check_query(request.query)
+    require_text("index", request.index)
+    check_id("session", request.session_id)
+    require("filters", request.filters, Mapping, "a dict of fields and values")
+    for name, value in (("size", request.size), ("offset", request.offset)):
+        require_whole_number(name, value)
     if request.size < 1 or request.offset < 0:
         raise UsageError(f"size must be at least 1 and offset at least 0, but are {request.size} and {request.offset}")
+
+
+def check_query(query: str) -> None:
+    """Raises UsageError for a query that is empty or too long."""
+    require_text("query", query)
+    if not query.strip():
+        raise UsageError("the query is empty: give at least one word")
+    if len(query) > MAX_QUERY_CHARS:
+        raise UsageError(f"the query is {len(query)} characters long, the limit is {MAX_QUERY_CHARS}: shorten it")
 
 
 # Ask and retrieve: the embedded engine, or searches of our own in Elasticsearch.
@@ -87,9 +102,9 @@ class Retrieved:
     """What an engine returned for a reading."""
 
     info: IndexInfo
-    as_typed: Hits  # the answer to the query as typed: what is shown where nothing is ranked, and what hits moved from
-    hits: Hits  # the answer to all that was asked
-    liked: tuple[Document, ...] = ()  # documents that the user liked, as far as the index holds them
+    as_typed: Hits  # the answer to the query as typed: shown if nothing is ranked, and the order that hits moved from
+    hits: Hits  # the answer to the query with everything that was added
+    liked: tuple[Document, ...] = ()  # documents of this index that the user liked
     added: tuple[Hit, ...] = ()  # hits that others' behaviour suggests
 
 
@@ -105,35 +120,33 @@ def retrieve(engine: Engine, request: Request, info: IndexInfo, reading: Reading
 
 
 def liked_ids(profile: Profile) -> list[str]:
-    """The documents whose vectors make the user's, strongest first."""
+    """Ids of the documents whose vectors make up the user's vector, strongest preference first."""
     return [preference.doc_id for preference in profile.preferences[:MAX_PREFERENCES]]
 
 
 def ask(request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> EngineQuery:
-    """The query with what the session adds, as optional clauses: in boost mode the matching set stays."""
+    """The engine query with what the session adds as optional clauses, so that boost mode keeps the matching set."""
     settings = parts.settings
     query = ask_as_typed(request, settings)
     if reading.declined or reading.fault:
         return query
     recall = settings.mode == "recall"
-    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
-    found = query_vector(reading, settings) if recall and comparable else None
+    found = query_vector(reading, settings) if recall and is_comparable(info, parts.encoder) else None
     return replace(
         query, optional=clauses(reading, settings), vector=found.mixed.vector if found else None, recall=recall
     )
 
 
 def ask_as_typed(request: Request, settings: Settings) -> EngineQuery:
-    """The query with nothing added."""
+    """The engine query with nothing added."""
     size = max(settings.window, request.offset + request.size)
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
 def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> list[Hit]:
-    """In recall mode, the hits with all words of the query among the documents that, by others' behaviour, this user
-    would like most.
+    """Hits to add in recall mode: documents that others' behaviour suggests and that hold all words of the query.
 
-    For a broad query, the engine's first hundred hits are nearly arbitrary and mostly lack them.
+    For a broad query, the engine's first hundred hits are nearly arbitrary and mostly lack them. Raises EngineError.
     """
     learnt, _ = parts.learnt_for(reading.profile)
     if learnt is None or parts.settings.mode != "recall":
@@ -146,7 +159,7 @@ def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading,
     return [found[doc_id] for doc_id in likely if doc_id in found][: parts.settings.window]
 
 
-# Rank: one place for every rule, whatever the hits come from.
+# Rank: one place for every rule, wherever the hits come from.
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,24 +168,24 @@ class Ranking:
 
     hits: tuple[Ranked, ...]  # pinned ones first
     status: RerankStatus
-    reason: str = ""  # of `off` and `failed`, and what else was left out
+    reason: str = ""  # why the status is `off` or `failed`, or what else was left out
     explain: Callable[[Sequence[Ranked]], tuple[Ranked, ...]] = field(default=tuple, repr=False, compare=False)
-    """Gives hits of this ranking with the evidence that raised them."""
+    """Adds to hits of this ranking the evidence that raised them."""
 
 
 def rank(
     reading: Reading, window: Window, settings: Settings, learnt: Learnt | None = None, reason: str = ""
 ) -> Ranking:
-    """The window's hits ordered for the reading's user. No I/O.
+    """Orders the window's hits for the reading's user. No I/O.
 
-    `learnt` is what was learnt of others, `reason` why it is missing where it should not be.
+    `learnt` holds what was learnt from other users; `reason` says why it is missing if it could not be read.
     """
     if reading.declined:
         return Ranking(tuple(unranked(window.hits)), RerankStatus.OFF, reading.declined)
     if reading.fault:
         return Ranking(tuple(unranked(window.hits)), RerankStatus.FAILED, Stage.ENCODE)
     pinned = [hit for hit in window.hits if hit.pinned]
-    # In an order of their own, so that equal scores never depend on how the hits came.
+    # Sorted by id, so that equal scores never depend on the order in which the hits arrived.
     free = sorted((hit for hit in window.hits if not hit.pinned), key=attrgetter("doc_id"))
     vector = query_vector(reading, settings)
     if vector:
@@ -201,12 +214,12 @@ def rank(
 
 
 def holds_query(reading: Reading, text: Callable[[Hit], str]) -> Callable[[Hit], bool]:
-    """Whether a hit holds all words of what was asked."""
+    """A test of whether a hit holds all words of the query and its rewrite."""
     return holds_all(reading.explained.text, lambda hit: text(hit)[:EMBEDDED_CHARS])
 
 
 def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str]) -> tuple[Ranked, ...]:
-    """The hits with their evidence; one without scores has none."""
+    """The hits with their evidence; a hit without scores gets none."""
     rewrite = judge.rewrite
     query = set(analysis.terms(f"{rewrite.query} {rewrite.text}"))
     stems = {term.text: stem for term in rewrite.terms for stem in analysis.terms(term.text)[:1]}
@@ -224,11 +237,11 @@ def explain_hits(hits: Sequence[Ranked], judge: Judge, text: Callable[[Hit], str
 
 
 def show_page(request: Request, reading: Reading, retrieved: Retrieved, parts: Parts) -> Result:
-    """The asked page of the ranked hits. No I/O."""
+    """The requested page of the ranked hits. No I/O."""
     as_typed = retrieved.as_typed
     if reading.declined or reading.fault:
         ranking = rank(reading, Window(as_typed.hits), parts.settings)
-        return cut(request, reading, as_typed, ranking, note=fault_note(reading.fault) or reading.declined)
+        return cut(request, reading, as_typed, ranking, note=fault_note(reading.fault) or ranking.reason)
     try:
         window, rest = prepare_window(retrieved, reading, parts)
     except ModelError as error:
@@ -245,62 +258,64 @@ def fault_note(fault: str) -> str:
 
 
 def prepare_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tuple[Window, list[Hit]]:
-    """The hits to rank with all that ranking needs of them, and the hits beyond. Raises ModelError."""
-    added = {hit.doc_id for hit in retrieved.added}
-    embedded = embed_hits(join(retrieved.hits.hits, retrieved.added), retrieved.info, reading, parts, added)
-    info, settings = retrieved.info, parts.settings
-    comparable = parts.encoder is not None and info.encoder == parts.encoder.name
-    asked = query_vector(reading, settings) if settings.mode == "recall" and comparable else None
-    hits, rest = choose_window(embedded, asked.mixed.vector if asked else None, settings.window, added)
-    liked = embed_liked(retrieved, reading.profile, parts)
-    return Window(hits, liked, lambda hit: hit_text(hit.source, info.fields)), rest
+    """The window to rank, and the hits beyond it. Raises ModelError."""
+    added, info, settings = {hit.doc_id for hit in retrieved.added}, retrieved.info, parts.settings
+    hits = join(retrieved.hits.hits, retrieved.added)
+    encoder = parts.encoder if reading.vectors else None
+    inside = [i < settings.window or hit.doc_id in added for i, hit in enumerate(hits)]
+    embedded = embed(hits, inside, retrieved, reading.profile, encoder)
+    found = [replace(hit, vector=vector) for hit, vector in zip(hits, embedded.hits, strict=True)]
+    recall = settings.mode == "recall" and is_comparable(info, encoder)
+    asked = query_vector(reading, settings) if recall else None
+    chosen, rest = choose_window(found, asked.mixed.vector if asked else None, settings.window, added)
+    return Window(chosen, embedded.liked, lambda hit: hit_text(hit.source, info.fields)), rest
+
+
+def is_comparable(info: IndexInfo, encoder: Encoder | None) -> bool:
+    """Whether the index's own vectors compare with the encoder's."""
+    return encoder is not None and info.encoder == encoder.name
 
 
 def join(hits: Sequence[Hit], added: Sequence[Hit]) -> list[Hit]:
-    """The hits, then those added beside them; one that only the vector had found gets its lexical score."""
+    """The hits, then the added ones. A hit found only by vector takes its lexical score from `added`."""
     by_id = {hit.doc_id: hit for hit in added}
     joined = [by_id[hit.doc_id] if hit.score == 0 and hit.doc_id in by_id else hit for hit in hits]
     there = {hit.doc_id for hit in hits}
     return [*joined, *(hit for hit in added if hit.doc_id not in there)]
 
 
-def embed_hits(
-    hits: Sequence[Hit], info: IndexInfo, reading: Reading, parts: Parts, added: Collection[str]
-) -> list[Hit]:
-    """The hits with vectors that compare with the query's: the index's own, or made from their texts."""
-    if parts.encoder is None or not reading.vectors:
-        return [replace(hit, vector=None) for hit in hits]
-    comparable = info.encoder == parts.encoder.name
-    bare = [
-        i
-        for i, hit in enumerate(hits)
-        if (i < parts.settings.window or hit.doc_id in added) and (hit.vector is None or not comparable)
-    ]
-    found = [hit if comparable else replace(hit, vector=None) for hit in hits]
-    texts = [hit_text(hits[i].source, info.fields)[:EMBEDDED_CHARS] for i in bare]
-    for i, vector in zip(bare, parts.encoder.encode(texts), strict=True):
-        found[i] = replace(found[i], vector=vector)
-    return found
-
-
-def embed_liked(retrieved: Retrieved, profile: Profile, parts: Parts) -> dict[str, Vector]:
-    """Vectors of what the user liked, by doc_id; of a document that the index lacks, from its title."""
-    if parts.encoder is None:
-        return {}
-    info, liked = retrieved.info, retrieved.liked
-    comparable = info.encoder == parts.encoder.name
-    vectors = {d.doc_id: d.vector for d in liked if d.vector is not None and comparable}
+def embed(
+    hits: Sequence[Hit], inside: Sequence[bool], retrieved: Retrieved, profile: Profile, encoder: Encoder | None
+) -> Embedded:
+    """The hits with vectors comparable to the query's: the index's own, or made from their texts. Raises ModelError."""
+    if encoder is None:
+        return Embedded((None,) * len(hits))
+    info, comparable = retrieved.info, is_comparable(retrieved.info, encoder)
+    vectors = [hit.vector if comparable else None for hit in hits]
+    bare = [i for i, vector in enumerate(vectors) if vector is None and inside[i]]
+    for i, vector in zip(
+        bare, embed_texts([hit_text(hits[i].source, info.fields) for i in bare], encoder), strict=True
+    ):
+        vectors[i] = vector
+    liked = {d.doc_id: d.vector for d in retrieved.liked if d.vector is not None and comparable}
     texts = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
-    texts |= {d.doc_id: hit_text(d.source, info.fields)[:EMBEDDED_CHARS] for d in liked}
-    bare = [doc_id for doc_id in texts if doc_id not in vectors]
-    made = parts.encoder.encode([texts[doc_id] for doc_id in bare])
-    return vectors | dict(zip(bare, made, strict=True))
+    texts |= {d.doc_id: hit_text(d.source, info.fields) for d in retrieved.liked}
+    missing = [doc_id for doc_id in texts if doc_id not in liked]
+    liked |= dict(zip(missing, embed_texts([texts[doc_id] for doc_id in missing], encoder), strict=True))
+    return Embedded(tuple(vectors), liked, {info.index: info.fields})
+
+
+def embed_texts(texts: Sequence[str], encoder: Encoder) -> list[Vector]:
+    """A vector for the beginning of each text; zeros for one without text. Raises ModelError."""
+    there = [text for text in texts if text.strip()]
+    rows = iter(encoder.encode([text[:EMBEDDED_CHARS] for text in there]))
+    return [next(rows) if text.strip() else np.zeros(encoder.dim, np.float32) for text in texts]
 
 
 def cut(
     request: Request, reading: Reading, as_typed: Hits, ranking: Ranking, rest: Sequence[Hit] = (), note: str = ""
 ) -> Result:
-    """The asked page of a ranking and the hits beyond it, each with its rank in the engine's own answer, or 0."""
+    """The requested page of a ranking and the hits beyond it; a hit's rank is that in the engine's own answer, or 0."""
     ranks = {hit.doc_id: hit.rank for hit in as_typed.hits}
     order = [*ranking.hits, *unranked(rest, start=len(ranking.hits) + 1)]
     page = tuple(

@@ -1,7 +1,7 @@
-"""What a query is understood to mean for a user: the gate, the rewrite, the words and the vectors of its session.
+"""Reads a query for a user: the gate's decision, the rewrite, the words picked from the session, and the vectors.
 
-Nothing here knows an engine or does I/O. `read` takes all steps at once; the proxy takes them one by one, each within
-its own budget.
+Nothing here knows an engine or does I/O. `read` runs all steps; the proxy runs them one by one, each within its own
+budget.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 MAX_QUERY_CHARS = 10_000
 
 VectorName: TypeAlias = Literal["typed", "rewrite", "session", "picked", "last_turn"]
-"""The query as typed; its rewrite; the query read with its session; where nothing reads it, the query followed by the
-words picked from it; the last turn's query and response."""
+"""`typed` and `rewrite` encode one text each, `session` the query read with its session, `last_turn` the last turn's
+query and response. `picked`, used if no model reads the session, encodes the query followed by the picked words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +46,21 @@ class Reading:
 
     query: str
     profile: Profile  # without the turns of this very query
-    gate: str  # the reason why the query must not be rewritten
-    declined: str  # the reason why the engine's order must stay
+    gate: Reason | None  # why the query must not be rewritten
+    declined: Reason | None  # why the engine's order must stay
     rewrite: Rewrite
-    picked: tuple[Term, ...] | None = None  # words of the session; None: nothing picks them
-    vectors: Mapping[VectorName, Vector] = field(default_factory=dict)  # empty: there is no encoder, or it failed
+    picked: tuple[Term, ...] | None = None  # words of the session; None without a term picker
+    vectors: Mapping[VectorName, Vector] = field(default_factory=dict)  # empty without an encoder, or if it failed
     fault: str = ""  # why the encoder failed
 
     @property
     def has_clauses(self) -> bool:
-        """Whether the session gave words to search beside the query."""
+        """Whether the session added words to search for."""
         return self.rewrite.changed or bool(self.picked)
 
     @property
     def explained(self) -> Rewrite:
-        """The rewrite with the picked words among its own: all that is searched, and where it came from."""
+        """The rewrite with the picked words appended: every word that is searched for, with its source."""
         new = [t for t in self.picked or () if all(fold(t.text) != fold(own.text) for own in self.rewrite.terms)]
         text = join_terms(self.rewrite.text, new)
         return replace(self.rewrite, text=text, terms=(*self.rewrite.terms, *new))
@@ -71,7 +71,7 @@ class Reading:
 
 
 def read(query: str, profile: Profile, parts: Parts) -> Reading:
-    """Everything at once. A fault of the encoder is kept in `fault`; a fault of the rewriter is a status."""
+    """Reads a query in full. If the encoder fails, `fault` says why; if the rewriter fails, its status does."""
     reading = open_reading(query, profile)
     if reading.declined:
         return reading
@@ -84,10 +84,10 @@ def read(query: str, profile: Profile, parts: Parts) -> Reading:
 
 
 def open_reading(query: str, profile: Profile) -> Reading:
-    """The gate's decision, made once; what follows relies on it."""
+    """A reading that holds the gate's decision and nothing else yet. The gate is asked only here."""
     profile = without_query(profile, query)
     reason = gate.decline_rewriting(query, profile)
-    rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason)
+    rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason or "")
     return Reading(query, profile, reason, decline_ranking(profile, reason), rewrite)
 
 
@@ -101,38 +101,38 @@ def without_query(profile: Profile, query: str) -> Profile:
 
 
 def same_text(query: str) -> str:
-    """Equal for queries that are the same question: neither case nor white space counts."""
+    """The query without differences of case and white space, so that repeated queries compare equal."""
     return " ".join(query.casefold().split())
 
 
-def decline_ranking(profile: Profile, gate_reason: str) -> str:
-    """Why the engine's order must stay; "" where it may change."""
+def decline_ranking(profile: Profile, gate_reason: Reason | None) -> Reason | None:
+    """Why the engine's order must stay; "" if it may change."""
     if not profile.consent:
         return Reason.REFUSED
     if profile.is_empty:
         return Reason.STRANGER
-    return "" if gate_reason in REWRITE_REASONS else gate_reason
+    return None if gate_reason in REWRITE_REASONS else gate_reason
 
 
 def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
-    """The rewrite, or the query as typed where the gate says so. Never raises."""
+    """The rewrite, or the query as typed if the gate demands it. Never raises."""
     if reading.gate:
         return replace(reading.rewrite, model=model_of(rewriter))
     return run_rewriter(reading.query, reading.profile, rewriter, budget_ms)
 
 
 def rewrite_query(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
-    """A query's rewrite alone, as a search would make it. Never raises."""
+    """The rewrite that a search would make of this query. Never raises."""
     return rewrite_reading(open_reading(query, profile), rewriter, budget_ms)
 
 
 def pick_terms(reading: Reading, picker: TermPicker | None) -> Reading:
-    """With the words of the session that the query leans on."""
+    """The reading with the words of the session that the query leans on."""
     return replace(reading, picked=picker.pick(reading.query, reading.profile)) if picker else reading
 
 
 def encode_reading(reading: Reading, parts: Parts) -> Reading:
-    """With the vectors of all that is asked; without an encoder there are none. Raises ModelError and Late."""
+    """The reading with its vectors, or unchanged without an encoder. Raises ModelError and Late."""
     if parts.encoder is None:
         return reading
     texts = texts_to_encode(reading, parts)
@@ -144,19 +144,19 @@ def encode_reading(reading: Reading, parts: Parts) -> Reading:
 
 
 def is_remembered(reading: Reading, parts: Parts) -> bool:
-    """Whether all that `encode_reading` encodes was encoded before, so that it takes no time."""
+    """Whether `encode_reading` will find every vector in memory, and so take no time."""
     texts, reader = list(texts_to_encode(reading, parts).values()), session_reader(reading, parts)
     known = isinstance(parts.encoder, RememberingEncoder) and parts.encoder.knows(texts, "query")
     return known and (reader is None or reader.knows(reading.query, reading.profile))
 
 
 def session_reader(reading: Reading, parts: Parts) -> ContextEncoder | None:
-    """What reads the session beside this query; None where there is no session, or the query stands alone."""
+    """The encoder that reads the session with this query; None if there is none, or the gate kept the query alone."""
     return None if reading.gate else parts.context
 
 
 def texts_to_encode(reading: Reading, parts: Parts) -> dict[VectorName, str]:
-    """What the encoder reads, by the name of its vector."""
+    """The texts to encode, by the names of their vectors."""
     texts: dict[VectorName, str] = {"typed": reading.query}
     if reading.rewrite.changed:
         texts["rewrite"] = reading.rewrite.text
@@ -168,7 +168,7 @@ def texts_to_encode(reading: Reading, parts: Parts) -> dict[VectorName, str]:
 
 
 def clauses(reading: Reading, settings: Settings) -> tuple[Clause, ...]:
-    """What is searched beside the query as typed: its rewrite, the picked words, and the last turn's words."""
+    """The clauses that a search adds to the query as typed: its rewrite, the picked words and the last turn's words."""
     if not reading.has_clauses:
         return ()
     added = [Clause(reading.rewrite.text, settings.rewrite_weight)] if reading.rewrite.changed else []
@@ -181,9 +181,9 @@ def clauses(reading: Reading, settings: Settings) -> tuple[Clause, ...]:
 
 
 def query_vector(reading: Reading, settings: Settings) -> QueryVector | None:
-    """The query, its rewrite, what the session adds and a share of the last turn, as one vector.
+    """One vector mixed from the query, its rewrite, its session and a share of the last turn.
 
-    None where nothing was encoded, or the addends cancel out.
+    None if nothing was encoded or the addends cancel out.
     """
     vectors = reading.vectors
     if "typed" not in vectors:
@@ -216,10 +216,10 @@ def rewrite_addend(rewrite: Rewrite, vector: Vector) -> Addend:
 
 
 def session_addends(typed: Vector, with_session: Vector, events: Sequence[tuple[Addend, float]]) -> list[Addend]:
-    """The query's vector, and what the session adds to it, shared among `events` by their weights.
+    """The query's vector, then what the session adds to it, split among `events` by their weights.
 
-    A single event gets all of it, so that taking it away leaves exactly the query; of several each share is an
-    estimate, since they were encoded together.
+    A single event gets all of it: without that event, exactly the query remains. With several events each share is an
+    estimate, because they were encoded together.
     """
     total = sum(weight for _, weight in events)
     added = with_session - typed  # (dim,)
@@ -227,7 +227,11 @@ def session_addends(typed: Vector, with_session: Vector, events: Sequence[tuple[
 
 
 def session_events(reading: Reading) -> list[tuple[Addend, float]]:
-    """The events that gave the picked words, by how many; without such words the last turn, else all statements."""
+    """The events behind the session's vector, with weights.
+
+    They are the events that gave the picked words, weighted by the number of words; without picked words, the last
+    turn; without turns, all statements.
+    """
     none, picked, profile = np.zeros(0, np.float32), reading.picked or (), reading.profile
     if picked:
         by_event: dict[str, list[Term]] = {}

@@ -1,4 +1,4 @@
-"""The records that travel along the way of a query; frozen, plain, and free of behaviour that does I/O."""
+"""The records that the stages of a query exchange: frozen, and without I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Matrix: TypeAlias = npt.NDArray[np.float32]
 
 
 class UserKey(NamedTuple):
-    """Whose data: two tenants never share a user, whatever the user is called."""
+    """The owner of data. Tenants never share a user, even if both have a user of the same id."""
 
     tenant: str
     user_id: str
@@ -39,11 +39,11 @@ class Event:
     timestamp: datetime  # aware, UTC
     session_id: str = ""
     query_id: str = ""
-    text: str = ""  # of a query: as typed; of a statement: what was said; of an answer: the response
+    text: str = ""  # a query as typed, a statement, or the response of an answer
     doc_id: str = ""  # UBI `event_attributes.object.object_id`
     title: str = ""  # UBI `event_attributes.object.description`
-    value: float | None = None  # of a rating: 0.5 to 5
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # everything else of the line, for `export`
+    value: float | None = None  # stars of a rating, 0.5 to 5
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # the rest of the UBI line, for `export`
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,20 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An earlier query of this session with what was answered: a response text, or the titles of the clicked hits."""
+    """An earlier query of this session and its answer: a response text, or the titles of the clicked hits."""
 
     query: str
     response: str
     event_id: str
-    query_id: str = field(default="", compare=False)  # that the events of this turn share; "" where it had none
+    query_id: str = field(default="", compare=False)  # shared by the events of this turn; "" if they had none
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A document that the user liked (weight above 0), disliked (below 0) or chose and found neither good nor bad (0);
-    weight in [-1, 1], already decayed."""
+    """A document that the user liked (weight above 0), disliked (below 0) or chose and found neither good nor bad (0).
+
+    The weight is in [-1, 1], already decayed.
+    """
 
     doc_id: str
     title: str
@@ -75,12 +77,12 @@ class Preference:
     action: str
     event_id: str
     timestamp: datetime
-    interest: float = field(default=1.0, compare=False)  # in it rather than others, before decay, in [-1, 2]
+    interest: float = field(default=1.0, compare=False)  # in this document rather than others, before decay, in [-1, 2]
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What is known of a user in one session. A stranger's profile is empty, not None."""
+    """What is known about a user in one session. A stranger's profile is empty, not None."""
 
     user: UserKey | None = None
     session_id: str = ""
@@ -88,7 +90,7 @@ class Profile:
     turns: tuple[Turn, ...] = ()  # of this session, oldest first
     preferences: tuple[Preference, ...] = ()  # strongest first
     consent: bool = True  # False: the user paused personalisation
-    version: str = ""  # digest of all above; two equal versions personalise alike
+    version: str = ""  # digest of the above; equal versions personalise alike
 
     @property
     def is_empty(self) -> bool:
@@ -100,23 +102,23 @@ Source: TypeAlias = Literal["turn", "statement", "function", "free"]
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One word of a rewrite that the query did not hold, with where it came from."""
+    """A word of a rewrite that the query did not contain, and its source."""
 
     text: str
     source: Source
-    event_id: str = ""  # of the turn or statement, if one
+    event_id: str = ""  # of the turn or statement, if there is one
     evidence: str = ""  # the turn's query or response, or the statement, as the user knows it
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A rewrite keeps the query it came from. Where nothing was rewritten, `text` equals `query`."""
+    """A rewritten query and the query as typed. If nothing was rewritten, `text` equals `query`."""
 
     query: str
     text: str
     terms: tuple[Term, ...] = ()
     status: RewriteStatus = RewriteStatus.OFF
-    reason: str = ""  # of gated, late, failed, dropped: which gate, which fault
+    reason: str = ""  # for gated, late, failed and dropped: which gate, which fault
     model: str = ""  # name and version of the rewriter
 
     @property
@@ -126,7 +128,7 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of an index. `vector` is None where the index holds none for it."""
+    """One document of an index. `vector` is None if the index holds none for it."""
 
     doc_id: str
     source: Mapping[str, Any]
@@ -143,12 +145,12 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class EngineQuery:
-    """What an engine is asked; every engine answers the same hits for it, up to ties.
+    """A search for an engine. Every engine returns the same hits for it, up to ties.
 
     The lexical score of a document is the sum over clauses and fields of weight x BM25. `required` must match
-    (at least one of its words in at least one field); `optional` only adds to the score of what matches, unless
-    `recall` is set: then a match of any clause is enough, and the `size` nearest documents by `vector` come too,
-    with a lexical score of 0 where no clause matches or it lies beyond the first `size`.
+    (at least one of its words in at least one field); `optional` only adds to the score of matching documents. With
+    `recall`, a match of any clause is enough, and the `size` nearest documents by `vector` are found too. These have a
+    lexical score of 0 if no clause matches, or if the score is not among the first `size`.
     """
 
     index: str
@@ -158,14 +160,14 @@ class EngineQuery:
     recall: bool = False
     size: int = 100
     filters: Mapping[str, str] = field(default_factory=dict)  # exact value of a keyword field
-    among: tuple[str, ...] = ()  # ids of the only documents that are looked at, where there are any
+    among: tuple[str, ...] = ()  # if not empty, only these doc_ids are searched
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document with the engine's lexical score (0 where only the vector found it) and its rank there, from 1.
+    """A document with the engine's lexical score (0 if found only by vector) and its rank there, from 1.
 
-    On a result's page `rank` is that in the engine's answer to the query as typed; 0: it was not among those fetched.
+    On a result's page, `rank` is that in the engine's answer to the query as typed; 0 if it was not fetched there.
     """
 
     doc_id: str
@@ -173,12 +175,12 @@ class Hit:
     rank: int
     source: Mapping[str, Any]
     vector: Vector | None = field(default=None, repr=False, compare=False)
-    pinned: bool = False  # an operator put it there: it keeps its place before all others
+    pinned: bool = False  # by an operator: it stays before all others
 
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """The engine's answer in its own order: by score, then doc_id; then what only the vector found, nearest first."""
+    """The engine's answer in its own order: by score, then doc_id; then hits found only by vector, nearest first."""
 
     hits: tuple[Hit, ...]
     total: int  # documents that match the lexical part
@@ -187,7 +189,7 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One search as the caller asked it."""
+    """One search as the caller requested it."""
 
     query: str
     index: str
@@ -200,18 +202,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What moved a hit: the event, in the words the user knows it by, and how much of the score it gave."""
+    """An event that moved a hit, in words that the user knows, and the share of the score that it gave."""
 
     column: Literal["lexical", "embedding", "user"]
     text: str
     event_id: str
     share: float
-    action: str = ""  # of the event: turn, statement, or what was done to a document; dislike where it spoke against it
+    action: str = ""  # turn, statement, or what the user did with a document; dislike if that counts against it
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A hit in its new place. `scores` are the hit's row of the matrix: lexical, embedding, user, each in [0, 1]."""
+    """A hit in its new place. `scores` is its row of the score matrix: lexical, embedding, user, each in [0, 1]."""
 
     hit: Hit
     rank: int
@@ -222,14 +224,14 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The asked page, and all that was done to it."""
+    """The requested page, and what was done to produce it."""
 
     request: Request
     rewrite: Rewrite
     page: tuple[Ranked, ...]
     hits: Hits
     rerank: RerankStatus
-    reason: str = ""  # of `rerank`: why the order is the engine's own, or what was left out
+    reason: str = ""  # why the order is the engine's own, or what was left out
     notes: tuple[str, ...] = ()  # what was skipped or given up, and why, one sentence each
-    weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None: no ranking of ours
-    query_id: str = ""  # of the recorded query, for events on its hits; "" where it was not recorded
+    weights: tuple[float, float, float] | None = None  # of the columns of `Ranked.scores`; None if nothing was ranked
+    query_id: str = ""  # of the recorded query, for events on its hits; "" if it was not recorded

@@ -1,4 +1,4 @@
-"""Every status and reason that Bespeak reports, with its meaning; the tables of the guides are made from here."""
+"""Every status and reason that Bespeak reports, with its meaning. The guide's tables are generated from here."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class DescribedValue(StrEnum):
 
 class RewriteStatus(DescribedValue):
     FULL = "full", "the rewriter answered; its answer may equal the query"
-    CACHED = "cached", "as `full`, made at an earlier request"
+    CACHED = "cached", "as `full`, from an earlier request"
     GATED = "gated", "the query was left as typed; the reason says why"
     LATE = "late", "the rewriter took longer than its budget; the query went out as typed"
     FAILED = "failed", "the rewriter failed; the query went out as typed"
-    DROPPED = "dropped", "the rewrite found nothing of use in the index; the query went out as typed"
-    OFF = "off", "no rewriter was asked"
+    DROPPED = "dropped", "the rewrite found nothing useful in the index; the query went out as typed"
+    OFF = "off", "no rewriter ran"
 
 
 class RerankStatus(DescribedValue):
     FULL = "full", "every hit of the window was ranked by all scores"
-    PARTIAL = "partial", "some hits, or all, were ranked without an embedding"
+    PARTIAL = "partial", "some or all hits were ranked without an embedding"
     FAILED = "failed", "a stage failed, so the order is the engine's own; the reason names the stage"
     OFF = "off", "the order is the engine's own; the reason says why"
 
@@ -43,34 +43,34 @@ class Reason(DescribedValue):
     # The order is promised to the client, or the answer cannot be reordered.
     SCROLL = "scroll", "the search is a scroll"
     SLICE = "slice", "the search is a slice of a scroll or a point in time"
-    SEARCH_AFTER = "search_after", "the search pages by keys"
+    SEARCH_AFTER = "search_after", "the search pages by sort values"
     SORT = "sort", "the search sorts by something other than the score"
     SIZE_0 = "size_0", "the search asks for no hits"
     EXPLAIN = "explain", "the search asks Elasticsearch to explain its scores"
     PROFILE = "profile", "the search asks Elasticsearch to profile it"
-    NO_IDS = "no_ids", "the answer would hold no ids"
+    NO_IDS = "no_ids", "the answer would contain no ids"
     FORMAT = "format", "the answer would not be JSON"
     # The search itself.
-    NO_TEXT = "no_text", "the query holds no text"
-    AMBIGUOUS = "ambiguous", "the query holds several texts, and nothing says which one the user typed"
-    UNREADABLE = "unreadable", "the body is not JSON, or neither plain nor gzip"
+    NO_TEXT = "no_text", "the query contains no text"
+    AMBIGUOUS = "ambiguous", "the query contains several texts, and nothing says which one the user typed"
+    UNREADABLE = "unreadable", "the body is not JSON, or is compressed by something other than gzip"
     TOO_LARGE = "too_large", "the body is longer than 16 MB"
     TOO_MANY_SEARCHES = "too_many_searches", "the search is beyond the first 20 of its request"
     ASYNC_SEARCH = "async_search", "asynchronous searches always pass untouched"
     MSEARCH_TEMPLATE = "msearch_template", "searches by several templates always pass untouched"
-    # Who asks.
+    # The user.
     ANONYMOUS = "anonymous", "the body has `ext.bespeak` or `ext.ubi` but names no user"
     UNSIGNED = "unsigned", "the user is named by a plain id where a signed token is required"
     BAD_TOKEN = "bad_token", "the token is not valid"
     BAD_IDENTITY = "bad_identity", "the user, session or tenant is not a valid id"
     CONTROL = "control", "the user is outside the share of users that are personalised"
-    STRANGER = "stranger", "nothing is known of the user"
+    STRANGER = "stranger", "nothing is known about the user"
     REFUSED = "refused", "the user paused personalisation"
     # The query says exactly what it means.
     QUOTED = "quoted", "the whole query is quoted"
     IDENTIFIER = "identifier", "the query is a code, a number, an address or a path"
     OPERATORS = "operators", "the query uses query syntax"
-    BEYOND_WINDOW = "beyond_window", "the page lies after the window that is ranked"
+    BEYOND_WINDOW = "beyond_window", "the page lies beyond the window that is ranked"
     ENGINE_REFUSED = "engine_refused", "Elasticsearch refused the search, and the client sees its refusal"
     # Only the rewrite is left out.
     NO_HISTORY = "no_history", "the session has no earlier query and the user made no statement"
@@ -94,7 +94,7 @@ ORDER_REASONS = tuple(reason for reason in Reason if reason not in (*REWRITE_REA
 
 
 class Stage(DescribedValue):
-    """Where a search failed; with an `Ending`, as in `encode_late`, it is the reason of a failed ranking."""
+    """Where a search failed. With an `Ending`, as in `encode_late`, it is the reason for a failed ranking."""
 
     PROFILE = "profile", "the store of profiles: look at its disk, its lock or the credentials of its cluster"
     ENCODE = "encode", "encoding the query: look at the CPU, `--rerank-ms` and `--model-runs`"
@@ -111,14 +111,16 @@ class Stage(DescribedValue):
 
 
 class Ending(DescribedValue):
+    """How a stage failed."""
+
     LATE = "late", "it took longer than its budget"
     BUSY = "busy", "no model run was free in time"
     RESTING = "resting", "it failed five times in a row and rests for 30 s"
-    REFUSED = "refused", "Elasticsearch refused a question of Bespeak's own"
+    REFUSED = "refused", "Elasticsearch refused a request of Bespeak's own"
 
 
 def stage_reason(stage: Stage, ending: Ending | None = None) -> str:
-    """The reason of a failed ranking.
+    """The reason for a failed ranking.
 
     >>> stage_reason(Stage.ENCODE), stage_reason(Stage.ENCODE, Ending.LATE)
     ('encode', 'encode_late')

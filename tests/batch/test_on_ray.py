@@ -46,7 +46,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """What a run on one machine writes."""
+    """The output of a run on one machine."""
     runs = Runs(tmp_path_factory.mktemp("here"))
     runs.write(LINES)
     state = runs.run()
@@ -139,7 +139,7 @@ def test_workers_and_the_driver_are_killed_and_nothing_is_lost(cluster, runs, ex
 
 
 def test_the_command_writes_the_same_here_and_there(cluster, runs):
-    """With compressed input and output; nothing of Ray appears on stdout."""
+    """Input and output are compressed, and Ray prints nothing to stdout."""
     (runs.folder / "in.jsonl.zst").write_bytes(compress("\n".join(LINES).encode(), "zst"))
     here = command(runs.folder, "in.jsonl.zst", "--output", "here.jsonl.gz")
     there = [command(runs.folder, "in.jsonl.zst", "--output", "there.jsonl.gz", *on(cluster)) for _ in range(2)]
@@ -151,7 +151,7 @@ def test_the_command_writes_the_same_here_and_there(cluster, runs):
         assert "31 lines rejected" in done.stderr
 
 
-# Object storage needs a server and credentials, which a checkout cannot bring along: whoever has one names it.
+# Object storage needs a server and credentials, which a checkout cannot provide: name yours to run this.
 @pytest.mark.skipif(not S3, reason="no object storage (BESPEAK_TEST_S3 holds no URI)")
 def test_an_object_storage_is_read_and_written(cluster, runs, expected):
     uri, _, query = S3.partition("?")

@@ -1,4 +1,4 @@
-"""What a worker of a cluster does with a block, and what it reports if it cannot."""
+"""A worker of a cluster: its work on a block, and its report if it fails."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ OUTPUTS = ("out.jsonl", "out.jsonl.rejected")
 
 
 def whole(tmp_path, output="out.jsonl", content=INPUT, **more):
-    """What an uninterrupted run in its own folder writes."""
+    """The output of an uninterrupted run in its own folder."""
     (tmp_path / "whole").mkdir()
     runs = Runs(tmp_path / "whole")
     runs.write(content)
@@ -55,7 +55,7 @@ def test_a_run_interrupted_after_any_chunk_resumes(runs, tmp_path, n_steps, outp
 
 
 def test_a_run_resumes_from_any_end_of_its_journal_and_output(runs, tmp_path):
-    """As after a power cut: the journal ends at any byte, and the output holds more than the journal says."""
+    """A power cut: the journal ends at any byte, and the output holds more than the journal says."""
     expected = whole(tmp_path)
     runs.begin(3)
     left = {name: runs.read(name) for name in ("out.jsonl.part", "out.jsonl.rejected", "out.jsonl.progress")}
@@ -149,7 +149,7 @@ def test_two_processes_do_not_write_one_output(runs):
 def test_a_rejected_line_stops_a_strict_run(runs):
     with pytest.raises(InputError, match=r"^line 13: broken JSON"):
         runs.run(strict=True)
-    assert runs.run().tally.queries == 16  # without, the same run goes on
+    assert runs.run().tally.queries == 16  # without it, the same run resumes
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lambda content: zstandard.ZstdCompressor().compress(content)])

@@ -26,7 +26,7 @@ def place(kind, folder, name):
             return f"{uri}{folder}/{name}?{query}"
 
 
-# Object storage needs a server and credentials, which a checkout cannot bring along: whoever has one names it.
+# Object storage needs a server and credentials, which a checkout cannot provide: name yours to run this.
 @pytest.fixture(params=[
     "path", "file URI",
     pytest.param("S3", marks=pytest.mark.skipif(not S3, reason="no object storage (BESPEAK_TEST_S3 holds no URI)")),

@@ -42,7 +42,7 @@ def test_a_side_that_cannot_be_read_is_named(tmp_path):
         (("--profiles", "elasticsearch", "--elasticsearch", "http://127.0.0.1:1"), 1, "127.0.0.1:1"),
     ],
 )
-def test_the_report_never_reads_this_machine_in_place_of_a_cluster(tmp_path, options, code, said):
+def test_the_report_never_reads_this_machine_instead_of_a_cluster(tmp_path, options, code, said):
     found = CliRunner().invoke(cli, ["--data-dir", str(tmp_path), "evaluate", "--interleaving", *options])
     assert (found.exit_code, said in found.stderr) == (code, True), found.output
 

@@ -19,7 +19,7 @@ def run(tmp_path):
 
 
 def defaults_of(tmp_path, content, *names):
-    """What the named (sub)command's options are by the file, for those that have no default of their own."""
+    """The options that the file gives the named (sub)command."""
     (tmp_path / "bespeak.toml").write_text(content)
     ctx = cli.make_context("bespeak", ["--config", str(tmp_path / "bespeak.toml"), names[0]])
     command = cli
@@ -59,7 +59,7 @@ def defaults_of(tmp_path, content, *names):
         (b"[search]\nindex = '\xff'", "is not UTF-8: invalid start byte at byte 18"),
     ],
 )
-def test_what_nobody_reads_is_refused_with_its_place(run, tmp_path, content, sentence):
+def test_unknown_keys_are_refused_with_their_place(run, tmp_path, content, sentence):
     result = run(content, "profile", "show", "ada")
     assert result.exit_code == 2
     assert f"Invalid value for '--config': {tmp_path / 'bespeak.toml'}" in result.stderr

@@ -153,7 +153,7 @@ def test_movielens_says_if_there_is_too_little_to_learn_from(run, cinema):
     assert "Without the system learnt: 20 events of 2 users are too few to learn from" in by_default.stderr
     assert "learnt" not in by_default.stdout
     named = run("--data", cinema, "--system", "learnt")
-    assert (named.exit_code, "there is nobody to learn from: give --every 5" in named.stderr) == (1, True)
+    assert (named.exit_code, "nobody is left to learn from: give --every 5" in named.stderr) == (1, True)
 
 
 def test_movielens_has_no_rewrites(run, cinema):
@@ -206,7 +206,7 @@ def test_a_folder_without_data_is_a_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
     result = run("--data", tmp_path / "empty")
     assert result.exit_code == 1
-    assert "--data names a folder of judged data" in result.stderr
+    assert "--data must name a folder of judged data" in result.stderr
 
 
 EXPECTED = """

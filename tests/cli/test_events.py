@@ -38,7 +38,7 @@ def kept(folder):
 
 
 def lines_loaded(folder):
-    """How far the load under way has come, seen from another process."""
+    """The progress of the running load, seen from another process."""
     if not (folder / "bespeak.db").exists():
         return 0
     connection = sqlite3.connect(folder / "bespeak.db", timeout=30)

@@ -44,12 +44,12 @@ def test_list_as_json(run, made):
 def test_verify_reports_whole_models(run, made):
     result = run("verify")
     assert result.exit_code == 0
-    assert "mine: 1 files are whole\n" in result.stdout
+    assert "mine: 1 files are intact\n" in result.stdout
     assert default_model("encoder") in result.stdout
 
 
 def test_verify_of_one_model(run, made):
-    assert run("verify", "mine").stdout == "mine: 1 files are whole\n"
+    assert run("verify", "mine").stdout == "mine: 1 files are intact\n"
 
 
 def test_verify_names_damaged_models_and_fails(run, made):
@@ -82,7 +82,7 @@ def test_build_of_a_folder_without_adapter_is_a_sentence(run, tmp_path):
 def test_an_unknown_model_is_a_sentence(run, made):
     result = run("verify", "other")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: there is no model 'other': take one of ")
+    assert result.stderr.startswith("Error: there is no model 'other': choose one of ")
 
 
 # Either side is skipped where the other one runs: the extra, torch and all, is there or it is not.

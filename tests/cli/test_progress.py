@@ -1,4 +1,4 @@
-"""What a long task shows while it runs."""
+"""The progress that a long task shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 def shown(stream, *updates):
-    """What is written if the updates follow each other by 70 s."""
+    """The output for updates 70 s apart."""
     clock = iter(range(0, 10_000, 70))
     progress = Progress("copying", stream, clock=lambda: next(clock))
     for one in updates:

@@ -75,7 +75,7 @@ def file(tmp_path):
 
 
 def whole(tmp_path, file, out):
-    """What an uninterrupted run writes, with a cache of its own."""
+    """The output of an uninterrupted run with its own cache."""
     folder = tmp_path / "whole"
     shutil.copytree(tmp_path / "data", folder / "data")
     done = subprocess.run(command(folder, file, "--output", folder / out), capture_output=True, text=True, check=False)
@@ -131,7 +131,7 @@ def killed_until_done(tmp_path, arguments, by, n_kills):
     ],
 )
 def test_a_run_killed_at_any_moment_resumes(tmp_path, file, out, by, more, n_kills):
-    """With the same bytes and counts as an uninterrupted run; only the cache may differ."""
+    """Bytes and counts are those of an uninterrupted run; only the cache may differ."""
     expected = whole(tmp_path, file, out)
     stderr = killed_until_done(tmp_path, (file, "--output", tmp_path / out, *more), by, n_kills)
     assert [read(tmp_path / out), read(tmp_path / f"{out}.rejected")] == expected[:2]

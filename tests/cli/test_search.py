@@ -150,7 +150,7 @@ def test_explain_shows_the_matrix(run):
         (["   "], "dishes", 2, "the query is empty"),
         (["x" * 100_000], "dishes", 2, "100000 characters long, the limit is 10000"),
         (["carrots", "--weights", "1,2"], "dishes", 2, "takes three numbers"),
-        (["carrots", "--weights", "0,0,0"], "dishes", 2, "not all 0"),
+        (["carrots", "--weights", "0,0,0"], "dishes", 2, "the weights are all 0"),
         (["carrots", "--window", "0"], "dishes", 2, "0 is not in the range"),
         (["carrots", "--encoder", "no such"], "dishes", 0, "no such"),
         (["carrots", "--api-key", "k"], "dishes", 2, "give its URL with --elasticsearch"),

@@ -94,7 +94,7 @@ def ask(url, path, body, **headers):
     """A search, asked again where a busy machine had no time for it: budgets are not what is tested here."""
     for _ in range(20):
         answer = call(url, path, body, **headers)
-        if not answer.told.get("reason", "").endswith(("_late", "_busy")):
+        if not answer.outcome.get("reason", "").endswith(("_late", "_busy")):
             break
     return answer
 
@@ -331,7 +331,7 @@ def test_a_node_with_tls_is_trusted_only_by_its_authority(tmp_path):
 
 
 def rewrites_served(folder, upstream, user, *options):
-    """How a proxy says that it rewrites a query, after `bespeak rewrite` has rewritten it, and the batch's own line."""
+    """The proxy's rewrite of a query that `bespeak rewrite` has rewritten before, and the line of that batch."""
     query, now = "and how much is it?", dt.datetime.now(dt.UTC).isoformat()
     asked = {"query": query, "user": user, "session": "s"}
     (folder / "in.jsonl").write_text(json.dumps(asked))
@@ -361,21 +361,21 @@ def test_searches_are_personalised_and_profiles_outlive_the_process(tmp_path, el
     with served(tmp_path, "--upstream", elasticsearch_url) as proxy:
         first = ask(proxy.url, f"/{index}/_search", coat, **ADA)
         own = call(elasticsearch_url, f"/{index}/_search", coat)
-        assert first.told["reason"] == "stranger"
+        assert first.outcome["reason"] == "stranger"
         assert first.same() == own.same()
         load_events(proxy.url)
         second = ask(proxy.url, f"/{index}/_search", coat, **ADA)
-        assert (second.told["rewrite"], second.told["rerank"]) == ("full", "full")
+        assert (second.outcome["rewrite"], second.outcome["rerank"]) == ("full", "full")
         assert sorted(second.ids) != second.ids != own.ids
         assert second.json["hits"]["total"] == own.json["hits"]["total"]
         proxy.end()
     with served(tmp_path, "--upstream", elasticsearch_url, "--share", "0%") as proxy:
         known = call(proxy.url, "/_bespeak/profile/ada").body.decode()
-        assert all(reply.told["query_id"] in known for reply in (first, second))
+        assert all(reply.outcome["query_id"] in known for reply in (first, second))
         assert known.count('"impression"') == len(first.ids) + len(second.ids)
-        assert ask(proxy.url, f"/{index}/_search", coat, **ADA).told["reason"] == "control"
+        assert ask(proxy.url, f"/{index}/_search", coat, **ADA).outcome["reason"] == "control"
         assert call(proxy.url, "/_bespeak/share", b"100%", "PUT").json == {"share": 1.0}
-        assert "reason" not in ask(proxy.url, f"/{index}/_search", coat, **ADA).told
+        assert "reason" not in ask(proxy.url, f"/{index}/_search", coat, **ADA).outcome
 
 
 @pytest.mark.elasticsearch
@@ -389,13 +389,13 @@ def test_users_are_trusted_by_signature_and_routes_by_token(tmp_path, elasticsea
         assert "as signed (HS256)" in proxy.said
         assert call(url, "/_bespeak/share").status == 401
         load_events(url, Authorization=f"Bearer {'t' * 40}")
-        assert ask(url, f"/{index}/_search", coat, **ADA).told["reason"] == "unsigned"
+        assert ask(url, f"/{index}/_search", coat, **ADA).outcome["reason"] == "unsigned"
         end = int(time.time()) + 600
         signed = jwt.encode({"sub": "ada", "exp": end}, "k" * 40, "HS256")
         forged = jwt.encode({"sub": "ada", "exp": end}, "f" * 40, "HS256")
-        assert ask(url, f"/{index}/_search", coat, X_Bespeak_User=forged).told["reason"] == "bad_token"
+        assert ask(url, f"/{index}/_search", coat, X_Bespeak_User=forged).outcome["reason"] == "bad_token"
         answer = ask(url, f"/{index}/_search", coat, X_Bespeak_User=signed, X_Bespeak_Session="s")
-        assert answer.told["rewrite"] == "full"
+        assert answer.outcome["rewrite"] == "full"
 
 
 @pytest.mark.elasticsearch
@@ -411,9 +411,9 @@ def test_two_proxies_share_profiles_in_the_cluster(tmp_path, elasticsearch_url, 
             now = dt.datetime.now(dt.UTC).isoformat()
             events = [{**event, "user_id": user, "timestamp": now} for event in ASKED]
             assert call(one.url, "/_bespeak/events", events).json["taken"] == 2
-            assert ask(other.url, f"/{index}/_search", coat, **who).told["rewrite"] == "full"
+            assert ask(other.url, f"/{index}/_search", coat, **who).outcome["rewrite"] == "full"
             assert call(other.url, f"/_bespeak/profile/{user}", method="DELETE").status == 200
-            assert ask(one.url, f"/{index}/_search", coat, **who).told["reason"] == "stranger"
+            assert ask(one.url, f"/{index}/_search", coat, **who).outcome["reason"] == "stranger"
             assert not (tmp_path / "a" / "data").exists()
             one.end()
             other.end()

@@ -83,7 +83,7 @@ def test_what_is_made_is_read_back():
     assert keywords == {"text": "text.keyword", "title": "title.keyword"}
 
 
-def test_a_mapping_of_somebody_else():
+def test_a_foreign_mapping_is_read():
     properties = {
         "name": {"type": "text", "fields": {"raw": {"type": "keyword"}, "en": {"type": "text"}}},
         "code": {"type": "keyword"},

@@ -1,4 +1,4 @@
-"""What every engine promises, asked of each; then what each says when something is wrong."""
+"""The contract of every engine, then the errors of each."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ def test_one_process_at_a_time_writes(embedded, index_name):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "text"])
-def test_a_damaged_vector_cache_is_made_anew(embedded, index_name, damage):
+def test_a_damaged_vector_cache_is_rebuilt(embedded, index_name, damage):
     fill(embedded, index_name, DOCUMENTS)
     (kept,) = (embedded.folder / index_name).glob("vectors-*")
     matrix = kept / "matrix.npy"
@@ -598,7 +598,7 @@ def test_urls_with_credentials_and_without_port():
     assert read_url("https://[::1]/path/") == ("https://[::1]:443/path", None)
 
 
-def test_two_ways_to_say_who_one_is():
+def test_a_user_may_be_named_in_two_ways():
     with pytest.raises(UsageError, match="not both"):
         ElasticsearchEngine("http://a:b@h", api_key="k")
 

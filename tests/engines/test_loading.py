@@ -78,7 +78,7 @@ def test_a_document_without_id_gets_the_same_one_each_time():
         (b'{"a": "' + b"x" * MAX_LINE_BYTES + b'"}', "longer than"),
     ],
 )
-def test_a_bad_line_costs_that_line_alone(line, reason):
+def test_one_bad_line_does_not_affect_the_others(line, reason):
     first, bad, last = read(b'{"_id": "a"}\n' + line + b'\n{"_id": "b"}')
     assert (first.document.doc_id, last.document.doc_id) == ("a", "b")
     assert bad.document is None
@@ -215,7 +215,7 @@ def test_an_index_with_vectors_takes_no_documents_without(engine, tmp_path):
 
 
 class Killed(BaseException):
-    """What a test raises where a process would be killed."""
+    """Raised by tests in place of a kill."""
 
 
 class KilledEngine:
@@ -239,7 +239,7 @@ class KilledEngine:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("calls", [1, 2, 3])
-def test_a_load_that_was_cut_off_goes_on(engine, tmp_path, calls, after):
+def test_an_interrupted_load_resumes(engine, tmp_path, calls, after):
     rows = [{"_id": str(n), "text": f"word number {n}"} for n in range(3 * BATCH - 7)]
     path = lines(tmp_path, rows)
     path.write_bytes(path.read_bytes().replace(b'{"_id": "5", ', b"{ "))

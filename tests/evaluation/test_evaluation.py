@@ -1,4 +1,4 @@
-"""Reading judged data, what is kept between runs, the systems, and that tuning sees what the pipeline does."""
+"""Judged data, results kept between runs, the systems, and that tuning ranks as the pipeline does."""
 
 import json
 import random
@@ -76,7 +76,7 @@ def test_queries_that_nobody_judged_are_left_out(tmp_path):
     assert [t.query_id for t in read_collection(write_collection(tmp_path, qrels=qrels)).topics] == ["1-1_3"]
 
 
-def test_a_part_of_the_topics(tmp_path):
+def test_topics_can_be_limited(tmp_path):
     queries = [{"_id": f"q{n}", "text": "trains"} for n in range(7)]
     qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td2\t1\n" for n in range(7))
     collection = read_collection(write_collection(tmp_path, queries=queries, qrels=qrels))
@@ -88,7 +88,7 @@ def test_a_part_of_the_topics(tmp_path):
 @pytest.mark.parametrize(
     ("query_id", "conversation"), [("1-1_3", "1-1"), ("18ef26<::>7", "18ef26"), ("d2", "d2"), ("_3", "_3")]
 )
-def test_the_id_tells_the_conversation(query_id, conversation):
+def test_the_query_id_names_the_conversation(query_id, conversation):
     assert Topic(query_id, "x").conversation == conversation
 
 
@@ -110,18 +110,18 @@ def test_a_topic_gives_the_profile_of_its_turn():
         ("corpus.jsonl", b'{"_id": 7, "text": "x"}\n', r"line 1 is not an object with the strings _id and text"),
         ("corpus.jsonl", b'{"_id": "d1", "text": "\xff"}\n', r"corpus\.jsonl is not UTF-8"),
         ("corpus.jsonl", b"\n", r"holds 0 documents and 2 judged queries"),
-        ("dev/qrels.tsv", b"header\n1-1_2\td1\n", r"qrels\.tsv, line 2 is not a query, a document and a whole number"),
+        ("dev/qrels.tsv", b"header\n1-1_2\td1\n", r"qrels\.tsv, line 2 is not query, document and whole number"),
         ("dev/qrels.tsv", b"\xff\xff", r"qrels\.tsv is not UTF-8"),
         ("dev/qrels.tsv", b"header\n", r"0 judged queries"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
+def test_unreadable_data_is_reported_by_file_and_line(tmp_path, name, content, said):
     (write_collection(tmp_path) / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
         read_collection(tmp_path)
 
 
-def test_a_folder_without_data_is_named(tmp_path):
+def test_a_folder_without_data_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"corpus\.jsonl \(No such file"):
         read_collection(tmp_path)
 
@@ -180,7 +180,7 @@ def test_a_damaged_file_of_vectors_is_made_again(tmp_path):
     assert KeptEncoder(BagEncoder(), tmp_path / "kept", "x").encode(["one"]).shape == (1, 64)
 
 
-def test_no_texts_are_no_rows(tmp_path):
+def test_no_texts_give_no_rows(tmp_path):
     assert KeptEncoder(BagEncoder(), tmp_path, "x").encode([]).shape == (0, 64)
 
 
@@ -211,7 +211,7 @@ def test_a_rewrite_is_kept_by_query_profile_and_version(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["late", "failed"])
-def test_what_was_not_finished_is_not_kept(tmp_path, status):
+def test_unfinished_rewrites_are_not_kept(tmp_path, status):
     rewriter = CountingRewriter(status)
     kept = KeptRewriter(rewriter, tmp_path, "x")
     for _ in range(2):
@@ -225,7 +225,7 @@ WORDS = ["hotel", "train", "quiet", "loud", "ghent", "paris", "cheap", "clean", 
 
 
 class GaussEncoder(BagEncoder):
-    """The sum of a random vector per word: two texts are as near as each other only if their words are the same."""
+    """The sum of a random vector per word, so that texts with different words never tie."""
 
     def encode(self, texts, kind="document"):
         rows = np.zeros((len(texts), self.dim))
@@ -313,7 +313,7 @@ def test_settings_are_scored_with_the_measure_that_is_reported():
         assert scores[stage].tolist() == pytest.approx([expected[t.query_id] for t in collection.topics])
 
 
-def test_a_query_that_nothing_answers_scores_0():
+def test_a_query_without_relevant_hits_scores_0():
     assert ndcg(["1", "2"], {"3": 1}) == 0
     assert ndcg(["1", "2"], {}) == 0
 
@@ -375,7 +375,7 @@ def test_every_system_is_measured_at_every_stage(ghent):
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_gains_are_over_raw_also_where_raw_is_not_asked(ghent):
+def test_gains_are_over_raw_even_if_raw_is_not_selected(ghent):
     collection, engine, parts = ghent
     (cell,) = measure(collection, ["human"], ["lexical"], engine, parts)
     assert cell.system == "human"
@@ -439,7 +439,7 @@ def test_ratings_are_cut_at_seven_tenths_with_ties_by_movie():
     assert [len(cut_ratings(1, ratings[:n]).before) for n in (1, 2, 3, 4)] == [0, 1, 2, 2]
 
 
-def test_what_is_liked_later_is_relevant_in_each_of_its_genres():
+def test_movies_liked_later_are_relevant_in_each_of_their_genres():
     genres = {"1": ("Comedy",), "2": ("Comedy",), "3": ("War", "Comedy"), "4": ("War",)}
     ratings = [Rating("1", 5, 1), Rating("2", 5, 2), Rating("3", 4, 3), Rating("4", 3.5, 4)]
     queries = list(genre_queries(cut_ratings(7, ratings), genres))
@@ -455,7 +455,7 @@ def test_movielens_is_read_without_its_surplus_columns(tmp_path):
     assert data.movies.documents[0].source == {"title": "Alpha", "genres": "Comedy War"}
 
 
-def test_a_part_of_the_users(tmp_path):
+def test_users_can_be_limited(tmp_path):
     folder = write_movielens(tmp_path / "ml")
     assert [q.query_id for q in read_movielens(folder, every=3).queries] == ["9 War"]
     assert [q.query_id for q in read_movielens(folder, limit=1).queries] == ["7 Comedy"]
@@ -466,19 +466,19 @@ def test_a_part_of_the_users(tmp_path):
     [
         ("id,title\n", RATINGS, r"movies\.csv does not start with the columns movieId, title, genres"),
         (MOVIES + "1,Again,War\n", RATINGS, r"movies\.csv, line 8 repeats the movie 1"),
-        (MOVIES, RATINGS + "9,2\n", r"ratings\.csv, line 8 has 2 columns in place of 4"),
-        (MOVIES, RATINGS + "9,2,good,1\n", r"ratings\.csv, line 8 is not user, movie, stars and seconds"),
+        (MOVIES, RATINGS + "9,2\n", r"ratings\.csv, line 8 has 2 columns instead of 4"),
+        (MOVIES, RATINGS + "9,2,good,1\n", r"ratings\.csv, line 8 does not hold user, movie, stars and seconds"),
         (MOVIES, "userId,movieId,rating,timestamp\n7,1,5,1\n", r"gives no query"),
     ],
 )
-def test_a_fault_in_movielens_is_named(tmp_path, movies, ratings, said):
+def test_faulty_movielens_files_are_reported(tmp_path, movies, ratings, said):
     with pytest.raises(InputError, match=said):
         read_movielens(write_movielens(tmp_path / "ml", movies, ratings))
 
 
 @pytest.fixture
 def cinema(tmp_path):
-    """Two kinds of comedies; user 1 likes trains, and will like another train."""
+    """Two kinds of comedies. User 1 likes trains, and will like another train."""
     movies = "movieId,title,genres\n" + "".join(
         f"{n},{'train' if n % 2 else 'boat'} story {n},Comedy\n" for n in range(1, 41)
     )
@@ -544,7 +544,7 @@ def test_the_user_score_ranks_as_the_pipeline_does(cinema, weights):
 
 @pytest.fixture
 def clubs(tmp_path):
-    """Movies whose texts tell nothing, two circles of twelve each; user 50, who is measured, is of the first."""
+    """Movies with equal texts, and two tastes of twelve movies each; user 50, who is measured, has the first taste."""
     circles = [range(1, 13), range(21, 33)]
     movies = "movieId,title,genres\n" + "".join(f"{n},Story,Comedy\n" for n in range(1, 41))
     seen = {user: [n for n in circles[user % 2] if n % 6 != user // 2 % 6] for user in range(1, 41)}
@@ -557,7 +557,7 @@ def clubs(tmp_path):
     return data, movielens.Setup(engine, "movies", encoder, embed(data.movies, encoder), Weights(0, 0, 1))
 
 
-def test_what_others_did_together_is_learnt_and_used(clubs):
+def test_what_other_users_did_is_learnt_and_used(clubs):
     data, setup = clubs
     (query,) = data.queries
     rows = data.candidates(query)
@@ -626,7 +626,7 @@ def test_better_than_expected_is_not_as_expected():
         (EXPECTED.replace("nDCG@10", "nDCG"), "there is no measure 'nDCG'"),
     ],
 )
-def test_a_file_that_does_not_say_what_is_expected_is_named(tmp_path, content, said):
+def test_an_invalid_file_of_expected_scores_is_refused(tmp_path, content, said):
     (tmp_path / "x.yaml").write_text(content)
     with pytest.raises(InputError, match=said):
         read_expected(tmp_path / "x.yaml")

@@ -85,7 +85,7 @@ def test_names_added_and_kept_and_words_lost_are_shares_of_the_rewrites():
     assert sum(best.origins.values()) == pytest.approx(1)
 
 
-def test_a_run_without_rewrites_is_a_sentence():
+def test_a_run_without_rewrites_says_so():
     with pytest.raises(UsageError, match="rewrite-alone"):
         found(system="human")
 
@@ -101,7 +101,7 @@ def test_the_text_fits_80_columns_and_shows_each_query_with_its_turn():
     ]
 
 
-def test_the_data_hold_the_same():
+def test_the_json_holds_the_same():
     data = examples_data(found())
     assert data["best"][0]["added"][0] == {"text": "trains", "origin": "last query"}
     assert set(data["common"]) == {"best", "worst", "all"}

@@ -1,4 +1,4 @@
-"""Measures equal their formulas, written out; intervals and gains mean what they say."""
+"""Measures equal their formulas, written out; intervals and gains are correct."""
 
 import sys
 from math import log2
@@ -37,7 +37,7 @@ def test_a_query_that_nobody_judged_does_not_count():
     assert all(found.keys() == {"q1", "q2"} for found in values.values())
 
 
-def test_recall_looks_at_100_hits_and_ndcg_at_10():
+def test_recall_uses_100_hits_and_ndcg_10():
     run = {"q1": [f"x{n}" for n in range(10)] + ["a"] + [f"y{n}" for n in range(89)] + ["b"]}
     values = judge({"q1": QRELS["q1"]}, run)
     assert values["nDCG@10"]["q1"] == 0
@@ -52,7 +52,7 @@ def test_only_the_order_of_a_run_counts_not_the_document_ids(order, relevant):
     assert found == pytest.approx(gain / sum(1 / log2(1 + rank) for rank in range(1, len(relevant) + 1)))
 
 
-def test_without_ir_measures_a_sentence_says_what_to_install(monkeypatch):
+def test_without_ir_measures_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     with pytest.raises(UsageError, match=r"pip install 'bespeak\[evaluate\]'"):
         judge(QRELS, {})

@@ -11,7 +11,7 @@ def cell(system, stage, gain=None):
     return Cell(system, stage, {}, difference, 9)
 
 
-def test_a_plot_has_a_line_with_intervals_for_each_system_and_a_level_for_those_without_history():
+def test_a_plot_has_a_line_with_intervals_for_each_system_and_a_flat_one_without_history():
     cells = [
         cell("engine", "any"),
         cell("p", "any", 0.1),
@@ -28,7 +28,7 @@ def test_a_plot_has_a_line_with_intervals_for_each_system_and_a_level_for_those_
     assert np.ptp(corners[corners[:, 0] == 2][:, 1]) == pytest.approx(0.03)
 
 
-def test_systems_that_look_at_different_lengths_share_their_axis():
+def test_systems_with_different_lengths_of_history_share_their_axis():
     cells = [cell("u", "0", 0.0), cell("u", "1", 0.2), cell("v", "1", 0.1), cell("v", "9", 0.4)]
     axes = gain_figure(cells, "engine").axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "9"]

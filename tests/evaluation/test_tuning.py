@@ -1,4 +1,4 @@
-"""What judgments and clicks of which the best answer is known say, and when they say nothing."""
+"""Tuning on judgments and clicks with a known best answer, and refusals without enough evidence."""
 
 import random
 from dataclasses import replace
@@ -27,7 +27,7 @@ PRESENT = Weights()
 
 
 def evidence(*gains, groups=40, engine=0.4, name="set", noise=0.05):
-    """Two queries a group; the present settings score about 0.5, the others so much more."""
+    """Two queries per group. The present settings score about 0.5, the others differ by `gains`."""
     draw = np.random.default_rng(1)
     present = 0.5 + draw.normal(0, noise, 2 * groups)
     rows = [present] + [present + gain + draw.normal(0, noise, 2 * groups) for gain in gains]
@@ -35,7 +35,7 @@ def evidence(*gains, groups=40, engine=0.4, name="set", noise=0.05):
     return SettingScores(name, np.stack(rows), np.ones(2 * groups), whose, np.full(2 * groups, engine))
 
 
-def test_better_settings_are_found_and_their_gain_is_that_of_the_held_out():
+def test_better_settings_are_found_and_their_gain_is_measured_on_held_out_queries():
     one = evidence(0.0, 0.1, -0.1)
     found = cross_validate([one], "conversations")
     assert (found.choice, found.agreeing, found.refusal) == (2, 5, "")
@@ -50,7 +50,7 @@ def test_chance_alone_changes_nothing():
     found = cross_validate([evidence(*[0.0] * 30)], "users")
     assert "may be chance" in found.refusal
     assert found.gain.low <= 0
-    assert found.gain.mean < 0.02  # the best of thirty looks better than this where it was picked
+    assert found.gain.mean < 0.02  # the best of thirty looks better than this on the queries it was picked on
 
 
 def test_few_groups_change_nothing():
@@ -58,7 +58,7 @@ def test_few_groups_change_nothing():
     assert cross_validate([evidence(0.2, groups=1)], "users").choice == 1
 
 
-def test_the_present_settings_stay_where_they_are_the_best():
+def test_the_present_settings_stay_if_they_are_the_best():
     assert "no other settings" in cross_validate([evidence(-0.1, 0.0, noise=0)], "users").refusal
 
 
@@ -82,7 +82,7 @@ def test_the_mean_over_the_sets_counts_whatever_their_sizes():
 # Judgments
 
 
-def test_the_grid_begins_with_the_present_settings_and_keeps_what_the_user_counts():
+def test_the_grid_begins_with_the_present_settings_and_keeps_the_users_weight():
     present = Settings(Weights(0.3, 0.9, 0.4), window=50, last_turn_weight=0.17)
     found = grid(present)
     assert found[0] == present
@@ -105,8 +105,9 @@ def test_judgments_are_scored_by_conversation_beside_the_engines_order():
 
 
 def log(relevance, users=60, searches=8, eta=1.0, moved=True, seed=5):
-    """Events of users who see ten hits of one of twelve queries, mostly by their embedding score, now and then by
-    their user's; who look at rank k with 1 / k^eta and click what is relevant by `relevance(scores)`."""
+    """Events of users who see ten hits of one of twelve queries, ordered by embedding or by user score.
+
+    They look at rank k with probability 1 / k^eta, and click a hit with probability `relevance(scores)`."""
     luck = random.Random(seed)
     hits = {n: [(f"{n}-{m}", [round(luck.random(), 4) for _ in range(3)]) for m in range(10)] for n in range(12)}
     for u in range(users):
@@ -140,7 +141,7 @@ def test_the_position_bias_is_found_whatever_is_relevant(eta):
     assert fit_propensity(pages).eta == pytest.approx(eta, abs=0.12)
 
 
-def test_known_better_weights_are_found_where_counting_clicks_finds_others():
+def test_known_better_weights_are_found_although_plain_clicks_favour_others():
     pages = list(read_pages(log(by_words, users=300)))
     weights, found = tuned(pages, fit_propensity(pages))
     assert weights.lexical >= 0.7
@@ -155,7 +156,7 @@ def test_clicks_without_signal_are_refused():
     assert tuned(pages, fit_propensity(pages))[1].refusal
 
 
-def test_a_log_whose_ranks_never_vary_cannot_tell_the_bias():
+def test_a_log_whose_ranks_never_vary_shows_no_position_bias():
     with pytest.raises(InputError, match="only 0 clicks are on hits that one query showed at several ranks"):
         fit_propensity(read_pages(log(by_words, moved=False)))
 

@@ -1,4 +1,4 @@
-"""Whatever a search holds, only the order of its first hits is personal: all else is as the engine answers."""
+"""Whatever a search contains, only the order of its first hits is personal; the rest is the engine's own answer."""
 
 import itertools
 import json
@@ -60,7 +60,7 @@ def load(url, index, shards, first, last):
 
 @pytest.fixture(scope="module")
 def base(elasticsearch_url):
-    """Two indices, of which some ids are equal, one of them of three shards; and two aliases of both."""
+    """Two indices with some equal ids, one with three shards; and two aliases of both."""
     name = new_index_name()
     load(elasticsearch_url, f"{name}-a", 1, 0, N_DOCS)
     load(elasticsearch_url, f"{name}-b", 3, 100, 100 + N_DOCS)
@@ -226,9 +226,9 @@ def plain(hits):
 
 
 def check(ours, own):
-    """Of two answers to one search whose hits are all inside the window."""
+    """Compares two answers to one search whose hits are all inside the window."""
     assert ours.status == own.status
-    if ours.told["rerank"] != "full":
+    if ours.outcome["rerank"] != "full":
         assert ours.same() == own.same()
         return
     got, expected = ours.json, own.json
@@ -242,23 +242,23 @@ def check(ours, own):
 
 @GENERATED
 @given(bodies, places)
-def test_all_but_the_order_is_the_engines(elasticsearch_url, proxy, base, body, place):
+def test_everything_but_the_order_is_the_engines(elasticsearch_url, proxy, base, body, place):
     path = f"/{place.replace('{}', base)}/_search"
     own = call(elasticsearch_url, path, body | {"size": WINDOW})
     ours = call(proxy, path, body | {"size": WINDOW}, **AS_ADA)
-    event(f"rerank={ours.told['rerank']} {ours.told.get('reason', '')}")
-    assert ours.told.get("reason") != "prepare"
+    event(f"rerank={ours.outcome['rerank']} {ours.outcome.get('reason', '')}")
+    assert ours.outcome.get("reason") != "prepare"
     check(ours, own)
 
 
 @GENERATED
 @given(bodies, places, st.integers(1, 12))
-def test_a_page_is_of_the_window(elasticsearch_url, proxy, base, body, place, size):
+def test_a_page_is_part_of_the_reranked_window(elasticsearch_url, proxy, base, body, place, size):
     path = f"/{place.replace('{}', base)}/_search"
     own = call(elasticsearch_url, path, body | {"size": size})
     ours = call(proxy, path, body | {"size": size}, **AS_ADA)
     assert ours.status == own.status
-    if ours.told["rerank"] != "full":
+    if ours.outcome["rerank"] != "full":
         assert ours.same() == own.same()
         return
     assert around_hits(ours.json) == around_hits(own.json)
@@ -277,7 +277,7 @@ def test_a_page_is_of_the_window(elasticsearch_url, proxy, base, body, place, si
 @settings(GENERATED, max_examples=40)
 @given(st.lists(st.tuples(bodies, st.sampled_from([{}, {"from": 3, "size": 4}, {"size": WINDOW}])), min_size=1,
                 max_size=5))  # fmt: skip
-def test_each_of_several_searches_is_as_by_itself(elasticsearch_url, proxy, base, searches):
+def test_several_searches_are_answered_as_single_ones_are(elasticsearch_url, proxy, base, searches):
     texts = [body | page for body, page in searches]
     lines = "".join(f"{json.dumps({'index': f'{base}-b'})}\n{json.dumps(text)}\n" for text in texts).encode()
     ours = call(proxy, "/_msearch", lines, Content_Type="application/x-ndjson", **AS_ADA)

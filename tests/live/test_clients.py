@@ -81,7 +81,7 @@ def test_python_knows_the_product(client):
     assert answer.meta.headers["x-opaque-id"] == "mine"
 
 
-def test_the_engine_gets_what_python_says_of_itself():
+def test_the_engine_gets_pythons_own_headers():
     answer = (
         b"HTTP/1.1 200 OK\r\nX-Elastic-Product: %s\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
     )
@@ -151,7 +151,7 @@ def test_python_sees_the_engines_own_errors(client, index):
     assert client.options(ignore_status=404).get(index=index, id="none")["found"] is False
 
 
-def test_python_asks_without_waiting_too(proxy, index):
+def test_python_asks_asynchronously_too(proxy, index):
     name = new_index_name()
 
     async def work() -> None:
@@ -172,7 +172,7 @@ def test_python_asks_without_waiting_too(proxy, index):
     asyncio.run(work())
 
 
-# What clients make of an engine that is away.
+# How clients handle an engine that is away.
 
 
 class Turns:
@@ -210,7 +210,7 @@ def silence():
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_node_that_is_down_is_not_noticed(nobody_there, elasticsearch_url, index):
+def test_clients_do_not_notice_a_node_that_is_down(nobody_there, elasticsearch_url, index):
     turns = Turns(Proxy(Upstream([nobody_there, elasticsearch_url, nobody_there])))
     with serving(turns) as url, Elasticsearch(url, max_retries=0) as client:
         assert {client.count(index=index)["count"] for _ in range(6)} == {240}
@@ -258,7 +258,7 @@ def test_an_engine_that_is_silent_is_a_504_or_the_clients_own_timeout(silence, e
     assert turns.asked == 2
 
 
-def test_bulk_waits_and_goes_on_when_the_engine_is_away_for_a_moment(nobody_there, elasticsearch_url):
+def test_bulk_waits_and_continues_when_the_engine_is_away_for_a_moment(nobody_there, elasticsearch_url):
     name = new_index_name()
     turns = Turns(Proxy(Upstream([nobody_there])), Proxy(Upstream([elasticsearch_url])))
     with serving(turns) as url, Elasticsearch(url) as client:
@@ -275,7 +275,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "besp
 
 
 def node_version() -> int:
-    """The major one, 0 where there is none."""
+    """Node's major version, 0 if it is not installed."""
     if not shutil.which("node"):
         return 0
     told = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout
@@ -368,7 +368,7 @@ def test_javascript_keeps_single_documents(script, proxy):
     assert found["created"] == 409
 
 
-def test_javascript_sees_a_502_where_the_engine_is_down(script, nobody_there, index):
+def test_javascript_sees_a_502_if_the_engine_is_down(script, nobody_there, index):
     turns = Turns(Proxy(Upstream([nobody_there])))
     with serving(turns) as url:
         found = script("down", url, index)
@@ -433,7 +433,7 @@ def test_curl_waits_for_the_word_to_send_a_big_body(curl, proxy, tmp_path):
 @pytest.mark.parametrize(
     "options", [(), ("--compressed",), ("-0",), ("--http2",), ("-0", "--compressed"), ("-H", "Connection: close")]
 )
-def test_curl_gets_what_the_engine_would_give_it(curl, proxy, elasticsearch_url, index, options):
+def test_curl_gets_the_engines_own_answers(curl, proxy, elasticsearch_url, index, options):
     query = json.dumps({"query": COAT, "size": 100, "sort": ["price"]})
     asked = [
         (f"/{index}/_search?filter_path=hits", *JSON, "-d", query),
@@ -452,7 +452,7 @@ def test_curl_gets_what_the_engine_would_give_it(curl, proxy, elasticsearch_url,
     assert ours.stdout.rstrip().endswith(b"}")
 
 
-def test_curl_looks_at_heads(curl, proxy, elasticsearch_url, index):
+def test_curl_sends_head_requests(curl, proxy, elasticsearch_url, index):
     for path in ("/", f"/{index}/_doc/d1", f"/{index}/_doc/none", f"/{index}/_source/d1"):
         got = [curl("-I", url + path).stdout for url in (proxy, elasticsearch_url)]
         assert got[0] == got[1]

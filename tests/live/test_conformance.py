@@ -1,4 +1,4 @@
-"""What is not a personal search comes through the proxy as the engine gave it, compared byte by byte.
+"""Everything but personal searches passes the proxy unchanged, compared byte by byte.
 
 Each request goes to the node itself and through a whole proxy. A request that changes something has `@twin` for the
 name of its index, which is one on the one way and another of equal length on the other. Left out of the comparison are
@@ -41,7 +41,7 @@ ODD_IDS = ("ä/ö", "a b", "1+1", "x;y", "100%", "q?a#b", "c:d", "日本", "%2F"
 
 STATISTICS = re.compile(rb"/_cat/(thread_pool|nodes|allocation|recovery|fielddata)|_stats|/stats|/_info|/_health")
 UNORDERED = re.compile(rb"(?:/_all|/\*)?/_mapping")
-"""Of several indices Elasticsearch names them in an order that changes with the cluster's state."""
+"""Elasticsearch names several indices in an order that changes with the cluster's state."""
 BY_CHANCE = (
     (rb'"(took|[a-z_]*_(?:in_)?(?:milli|nano)s|creation_date|timestamp)"( ?: ?)(?:\d+|"[^"]*")', rb'"\1"\2 0'),
     (rb'"((?:index_)?uuid)"( ?: ?)"[^"]*"', rb'"\1"\2""'),
@@ -50,7 +50,7 @@ BY_CHANCE = (
     (rb"\n(took|creation_date): \"?\d+\"?", rb"\n\1: 0"),
     (rb"dtook(?:[\x00-\x17]|\x18.|\x19..)", rb"dtook"),  # CBOR
     (rb"\x83took(?:[\xc0-\xdf]|\x24[\x00-\x7f]*[\x80-\xff])", b"\x83took"),  # Smile
-    (rb"\[-1:\d+\]|byte offset: #\d+", b""),  # where it stood in a buffer of the engine's
+    (rb"\[-1:\d+\]|byte offset: #\d+", b""),  # a position in a buffer of the engine's
     (rb'("_id":"|/_doc/)[\w-]{20}(?=$|")', rb"\1"),  # the engine's own
 )
 
@@ -124,7 +124,7 @@ class Answer:
         return gzip.decompress(self.body) if ("content-encoding", "gzip") in self.headers and self.body else self.body
 
     def masked(self, twin: bytes) -> Answer:
-        """Without what chance and the name of the index put there. A length that is only a consequence goes too."""
+        """The answer without random parts and the index's name, and without a length that depends on them."""
 
         def mask(text: bytes) -> bytes:
             for pattern, general in BY_CHANCE:
@@ -141,14 +141,14 @@ class Answer:
         return replace(self, headers=headers, body=body)
 
     def says_as(self, other: Answer) -> bool:
-        """The same JSON, in whatever order."""
+        """The same JSON, in any order."""
         try:
             return (self.status, json.loads(self.body)) == (other.status, json.loads(other.body))
         except ValueError:
             return False
 
     def loosened(self) -> Answer:
-        """Without any figure either, nor how it was framed: what is left of a statistic."""
+        """The answer without numbers and framing, to compare statistics."""
         figures = re.compile(rb"[\d.,]+(?:[eE]-?\d+)?(?:[kmgt]?b|ms|micros|nanos|[smhd%])?\b|[ \t]+|-(?=[\d])")
         headers = tuple(item for item in self.headers if item[0] != "content-length")
         return replace(self, headers=headers, chunked=False, body=figures.sub(b"", self.body))
@@ -159,7 +159,7 @@ UNANSWERED = Answer(0, "", (), False, b"")
 
 @dataclass
 class Way:
-    """One connection, kept as clients keep theirs: bytes too many or too few in an answer spoil the next."""
+    """One connection, kept open as clients do: an answer with too many or too few bytes spoils the next."""
 
     url: str
     twin: bytes
@@ -195,7 +195,7 @@ class Way:
             )
             if response.will_close:
                 self.close()
-            chunked = response.chunked and request.method != "HEAD"  # there it is but told (RFC 9112 6.1)
+            chunked = response.chunked and request.method != "HEAD"  # only announced (RFC 9112 6.1)
             return Answer(response.status, response.reason, headers, chunked, body)
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ class Way:
 
 @dataclass
 class Both:
-    """The same asked on both ways; what differs is collected."""
+    """Sends the same requests both ways, and collects the differences."""
 
     direct: Way
     proxied: Way
@@ -250,7 +250,7 @@ class Both:
 
 
 def shown(answer: Answer, other: Answer) -> str:
-    """An answer where it begins to differ from another."""
+    """The part of an answer where it begins to differ from another."""
     head = f"{answer.status} {answer.reason} {answer.headers} chunked={answer.chunked}"
     at = next((n for n, (a, b) in enumerate(zip(answer.body, other.body, strict=False)) if a != b), 0)
     return f"{head} …{answer.body[max(at - 60, 0) : at + 120]!r}"
@@ -258,7 +258,7 @@ def shown(answer: Answer, other: Answer) -> str:
 
 @pytest.fixture(scope="module")
 def index(elasticsearch_url):
-    """Documents of all kinds of fields, some under ids that a URL must quote."""
+    """Documents with all kinds of fields, some with ids that a URL must quote."""
     name = new_index_name()
     text = {"type": "text", "analyzer": "english", "fields": {"raw": {"type": "keyword"}}, "term_vector": "yes"}
     properties = {
@@ -406,11 +406,11 @@ def with_form(target: str, form: str) -> str:
     return target + ("&" if "?" in target else "?") + form
 
 
-def test_what_is_read_comes_as_the_engine_gave_it(both, index):
+def test_reads_arrive_as_the_engine_sent_them(both, index):
     both.check(Ask("GET", place.replace("{i}", index)) for place in PLACES)
 
 
-def test_heads_too(both, index):
+def test_head_requests_arrive_as_the_engine_sent_them(both, index):
     both.check(Ask("HEAD", place.replace("{i}", index)) for place in PLACES if not place.endswith("?"))
 
 
@@ -432,7 +432,7 @@ def test_every_form_and_every_header_of_an_answer(both, index):
     both.check(asked)
 
 
-def test_a_user_changes_nothing_of_what_is_no_search(both, index):
+def test_a_user_changes_nothing_about_other_requests(both, index):
     """The names of users go no further than the proxy, and do nothing."""
     searches = re.compile(r"(/|%2F)_search(?![/\w])|/_async_search|/_search/(?:template)?(\?|$)")
     headers = [("X-Bespeak-User", "ada"), ("X-Bespeak-Session", "s"), ("X-Bespeak-Tenant", "")]
@@ -459,7 +459,7 @@ def test_odd_ids_in_every_writing(both, index):
     both.check(asked)
 
 
-def test_what_is_too_long(both, index):
+def test_very_long_requests_get_the_same_answer(both, index):
     lengths = (3_000, 4_000, 4_095, 4_096, 4_200, 9_000, 70_000)
     both.check(Ask("GET", f"/{index}/_count?q={'x' * length}") for length in lengths)
     both.check(Ask("GET", f"/{'i' * length}/_count") for length in lengths)
@@ -468,7 +468,7 @@ def test_what_is_too_long(both, index):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-def test_a_head_that_the_engine_cannot_read_harms_nobody_after(elasticsearch_url, proxy, method):
+def test_a_head_that_the_engine_cannot_read_does_not_affect_later_requests(elasticsearch_url, proxy, method):
     """The engine answers it, reads nothing more on that connection, and yet keeps it open."""
     too_long = Ask(method, "/", b"{}" if method == "POST" else None, headers=[("X-Long", "x" * 20_000)])
     for _ in range(3):
@@ -615,7 +615,7 @@ def test_other_readings_with_a_body(both, index):
     both.check(asked)
 
 
-def test_several_searches_in_one(both, index):
+def test_several_searches_in_one_request(both, index):
     chance = random.Random(5)
     asked = []
     for n in range(25):
@@ -629,7 +629,7 @@ def test_several_searches_in_one(both, index):
     both.check(asked)
 
 
-def test_bodies_that_cannot_be_read(both, index):
+def test_unusual_bodies_get_the_same_answer(both, index):
     bodies = (b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe", b"\xef\xbb\xbf{}", b'{"query":{"match_all":{}}}trailing',
               b'{"size":1,"size":2}', b'{"query":{"match":{"title":"\xed\xa0\x80"}}}', b'{"size":1e2}', b"{'size':1}",
               b'{"size":NaN}', b"{" * 2000, b'{"a":' * 1200 + b"1" + b"}" * 1200, b"/**/{}", b" \n{}\n ")  # fmt: skip
@@ -781,7 +781,7 @@ def administration() -> Iterator[Ask]:
         yield Ask("DELETE", twin)
 
 
-def test_what_is_changed_is_changed_alike(both):
+def test_writes_have_the_same_effect(both):
     both.check(changes())
     both.check(administration())
 
@@ -830,11 +830,11 @@ LEFT_OUT = {
     "cluster.delete_voting_config_exclusions",  # waits for that node to leave
     "cluster.reroute",  # answers with the state that it made
     "indices.add_block",  # with no more than it needs, nothing could be deleted afterwards
-    "cluster.info",  # tells of the connection that asks
+    "cluster.info",  # describes the client's connection
     "nodes.stats",
     "nodes.usage",
     "nodes.hot_threads",
-    "tasks.list",  # tells of the request that asks
+    "tasks.list",  # describes the client's request
     "cat.tasks",
 }
 
@@ -846,7 +846,7 @@ class Given(NamedTuple):
 
 def node_that_asks(both: Both) -> type[BaseNode]:
     class Node(BaseNode):
-        """The client's way out: asks on both ways, and gives the client what the engine answered."""
+        """The client's transport: asks both ways, and gives the client the engine's answer."""
 
         def perform_request(
             self,
@@ -901,7 +901,7 @@ def sample(name: str, annotation: Any) -> Any:
 
 
 def ask_api(method: Any) -> None:
-    """Asks with the least that it needs; which bodies it cannot go without only its complaint says."""
+    """Asks with the least that it needs. Only its complaint says which body it requires."""
     parameters = inspect.signature(method).parameters.values()
     kinds = {one.name: one.annotation for one in parameters}
     given = {one.name: sample(one.name, one.annotation) for one in parameters if one.default is one.empty}
@@ -918,7 +918,7 @@ def ask_api(method: Any) -> None:
 
 
 @pytest.mark.skipif(not OWN_NODE, reason="calls all there is, which is not done to a cluster that is somebody's own")
-def test_all_that_the_official_client_can_ask(both):
+def test_every_request_of_the_official_client_passes(both):
     client = Elasticsearch("http://both:9200", node_class=node_that_asks(both), max_retries=0, retry_on_status=())
     before = both.asked
     with warnings.catch_warnings():
@@ -930,5 +930,5 @@ def test_all_that_the_official_client_can_ask(both):
     both.conclude()
 
 
-def test_few_answers_were_compared_without_their_figures(both):
+def test_few_answers_were_compared_without_their_numbers(both):
     assert len(both.loose) <= both.asked / 50, "\n".join(both.loose)

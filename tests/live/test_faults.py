@@ -1,4 +1,4 @@
-"""A fault of ours at any stage: the client gets the engine's own answer, and is told the stage."""
+"""A fault of ours at any stage: the client gets the engine's own answer, and a header names the stage."""
 
 import json
 import sqlite3
@@ -28,7 +28,7 @@ def index(elasticsearch_url):
 
 
 class FaultyEncoder(BagEncoder):
-    """Fails for texts of one kind."""
+    """An encoder that fails for texts of one kind."""
 
     def __init__(self, error, kind):
         super().__init__()
@@ -41,7 +41,7 @@ class FaultyEncoder(BagEncoder):
 
 
 class HangingEncoder(BagEncoder):
-    """Heeds no deadline until it is released."""
+    """An encoder that ignores deadlines until it is released."""
 
     def __init__(self):
         super().__init__()
@@ -83,57 +83,57 @@ def same_as_direct(ours, url, index):
         (FaultyEncoder(ValueError("bad shape"), "document"), "embed"),
     ],
 )
-def test_an_encoder_that_fails(elasticsearch_url, index, tmp_path, encoder, stage):
+def test_a_failing_encoder_leaves_the_engines_answer(elasticsearch_url, index, tmp_path, encoder, stage):
     with personal_proxy(elasticsearch_url, tmp_path / "p", encoder=encoder) as (url, _):
         ours = call(url, f"/{index}/_search", BODY, **AS_ADA)
-        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", stage)
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", stage)
         same_as_direct(ours, elasticsearch_url, index)
 
 
-def test_an_encoder_that_hangs_costs_its_budget_and_then_nothing_until_it_is_well(elasticsearch_url, index, tmp_path):
+def test_a_hanging_encoder_costs_only_its_budget(elasticsearch_url, index, tmp_path):
     encoder = HangingEncoder()
     with personal_proxy(elasticsearch_url, tmp_path / "p", encoder=encoder, settings=HASTE) as (url, _):
         reasons = []
         for _ in range(3):
             ours = call(url, f"/{index}/_search", BODY, **AS_ADA)
             same_as_direct(ours, elasticsearch_url, index)
-            reasons.append(ours.told["reason"])
+            reasons.append(ours.outcome["reason"])
         assert set(reasons) <= {"encode_late", "encode_busy"}
         encoder.released.set()
-        assert call(url, f"/{index}/_search", BODY, **AS_ADA).told["rerank"] == "full"
+        assert call(url, f"/{index}/_search", BODY, **AS_ADA).outcome["rerank"] == "full"
 
 
-def test_a_stage_that_fails_again_and_again_is_left_alone_for_a_while(elasticsearch_url, index, tmp_path):
+def test_a_stage_that_keeps_failing_rests_for_a_while(elasticsearch_url, index, tmp_path):
     encoder = FaultyEncoder(MemoryError(), "query")
     with personal_proxy(elasticsearch_url, tmp_path / "p", encoder=encoder) as (url, _):
-        reasons = [call(url, f"/{index}/_search", BODY, **AS_ADA).told["reason"] for _ in range(7)]
+        reasons = [call(url, f"/{index}/_search", BODY, **AS_ADA).outcome["reason"] for _ in range(7)]
         assert reasons == ["encode"] * 5 + ["encode_resting"] * 2
         assert 'bespeak_breaker_open{stage="rerank"} 1.0' in call(url, "/_bespeak/metrics").body.decode()
 
 
 @pytest.mark.parametrize("error", [ModelError("missing"), MemoryError(), RuntimeError("cut")])
-def test_a_rewriter_that_fails_costs_the_rewrite_alone(elasticsearch_url, index, tmp_path, error):
+def test_a_failing_rewriter_costs_only_the_rewrite(elasticsearch_url, index, tmp_path, error):
     with personal_proxy(elasticsearch_url, tmp_path / "p", rewriter=FaultyRewriter(error)) as (url, _):
         ours = call(url, f"/{index}/_search", BODY, **AS_ADA)
-        assert (ours.told["rewrite"], ours.told["rerank"]) == ("failed", "full")
+        assert (ours.outcome["rewrite"], ours.outcome["rerank"]) == ("failed", "full")
         own = call(elasticsearch_url, f"/{index}/_search", BODY)
         assert ours.json["hits"]["total"] == own.json["hits"]["total"]
 
 
-def test_a_rewriter_that_hangs_is_late_and_then_not_begun(elasticsearch_url, index, tmp_path):
+def test_a_hanging_rewriter_is_late(elasticsearch_url, index, tmp_path):
     rewriter = FaultyRewriter()
     with personal_proxy(elasticsearch_url, tmp_path / "p", rewriter=rewriter, settings=HASTE, model_runs=2) as (url, _):
-        statuses = {call(url, f"/{index}/_search", BODY, **AS_ADA).told["rewrite"] for _ in range(2)}
+        statuses = {call(url, f"/{index}/_search", BODY, **AS_ADA).outcome["rewrite"] for _ in range(2)}
         rewriter.released.set()
         assert statuses == {"late"}
 
 
-def test_a_store_that_is_locked_for_writing_is_read_all_the_same(elasticsearch_url, index, tmp_path):
+def test_a_store_locked_for_writing_can_still_be_read(elasticsearch_url, index, tmp_path):
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, store):
         other = sqlite3.connect(store.path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         try:
-            assert call(url, f"/{index}/_search", BODY, **AS_ADA).told["rerank"] == "full"
+            assert call(url, f"/{index}/_search", BODY, **AS_ADA).outcome["rerank"] == "full"
         finally:
             other.close()
 
@@ -152,43 +152,43 @@ class FaultyStore(SqliteStore):
         return super().profile(user, session_id, now, query_id)
 
 
-def test_a_store_that_gives_no_profile(elasticsearch_url, index, tmp_path):
+def test_a_store_without_a_profile_leaves_the_engines_answer(elasticsearch_url, index, tmp_path):
     store = FaultyStore(tmp_path / "events.db", StoreError("locked"))
     with personal_proxy(elasticsearch_url, tmp_path / "p", store=store) as (url, _):
         ours = call(url, f"/{index}/_search", BODY, **AS_ADA)
-        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", "profile")
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", "profile")
         same_as_direct(ours, elasticsearch_url, index)
 
 
-def test_a_store_that_hangs(elasticsearch_url, index, tmp_path):
+def test_a_hanging_store_leaves_the_engines_answer(elasticsearch_url, index, tmp_path):
     store = FaultyStore(tmp_path / "events.db")
     with personal_proxy(elasticsearch_url, tmp_path / "p", store=store, settings=HASTE) as (url, _):
         ours = call(url, f"/{index}/_search", BODY, **AS_ADA)
         store.released.set()
-        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", "profile_late")
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", "profile_late")
         same_as_direct(ours, elasticsearch_url, index)
 
 
-def test_a_store_that_is_damaged(elasticsearch_url, index, tmp_path):
+def test_a_damaged_store_leaves_the_engines_answer(elasticsearch_url, index, tmp_path):
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, store):
         store.close()
         store.path.write_bytes(b"no database" * 1000)
         for beside in store.path.parent.glob("bespeak.db-*"):
             beside.unlink()
         ours = call(url, f"/{index}/_search", BODY, **AS_ADA)
-        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", "profile")
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", "profile")
         same_as_direct(ours, elasticsearch_url, index)
 
 
-def test_kept_vectors_that_are_damaged_are_made_anew(elasticsearch_url, index, tmp_path):
+def test_damaged_kept_vectors_are_made_again(elasticsearch_url, index, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "vectors.db").write_bytes(b"no database" * 1000)
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, _):
-        assert call(url, f"/{index}/_search", BODY, **AS_ADA).told["rerank"] == "full"
+        assert call(url, f"/{index}/_search", BODY, **AS_ADA).outcome["rerank"] == "full"
 
 
 def engine_with(spoil):
-    """An engine whose answer to a widened search is spoilt; the client's own request gets a whole one."""
+    """An engine that spoils its answer to a widened search, but not to the client's own request."""
 
     async def app(scope, receive, send):
         if scope["type"] != "http":
@@ -224,15 +224,15 @@ def engine_with(spoil):
         (lambda _: (503, b"no"), "engine_status"),
     ],
 )
-def test_an_answer_that_makes_no_sense(tmp_path, spoil, stage):
+def test_a_broken_answer_is_replaced_by_the_engines_own(tmp_path, spoil, stage):
     with serving(engine_with(spoil)) as engine, personal_proxy(engine, tmp_path / "p") as (url, _):
         ours, own = call(url, "/i/_search", BODY, **AS_ADA), call(engine, "/i/_search", BODY)
-        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", stage)
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", stage)
         assert ours.body == own.body
         assert ours.status == own.status == 200
 
 
-def test_an_engine_that_is_not_there(tmp_path):
+def test_a_missing_engine_is_reported(tmp_path):
     with personal_proxy("http://127.0.0.1:9", tmp_path / "p") as (url, _):
         ours = call(url, "/i/_search", BODY, **AS_ADA)
         assert ours.status == 502
@@ -246,11 +246,11 @@ def test_an_engine_that_is_not_there(tmp_path):
      b'{"ext": 3}', b'{"ext": {"ubi": 3, "bespeak": []}}', b'{"size": 1e400}', b"[" * 100_000,
      b'{"query": {"match": {"text": null}}}', b'{"query": {"bool": {"must": "coat"}}}', b'{"query": {"match": []}}'],
 )  # fmt: skip
-def test_a_body_that_makes_no_sense_is_the_engines_to_refuse(elasticsearch_url, index, tmp_path, body):
+def test_a_broken_body_is_left_to_the_engine(elasticsearch_url, index, tmp_path, body):
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, _):
         ours = call(url, f"/{index}/_search", body, **AS_ADA)
         own = call(elasticsearch_url, f"/{index}/_search", body)
-        if b'"ext"' not in body:  # what is for Bespeak is taken out, all else is the engine's
+        if b'"ext"' not in body:  # anything for Bespeak is removed, the rest is the engine's
             assert ours.same() == own.same()
             assert ours.status == own.status
         assert ours.status != 500

@@ -1,4 +1,4 @@
-"""What was learnt of others, the same on the embedded engine and on a real Elasticsearch."""
+"""What was learnt from other users ranks alike on the embedded engine and on a real Elasticsearch."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -35,7 +35,7 @@ def bought(user, *places):
 
 
 def crowd():
-    """Four hundred people, each of whom keeps to one of two halves of the catalogue, whatever the coats are made of."""
+    """Four hundred users who each keep to one of two halves of the catalogue."""
     draw = np.random.default_rng(3)
     halves = np.split(draw.permutation(N_DOCS), 2)
     users = [(UserKey(ADA.tenant, f"u{n}"), halves[n % 2]) for n in range(400)]

@@ -1,4 +1,4 @@
-"""The pages of a personal search, and what becomes of documents and indices between two of them."""
+"""The pages of a personal search, also while documents and indices change."""
 
 import json
 import threading
@@ -42,7 +42,7 @@ def make(url, index, shards=1, settings_=None, **mappings):
 
 @pytest.fixture(scope="module")
 def base(elasticsearch_url):
-    """Two indices of the same ids: one of one shard, one of four, where all documents of a kind tie."""
+    """Two indices with the same ids, of one shard and of four, in which documents of a kind tie."""
     name = new_index_name()
     load_things(elasticsearch_url, f"{name}-a")
     make(elasticsearch_url, f"{name}-b", 4, properties={"text": {"type": "text"}, "price": {"type": "integer"}})
@@ -59,7 +59,7 @@ def proxy(elasticsearch_url, tmp_path_factory):
 
 @pytest.fixture
 def fresh(elasticsearch_url, tmp_path):
-    """A proxy that nobody has asked yet: Ada's last query was for a silk scarf."""
+    """A proxy without requests so far. Ada's last query was for a silk scarf."""
     with personal_proxy(elasticsearch_url, tmp_path / "fresh") as (url, _):
         yield url
 
@@ -81,15 +81,15 @@ parts = st.sampled_from([{}, {}, {"collapse": {"field": "price"}}, {"min_score":
 @GENERATED
 @given(queries, parts, st.sampled_from(["{}-a", "{}-b", "{}-a,{}-b", "{}-*"]),
        st.lists(st.integers(1, 23), min_size=1, max_size=4))  # fmt: skip
-def test_pages_of_any_sizes_part_the_matches(elasticsearch_url, proxy, base, query, more, place, sizes):
+def test_pages_of_any_size_neither_repeat_nor_lose_hits(elasticsearch_url, proxy, base, query, more, place, sizes):
     path, body = f"/{place.replace('{}', base)}/_search", {"query": query, **more}
-    # As the proxy asks: with a preference ties stand in one order.
+    # As the proxy asks: a preference keeps ties in one order.
     expected = keys(call(elasticsearch_url, path, body | {"size": 1000}))
     found, scores, offset, n = [], [], 0, 0
     while offset < len(expected):
         size = sizes[n % len(sizes)]
         page = call(proxy, path, body | {"from": offset, "size": size}, **AS_ADA)
-        assert page.told["rerank"] == "full" or page.told["reason"] == "beyond_window"
+        assert page.outcome["rerank"] == "full" or page.outcome["reason"] == "beyond_window"
         found += keys(page)
         scores += [hit["_score"] for hit in page.json["hits"]["hits"]]
         offset, n = offset + size, n + 1
@@ -99,7 +99,7 @@ def test_pages_of_any_sizes_part_the_matches(elasticsearch_url, proxy, base, que
     assert scores == sorted(scores, reverse=True)
 
 
-def test_pages_that_are_asked_at_once_part_the_matches(elasticsearch_url, proxy, base):
+def test_concurrent_pages_neither_repeat_nor_lose_hits(elasticsearch_url, proxy, base):
     body = {"query": {"match": {"text": "silk coat"}}}
     expected = keys(call(elasticsearch_url, f"/{base}-a/_search", body | {"size": 1000}))
     pages = {}
@@ -115,18 +115,18 @@ def test_pages_that_are_asked_at_once_part_the_matches(elasticsearch_url, proxy,
     assert sorted(key for page in pages.values() for key in page) == sorted(expected[:30])
 
 
-def test_two_sessions_of_a_user_do_not_disturb_one_another(elasticsearch_url, proxy, base):
+def test_two_sessions_of_a_user_do_not_affect_each_other(elasticsearch_url, proxy, base):
     body = {"query": COAT, "size": 7}
     first = call(proxy, f"/{base}-a/_search", body, **AS_ADA)
     other = AS_ADA | {"X_Bespeak_Session": "another"}
-    assert call(proxy, f"/{base}-a/_search", body, **other).told["query_id"] != first.told["query_id"]
+    assert call(proxy, f"/{base}-a/_search", body, **other).outcome["query_id"] != first.outcome["query_id"]
     second = call(proxy, f"/{base}-a/_search", body | {"from": 7}, **AS_ADA)
-    assert second.told["query_id"] == first.told["query_id"]
+    assert second.outcome["query_id"] == first.outcome["query_id"]
     assert not set(keys(first)) & set(keys(second))
 
 
 @pytest.mark.parametrize("knn", [{}, {"num_candidates": 50}])
-def test_a_knn_that_does_not_say_how_many_finds_no_more(elasticsearch_url, proxy, index_name, knn):
+def test_a_knn_without_a_number_of_hits_finds_no_more(elasticsearch_url, proxy, index_name, knn):
     vector = {"type": "dense_vector", "dims": 2, "index": True, "similarity": "l2_norm"}
     make(elasticsearch_url, index_name, properties={"vec": vector})
     put(elasticsearch_url, index_name, {f"d{n}": {"text": "coat", "vec": [n, 1]} for n in range(40)})
@@ -139,7 +139,7 @@ def test_a_knn_that_does_not_say_how_many_finds_no_more(elasticsearch_url, proxy
         ours, own = (call(url, f"/{index_name}/_search", body, **AS_ADA) for url in (proxy, elasticsearch_url))
         assert ours.json["hits"]["total"] == own.json["hits"]["total"]
         assert sorted(keys(ours)) == sorted(keys(own))
-        assert "failed" not in ours.told["rerank"]
+        assert "failed" not in ours.outcome["rerank"]
 
 
 SILK_LAST = {"rescore_query": {"match": {"text": "coat"}}, "score_mode": "multiply", "rescore_query_weight": 0.01}
@@ -154,7 +154,7 @@ def test_a_search_whose_hits_depend_on_how_many_are_asked(elasticsearch_url, pro
     body = {"query": {"match": {"text": "linen coat"}}, "size": size, **more}
     for place in (f"{base}-a", f"{base}-b"):
         ours, own = (call(url, f"/{place}/_search", body, **AS_ADA) for url in (proxy, elasticsearch_url))
-        assert ours.told["rerank"] == "full"
+        assert ours.outcome["rerank"] == "full"
         if "rescore" not in more or size >= 6:  # within its window the rescorer's first hits may change places
             assert sorted(keys(ours)) == sorted(keys(own))
         assert ours.json["hits"].get("total") == own.json["hits"].get("total")
@@ -171,17 +171,17 @@ def test_a_result_window_that_is_smaller_than_ours(elasticsearch_url, proxy, ind
             call(url, f"/{index_name}/_search", {"query": COAT} | page, **AS_ADA) for url in (proxy, elasticsearch_url)
         )
         assert (ours.status, ours.same()) == (own.status, own.same())
-        assert ours.told["reason"] == "engine_refused"
+        assert ours.outcome["reason"] == "engine_refused"
 
 
-def test_a_size_beyond_the_result_window_is_refused_as_ever(elasticsearch_url, proxy, base):
+def test_a_size_beyond_the_result_window_is_refused_by_the_engine(elasticsearch_url, proxy, base):
     body = {"query": COAT, "size": 10_001}
     ours, own = (call(url, f"/{base}-a/_search", body, **AS_ADA) for url in (proxy, elasticsearch_url))
     assert ours.status == own.status == 400
     assert ours.same() == own.same()
 
 
-# What is kept of documents.
+# Kept vectors of documents.
 
 LINEN_FIRST = {"query": {"match": {"text": "scarf"}}, "size": 4, "ext": {"bespeak": {"explain": True}}}
 
@@ -190,7 +190,7 @@ def embedding_scores(answer):
     return {hit["_id"]: hit["scores"]["embedding"] for hit in answer.json["bespeak"]["hits"]}
 
 
-def test_a_document_that_changes_is_embedded_anew(elasticsearch_url, fresh, index_name):
+def test_a_changed_document_is_embedded_again(elasticsearch_url, fresh, index_name):
     make(elasticsearch_url, index_name)
     put(elasticsearch_url, index_name, {"a": {"text": "scarf silk"}, "b": {"text": "scarf leather"}})
     before = embedding_scores(call(fresh, f"/{index_name}/_search", LINEN_FIRST, **AS_ADA))
@@ -211,7 +211,7 @@ def test_documents_without_text_and_without_source(elasticsearch_url, proxy, ind
     for place, query in asked.items():
         body = {"query": query}
         ours, own = (call(url, f"/{place}/_search", body, **AS_ADA) for url in (proxy, elasticsearch_url))
-        assert ours.told == {**ours.told, "rerank": "full"}
+        assert ours.outcome == {**ours.outcome, "rerank": "full"}
         assert sorted(keys(ours)) == sorted(keys(own))
 
 
@@ -219,14 +219,14 @@ ODD_IDS = ["a/b", "a,b", "ä ö", "日本", "🙂", "x" * 512, "é" * 256, '"quo
            "\u0001", "\x7f", "line\nbreak", "-1", "null", "_id"]  # fmt: skip
 
 
-def test_odd_ids(elasticsearch_url, proxy, index_name):
+def test_unusual_ids_work(elasticsearch_url, proxy, index_name):
     make(elasticsearch_url, index_name)
     odd = {doc_id: {"text": f"coat {'silk ' * (n % 3)}", "title": "\ud800 lone"} for n, doc_id in enumerate(ODD_IDS)}
     put(elasticsearch_url, index_name, odd)
     body = {"query": COAT, "size": WINDOW, "_source": ["text"]}
     for _ in range(2):  # made, then kept
         ours, own = (call(url, f"/{index_name}/_search", body, **AS_ADA) for url in (proxy, elasticsearch_url))
-        assert ours.told["rerank"] == "full"
+        assert ours.outcome["rerank"] == "full"
         assert sorted(ours.ids) == sorted(own.ids) == sorted(ODD_IDS)
     pages = [call(proxy, f"/{index_name}/_search", body | {"from": n, "size": 5}, **AS_ADA) for n in range(0, 20, 5)]
     assert sorted(i for page in pages for i in page.ids) == sorted(ODD_IDS)
@@ -240,7 +240,7 @@ ODD_SOURCES = [
 ]  # fmt: skip
 
 
-def test_what_a_document_holds_comes_byte_for_byte(elasticsearch_url, proxy, index_name):
+def test_documents_arrive_byte_for_byte(elasticsearch_url, proxy, index_name):
     make(elasticsearch_url, index_name, dynamic=False, properties={"text": {"type": "text"}})
     for n, source in enumerate(ODD_SOURCES):
         assert call(elasticsearch_url, f"/{index_name}/_doc/d{n}?refresh=true", source, "PUT").status == 201
@@ -252,23 +252,23 @@ def test_what_a_document_holds_comes_byte_for_byte(elasticsearch_url, proxy, ind
         if "filter_path" in path:
             assert {str(hit) for hit in ours.json["hits"]["hits"]} == {str(hit) for hit in own.json["hits"]["hits"]}
         else:
-            assert ours.told["rerank"] == "full"
+            assert ours.outcome["rerank"] == "full"
             for source in ODD_SOURCES:
                 assert (source in ours.body) == (source in own.body)
 
 
-def test_lone_surrogates_in_titles_cost_no_others_events(elasticsearch_url, index_name, tmp_path):
+def test_lone_surrogates_in_titles_cost_no_other_events(elasticsearch_url, index_name, tmp_path):
     make(elasticsearch_url, index_name)
     put(elasticsearch_url, index_name, {"d1": {"text": "coat", "title": "half \ud800"}, "d2": {"text": "coat silk"}})
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, _):
         first = call(url, f"/{index_name}/_search", {"query": COAT}, **AS_ADA)
         lines = call(url, "/_bespeak/profile/ada").body.decode().splitlines()
-        mine = [line for line in lines if json.loads(line).get("query_id") == first.told["query_id"]]
+        mine = [line for line in lines if json.loads(line).get("query_id") == first.outcome["query_id"]]
         assert len(mine) == 3
 
 
-def test_an_index_made_again_under_its_old_name(elasticsearch_url, index_name, tmp_path):
-    """Same ids and versions, other texts: what was kept of the old ones is not theirs."""
+def test_an_index_made_again_under_its_old_name_is_embedded_again(elasticsearch_url, index_name, tmp_path):
+    """Ids and versions are the same, but texts differ: vectors of the old texts must not be used."""
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, _):
         make(elasticsearch_url, index_name)
         put(elasticsearch_url, index_name, {"a": {"text": "scarf silk"}, "b": {"text": "scarf leather"}})
@@ -284,7 +284,7 @@ def test_an_index_made_again_under_its_old_name(elasticsearch_url, index_name, t
 
 @pytest.mark.parametrize("maker", ["bag", "another"])
 def test_vectors_of_the_index_itself(elasticsearch_url, fresh, index_name, maker):
-    """Those of the same encoder are taken as they are, others are not: here each says that the document is of silk."""
+    """Vectors of the same encoder are used, others are not. Here each says that the document is of silk."""
     encoder, engine = BagEncoder(name=maker), ElasticsearchEngine(elasticsearch_url)
     texts = {"a": "scarf leather", "b": "scarf silk", "c": "scarf wool"}
     silk = encoder.encode(["scarf silk"])[0]
@@ -297,7 +297,7 @@ def test_vectors_of_the_index_itself(elasticsearch_url, fresh, index_name, maker
     own = call(elasticsearch_url, f"/{index_name}/_search", LINEN_FIRST | {"ext": {}})
     ours = call(fresh, f"/{index_name}/_search", LINEN_FIRST, **AS_ADA)
     scores = embedding_scores(ours)
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
     assert (scores["a"] > scores["b"]) == (maker == "bag")
     for answer in (ours, own):
         assert all(VECTOR_FIELD not in hit.get("fields", {}) for hit in answer.json["hits"]["hits"])
@@ -305,8 +305,8 @@ def test_vectors_of_the_index_itself(elasticsearch_url, fresh, index_name, maker
     assert next(sources) == next(sources)
 
 
-def test_hits_of_an_alias_are_asked_by_it(elasticsearch_url, proxy, base, index_name):
-    """What its filter hides is in no question of ours either."""
+def test_hits_found_through_an_alias_are_fetched_through_it(elasticsearch_url, proxy, base, index_name):
+    """Bespeak's own requests do not contain what its filter hides."""
     alias = {"actions": [{"add": {"index": f"{base}-a", "alias": index_name, "filter": {"term": {"stuff": "silk"}}}}]}
     assert call(elasticsearch_url, "/_aliases", alias).status == 200
     ours, own = (
@@ -315,6 +315,6 @@ def test_hits_of_an_alias_are_asked_by_it(elasticsearch_url, proxy, base, index_
     )
     remove = {"actions": [{"remove": {"index": f"{base}-a", "alias": index_name}}]}
     assert call(elasticsearch_url, "/_aliases", remove).status == 200
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
     assert sorted(keys(ours)) == sorted(keys(own))
     assert ours.json["hits"]["total"] == own.json["hits"]["total"]

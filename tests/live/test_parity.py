@@ -1,4 +1,4 @@
-"""One way of a query: our own search, the proxy in both modes and evaluation agree on the rewrite, the order, the
+"""One path for every query: our own search, the proxy in both modes and evaluation agree on the rewrite, the order, the
 statuses and the evidence."""
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+import bespeak
 from bespeak.engines.elastic import ElasticsearchEngine
 from bespeak.errors import ModelError
 from bespeak.evaluation.memory import make_readings, rank_topics
 from bespeak.evaluation.systems import rank_topic, read_topic
 from bespeak.evaluation.topics import Collection, Topic
-from bespeak.parts import Parts
+from bespeak.parts import Models, Parts, open_parts
 from bespeak.pipeline import search
 from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
@@ -30,6 +32,7 @@ from bespeak.records import Document, Request, Term, UserKey
 from bespeak.session.terms import load_terms
 from bespeak.settings import Settings, Weights
 from bespeak.statuses import RerankStatus
+from bespeak_cli import cli
 from elasticsearch_node import new_index_name
 from fakes import ADA, BagEncoder, ScriptedRewriter
 from personal_proxy import call
@@ -84,7 +87,7 @@ class Case:
 
 
 def crowd():
-    """Two circles of tastes."""
+    """Events of users with two tastes."""
     draw = np.random.default_rng(3)
     halves = np.split(draw.permutation(N_DOCS), 2)
     return [
@@ -125,7 +128,7 @@ def index(elasticsearch_url):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a face says of one page."""
+    """One page as a face shows it."""
 
     rewrite: tuple[str, str, str]
     rerank: str
@@ -136,7 +139,7 @@ class Seen:
 
 
 class Faces:
-    """One store and the same parts behind every face."""
+    """All faces over one store and the same parts."""
 
     def __init__(self, url, index, folder, case):
         self.url, self.index, self.case, self.folder = url, index, case, folder
@@ -146,7 +149,7 @@ class Faces:
             self.parts = replace(self.parts, learnt=LearntFolder(folder))
 
     def store(self, name):
-        """A store of its own for each face, since the proxy records what it is asked."""
+        """Gives each face its own store, since the proxy records queries."""
         store = SqliteStore(self.folder / f"{name}.db")
         store.add(self.case.events)
         return store
@@ -181,7 +184,7 @@ class Faces:
 
     def served(self, url, mode="boost", offset=0, size=N_DOCS):
         reply = self.ask(url, mode, offset, size, explain=True)
-        told = reply.told
+        told = reply.outcome
         ours = reply.json.get("bespeak")
         if ours is None:
             return Seen((self.case.query, told.get("rewrite", ""), ""), told["rerank"], told["reason"], reply.ids, [])
@@ -211,7 +214,7 @@ def test_search_and_both_modes_of_the_proxy_agree(faces):
             assert seen.rewrite == own.rewrite, mode
             assert seen.evidence == own.evidence, mode
             assert any(own.evidence)
-        else:  # each engine order is the engine's own, also where scores are equal
+        else:  # each engine's own order, even if scores are equal
             assert seen.ids == faces.ask(faces.url).ids
             assert own.ids == own.unranked
             assert sorted(seen.ids) == sorted(own.ids)
@@ -230,7 +233,7 @@ def test_pages_of_every_face_follow_one_another(elasticsearch_url, index, tmp_pa
 
 
 def test_evaluation_ranks_as_search_does(elasticsearch_url, index, tmp_path):
-    """Topics know no preferences, so the case has none; both engines of evaluation are asked."""
+    """Without preferences, since topics have none; with both engines of evaluation."""
     case = Case([*SAID, *SESSION], parts=PICKING)
     expected = Faces(elasticsearch_url, index, tmp_path, case).search("recall")
     topic = Topic("t", case.query, ("I love felt and blue.",), (("silk scarf", "silk is light"),))
@@ -258,7 +261,7 @@ def test_each_side_of_a_comparison_ranks_as_search_does(elasticsearch_url, index
     assert expected["words"] != expected["vectors"]
     with faces.proxy(comparison=comparison) as url:
         reply = faces.ask(url)
-        assert reply.told["rerank"] == RerankStatus.FULL
+        assert reply.outcome["rerank"] == RerankStatus.FULL
         exported = call(url, "/_bespeak/profile/ada").body.decode().splitlines()
     events = [event for event in map(json.loads, exported) if event.get("action_name") == "impression"]
     noted = [event["event_attributes"] for event in events]
@@ -268,3 +271,44 @@ def test_each_side_of_a_comparison_ranks_as_search_does(elasticsearch_url, index
         assert doc_id == next(d for d in expected[sides[doc_id]] if d not in picked)
         picked.append(doc_id)
     assert set(sides.values()) == {"words", "vectors"}
+
+
+def test_the_commands_and_the_library_agree_with_the_proxy(elasticsearch_url, tmp_path):
+    """With the shipped encoder, and the last turn's words as the rewriter."""
+    index, models = new_index_name(), Models(tmp_path / "cache", "last-turn")
+    options = ["--elasticsearch", elasticsearch_url]
+    file = tmp_path / "coats.jsonl"
+    file.write_text("".join(json.dumps({"_id": d, "text": t}) + "\n" for d, t in texts().items()))
+
+    def run(*arguments):
+        done = CliRunner().invoke(cli, ["--data-dir", str(tmp_path / "data"), *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    run("index", str(file), "--to", index, *options)
+    run("remember", "I love felt and blue.", "--user", "ada")
+    asked = ["--index", index, "--user", "ada", "--session", "s", "--rewriter", "last-turn", *options]
+    run("search", "silk scarf", *asked)
+    command = json.loads(run("search", "coat for winter", *asked, "--format", "json", "--size", str(N_DOCS)))
+    again = json.loads(run("search", "coat for winter", *asked, "--format", "json", "--size", str(N_DOCS)))
+    with bespeak.open(tmp_path / "data", elasticsearch=elasticsearch_url, rewriter="last-turn") as library:
+        found = library.search("coat for winter", index=index, user="ada", session="s", size=N_DOCS)
+        rewrite = library.rewrite("coat for winter", user="ada", session="s")
+        store = SqliteStore(tmp_path / "data" / "bespeak.db")
+        parts = open_parts(models, CALM, rewrites=store)
+        app = assemble(Upstream([elasticsearch_url]), store, parts, tmp_path / "vectors.db")
+        with serving(app) as url:
+            body = {"query": {"match": {"text": "coat for winter"}}, "size": N_DOCS,
+                    "ext": {"bespeak": {"mode": "recall", "explain": True}}}  # fmt: skip
+            served = call(url, f"/{index}/_search", body, X_Bespeak_User="ada", X_Bespeak_Session="s")
+            asked = {"query": "coat for winter", "user": "ada", "session": "s"}
+            alone = call(url, "/_bespeak/rewrite", asked).json
+    ours = served.json["bespeak"]
+    ids = [hit["doc_id"] for hit in command["hits"]]
+    assert ids == [hit["doc_id"] for hit in again["hits"]] == [one.hit.doc_id for one in found.page] == served.ids
+    assert command["rerank"] == found.rerank == ours["rerank"] == "full"
+    texts_found = {command["rewrite"]["text"], found.rewrite.text, rewrite.text, ours["rewrite"]["text"], alone["text"]}
+    assert texts_found == {"coat for winter silk scarf"}
+    evidence = [[(e["column"], e["text"], e["event_id"]) for e in hit["evidence"]] for hit in command["hits"]]
+    assert any(evidence)
+    assert evidence == [[(e["column"], e["text"], e["event_id"]) for e in hit["because"]] for hit in ours["hits"]]

@@ -114,7 +114,7 @@ def test_answer_through_the_proxy_is_the_direct_answer(request_, elasticsearch_u
     assert timeless(proxied) == timeless(direct)
 
 
-def test_compressed_bulk(elasticsearch_url, proxy_url, index_name):
+def test_a_compressed_bulk_request_passes(elasticsearch_url, proxy_url, index_name):
     lines = "".join(f'{{"index": {{"_id": "{n}"}}}}\n{json.dumps(row)}\n' for n, row in enumerate(ROWS))
     body = gzip.compress(lines.encode())
     headers = NDJSON | {"Content-Encoding": "gzip"}

@@ -1,4 +1,4 @@
-"""Searches through the proxy against a real node: what changes, and all that must not."""
+"""Searches through the proxy against a real node: the changes, and everything that must stay."""
 
 import gzip
 import json
@@ -43,29 +43,29 @@ COAT = {"match": {"text": "coat"}}
 
 def test_the_order_is_adas_and_says_so(both):
     ours, own = both({"query": COAT, "size": 20})
-    assert ours.told["rewrite"] == "full"
-    assert ours.told["rerank"] == "full"
-    assert ours.told["query_id"]
+    assert ours.outcome["rewrite"] == "full"
+    assert ours.outcome["rerank"] == "full"
+    assert ours.outcome["query_id"]
     assert ours.ids != own.ids
     assert "silk" in ours.json["hits"]["hits"][0]["_source"]["text"]
     assert ours.headers["X-Elastic-Product"] == "Elasticsearch"
 
 
-def test_who_names_nobody_gets_the_engines_answer(proxy, elasticsearch_url, index):
+def test_a_search_that_names_no_user_gets_the_engines_answer(proxy, elasticsearch_url, index):
     body = {"query": COAT}
     ours, own = call(proxy, f"/{index}/_search", body), call(elasticsearch_url, f"/{index}/_search", body)
     assert ours.same() == own.same()
     assert "X-Bespeak" not in ours.headers
 
 
-def test_a_stranger_gets_the_engines_answer_and_is_told(both):
+def test_a_stranger_gets_the_engines_answer_and_the_reason(both):
     ours, own = both({"query": COAT}, X_Bespeak_User="nobody-knows-me", X_Bespeak_Session="t1")
     assert ours.same() == own.same()
-    assert ours.told["rewrite"] == "gated"
-    assert ours.told["reason"] == "stranger"
+    assert ours.outcome["rewrite"] == "gated"
+    assert ours.outcome["reason"] == "stranger"
 
 
-def test_what_is_counted_cut_and_marked_stays_the_clients(both):
+def test_totals_aggregations_and_highlights_stay_the_clients(both):
     body = {
         "query": {"bool": {"must": [{"match": {"text": {"query": "coat", "_name": "typed"}}}],
                            "filter": [{"range": {"price": {"lt": 200}}}]}},
@@ -77,7 +77,7 @@ def test_what_is_counted_cut_and_marked_stays_the_clients(both):
         "size": 40,
     }  # fmt: skip
     ours, own = both(body)
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
     got, expected = ours.json, own.json
     assert {name: got[name] for name in ("aggregations", "suggest", "timed_out", "_shards")} == {
         name: expected[name] for name in ("aggregations", "suggest", "timed_out", "_shards")
@@ -92,7 +92,7 @@ def test_what_is_counted_cut_and_marked_stays_the_clients(both):
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10, 19, 20, 21, 33])
-def test_the_pages_of_a_search_are_its_matches_each_once(proxy, elasticsearch_url, index, size):
+def test_the_pages_of_a_search_hold_each_match_once(proxy, elasticsearch_url, index, size):
     body = {"query": COAT, "track_total_hits": True}
     expected = call(elasticsearch_url, f"/{index}/_search", body | {"size": 1000}).ids
     found, scores = [], []
@@ -105,7 +105,7 @@ def test_the_pages_of_a_search_are_its_matches_each_once(proxy, elasticsearch_ur
     assert scores[:20] == sorted(scores[:20], reverse=True)
 
 
-def test_pages_hold_together_whatever_the_user_does_in_between(proxy, elasticsearch_url, index):
+def test_pages_stay_consistent_whatever_the_user_does_in_between(proxy, elasticsearch_url, index):
     body = {"query": {"match": {"text": "hat"}}}
     expected = call(elasticsearch_url, f"/{index}/_search", body | {"size": 1000}).ids
     chance = random.Random(1)
@@ -118,12 +118,12 @@ def test_pages_hold_together_whatever_the_user_does_in_between(proxy, elasticsea
     assert sorted(found) == sorted(expected)
 
 
-def test_pages_of_a_point_in_time_are_its_matches_each_once(proxy, elasticsearch_url, index):
+def test_pages_of_a_point_in_time_hold_each_match_once(proxy, elasticsearch_url, index):
     pit = call(elasticsearch_url, f"/{index}/_pit?keep_alive=1m", method="POST").json["id"]
     body = {"query": COAT, "pit": {"id": pit}}
     expected = call(elasticsearch_url, "/_search", body | {"size": 1000}).ids
     pages = [call(proxy, "/_search", body | {"from": n, "size": 7}, **AS_ADA) for n in range(0, len(expected), 7)]
-    assert pages[0].told["rerank"] == "full"
+    assert pages[0].outcome["rerank"] == "full"
     assert sorted(i for page in pages for i in page.ids) == sorted(expected)
     after = None
     found = []
@@ -152,28 +152,28 @@ def test_pages_of_a_point_in_time_are_its_matches_each_once(proxy, elasticsearch
         ({"query": {"match": {"text": '"silk coat"'}}}, "quoted"),
     ],
 )
-def test_what_is_not_ours_to_order_passes_with_its_reason(both, body, reason):
+def test_searches_with_a_promised_order_pass_with_a_reason(both, body, reason):
     ours, own = both({"query": COAT} | body)
     assert ours.same() == own.same()
-    assert ours.told["reason"] == reason
+    assert ours.outcome["reason"] == reason
 
 
 def test_a_scroll_passes(both):
     ours, own = both({"query": COAT}, "_search?scroll=1m")
-    assert ours.told["reason"] == "scroll"
+    assert ours.outcome["reason"] == "scroll"
     assert ours.ids == own.ids
 
 
-def test_a_sort_by_nothing_but_the_score_is_none(both):
+def test_a_sort_by_score_alone_is_no_sort(both):
     ours, own = both({"query": COAT, "sort": ["_score"]})
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
     assert ours.ids != own.ids
 
 
 def test_collapsed_groups_keep_their_hits(both):
     body = {"query": COAT, "collapse": {"field": "stuff", "inner_hits": {"name": "all", "size": 2}}}
     ours, own = both(body)
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
 
     def groups(reply):
         return {hit["_id"]: hit["inner_hits"] for hit in reply.json["hits"]["hits"]}
@@ -184,7 +184,7 @@ def test_collapsed_groups_keep_their_hits(both):
 def test_a_clients_own_rescorer_goes_before_ours(both):
     rescore = {"window_size": 50, "query": {"rescore_query": {"match": {"text": "leather"}}}}
     ours, own = both({"query": COAT, "rescore": rescore, "size": 20})
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
     scores = [hit["_score"] for hit in own.json["hits"]["hits"]]
     assert [hit["_score"] for hit in ours.json["hits"]["hits"]] == scores
     assert set(ours.ids) == set(own.ids)
@@ -192,7 +192,7 @@ def test_a_clients_own_rescorer_goes_before_ours(both):
 
 def test_a_retriever_is_reranked(both):
     ours, own = both({"retriever": {"standard": {"query": COAT}}, "size": 20})
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
     assert set(ours.ids) == set(own.ids)
     assert ours.ids != own.ids
 
@@ -219,7 +219,7 @@ def test_a_filter_path_is_honoured(both):
 )  # fmt: skip
 def test_a_hit_holds_what_the_client_asked_for(both, body):
     ours, own = both({"query": COAT, "size": 40} | body)
-    assert ours.told["rerank"] == "full"
+    assert ours.outcome["rerank"] == "full"
 
     def hits(reply):
         return {h["_id"]: {k: v for k, v in h.items() if k != "_score"} for h in reply.json["hits"]["hits"]}
@@ -230,7 +230,7 @@ def test_a_hit_holds_what_the_client_asked_for(both, body):
 def test_a_query_of_the_url_is_a_search_too(proxy, elasticsearch_url, index):
     path = f"/{index}/_search?q=coat&df=text&size=20"
     ours, own = call(proxy, path, **AS_ADA), call(elasticsearch_url, path)
-    assert ours.told["rewrite"] == "full"
+    assert ours.outcome["rewrite"] == "full"
     assert set(ours.ids) == set(own.ids)
     assert ours.ids != own.ids
     recall = {"ext": {"bespeak": {"mode": "recall"}}}
@@ -238,13 +238,13 @@ def test_a_query_of_the_url_is_a_search_too(proxy, elasticsearch_url, index):
     assert wider.json["hits"]["total"]["value"] > own.json["hits"]["total"]["value"]
     source = quote(json.dumps({"query": COAT, "size": 20}))
     path = f"/{index}/_search?source={source}&source_content_type=application/json"
-    assert call(proxy, path, **AS_ADA).told["rewrite"] == "full"
+    assert call(proxy, path, **AS_ADA).outcome["rewrite"] == "full"
 
 
 def test_a_body_with_get_and_no_index(proxy, index):
     body = {"query": {"bool": {"must": [COAT], "filter": [{"term": {"_index": index}}]}}}
     reply = call(proxy, "/_search", body, method="GET", **AS_ADA)
-    assert reply.told["rerank"] == "full"
+    assert reply.outcome["rerank"] == "full"
 
 
 def test_the_body_may_name_the_user(proxy, elasticsearch_url, index):
@@ -253,14 +253,14 @@ def test_the_body_may_name_the_user(proxy, elasticsearch_url, index):
                     "bespeak": {"explain": True}}}  # fmt: skip
     ours = call(proxy, f"/{index}/_search", body)
     told = ours.json["bespeak"]
-    assert ours.told["query_id"] == told["query_id"] == "my-own"
+    assert ours.outcome["query_id"] == told["query_id"] == "my-own"
     assert [hit["_id"] for hit in told["hits"]] == ours.ids
     own = call(elasticsearch_url, f"/{index}/_search", {"query": COAT, "size": 100})
     scores = {hit["_id"]: hit["_score"] for hit in own.json["hits"]["hits"]}
     assert {hit["_id"]: hit["engine"]["score"] for hit in told["hits"]} == {i: scores[i] for i in ours.ids}
 
 
-def test_each_search_of_several_goes_by_itself(proxy, elasticsearch_url, index):
+def test_each_search_of_several_is_handled_separately(proxy, elasticsearch_url, index):
     searches = [
         {"query": COAT, "size": 20},
         {"query": COAT, "sort": ["price"]},
@@ -287,16 +287,16 @@ def test_bodies_may_be_packed_both_ways(proxy, index):
     packed = gzip.compress(json.dumps({"query": COAT, "size": 20}).encode())
     headers = {"Content_Encoding": "gzip", "Accept_Encoding": "gzip"}
     reply = call(proxy, f"/{index}/_search", packed, **AS_ADA, **headers)
-    assert reply.told["rerank"] == "full"
+    assert reply.outcome["rerank"] == "full"
     assert reply.headers["Content-Encoding"] == "gzip"
     assert len(json.loads(gzip.decompress(reply.body))["hits"]["hits"]) == 20
 
 
-def test_a_refusal_of_the_engines_is_the_clients_own(both):
+def test_the_client_sees_the_engines_own_refusal(both):
     ours, own = both({"query": {"match": {"text": {"query": "coat", "nonsense": 1}}}})
     assert ours.status == own.status == 400
     assert ours.same() == own.same()
-    assert ours.told["reason"] == "engine_refused"
+    assert ours.outcome["reason"] == "engine_refused"
 
 
 def test_recall_finds_more_and_keeps_the_filters(both):
@@ -308,12 +308,12 @@ def test_recall_finds_more_and_keeps_the_filters(both):
     assert {hit["_source"]["stuff"] for hit in recall.json["hits"]["hits"]} == {"silk"}
 
 
-def test_what_was_shown_is_recorded_and_forgotten(elasticsearch_url, index, tmp_path):
+def test_shown_hits_are_recorded_and_can_be_forgotten(elasticsearch_url, index, tmp_path):
     with personal_proxy(elasticsearch_url, tmp_path / "p") as (url, store):
         first = call(url, f"/{index}/_search", {"query": COAT, "size": 3}, **AS_ADA)
         shown = call(url, "/_bespeak/profile/ada").body.decode().splitlines()
         events = [json.loads(line) for line in shown]
-        mine = [event for event in events if event.get("query_id") == first.told["query_id"]]
+        mine = [event for event in events if event.get("query_id") == first.outcome["query_id"]]
         assert [event.get("action_name", "query") for event in mine].count("query") == 1
         seen = [event["event_attributes"] for event in mine if event.get("action_name") == "impression"]
         ranked = sorted(seen, key=lambda attributes: attributes["position"]["ordinal"])
@@ -322,14 +322,14 @@ def test_what_was_shown_is_recorded_and_forgotten(elasticsearch_url, index, tmp_
         again = call(url, f"/{index}/_search", {"query": COAT, "size": 3}, **AS_ADA)
         stranger = call(url, f"/{index}/_search", {"query": COAT, "size": 3}, X_Bespeak_User="somebody")
         assert again.same() == stranger.same()
-        assert again.told["reason"] == "stranger"
+        assert again.outcome["reason"] == "stranger"
     assert list(store.export(ADA))  # the query after it
 
 
-def test_a_share_of_nobody_leaves_all_as_control(elasticsearch_url, index, tmp_path):
+def test_a_share_of_zero_makes_every_user_a_control(elasticsearch_url, index, tmp_path):
     with personal_proxy(elasticsearch_url, tmp_path / "p", share=0.0) as (url, _):
         body = {"query": COAT}
         ours, own = call(url, f"/{index}/_search", body, **AS_ADA), call(elasticsearch_url, f"/{index}/_search", body)
         assert ours.same() == own.same()
-        assert ours.told["reason"] == "control"
-        assert ours.told["query_id"]
+        assert ours.outcome["reason"] == "control"
+        assert ours.outcome["query_id"]

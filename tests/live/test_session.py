@@ -1,4 +1,4 @@
-"""One session of one user, the same on the embedded engine and on a real Elasticsearch."""
+"""One session of one user gives the same results on the embedded engine and on a real Elasticsearch."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ TURNS = ("best diet for diabetes", "is fruit allowed in it", "and which one is c
 
 
 def tell(engine, index, documents, encoder, folder):
-    """Loads the index, asks the turns, opens the first hit of each: the doc_ids of each page and what was done."""
+    """Loads the index, asks the turns and opens the first hit of each. Gives the doc_ids and outcome of each page."""
     engine.create(index, ("text",), encoder.dim, encoder.name)
     assert engine.load(index, documents) == []
     engine.refresh(index)
@@ -44,7 +44,7 @@ def tell(engine, index, documents, encoder, folder):
 
 @pytest.mark.elasticsearch
 @pytest.mark.data
-def test_both_engines_tell_the_same_session(shared_data, elasticsearch_url, index_name, tmp_path):
+def test_both_engines_give_the_same_session(shared_data, elasticsearch_url, index_name, tmp_path):
     lines = (shared_data / "ikat" / "corpus.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     encoder = BagEncoder(dim=128)

@@ -59,7 +59,7 @@ def test_a_topics_session_and_statements_become_events_in_order():
     assert events_of(TOPICS[1]) == []
 
 
-def test_what_is_no_proxy_is_a_sentence():
+def test_a_server_that_is_no_proxy_is_reported():
     with pytest.raises(EngineUnreachable, match="is `bespeak serve` running"):
         RunningProxy("http://127.0.0.1:9").tell(TOPICS[0])
 

@@ -85,7 +85,7 @@ def test_the_wheel_carries_templates_and_models(tmp_path):
     assert found.stdout.splitlines() == [str(package / "templates"), str(package / "onnx_models"), str(dim)]
 
 
-def test_the_checkout_is_found_where_the_package_holds_no_assets():
+def test_the_checkout_is_found_if_the_package_holds_no_assets():
     assert asset_folder("onnx_models") == CHECKOUT / "onnx_models"
     assert asset_folder("templates") == CHECKOUT / "templates"
 

@@ -375,7 +375,7 @@ def test_readers_do_not_wait_for_writers(path, open_cache):
 
 
 @pytest.mark.parametrize("place", ["a folder", "under a file", "too long a name"])
-def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, open_cache, clock, place):
+def test_nothing_is_kept_if_the_folder_cannot_be_written(tmp_path, open_cache, clock, place):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
     places = {"a folder": "folder", "under a file": "file/vectors.db", "too long a name": "x" * 999}

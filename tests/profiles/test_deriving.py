@@ -50,7 +50,7 @@ def test_the_newest_statements_are_kept():
     assert texts == [f"number {ago}" for ago in reversed(range(STATEMENTS_KEPT))]
 
 
-def test_a_turn_holds_the_answer_else_the_titles_that_were_clicked():
+def test_a_turn_holds_the_answer_or_the_clicked_titles():
     asked = [
         event("query", 60, query_id="1", text="gold"),
         event("impression", 59, query_id="1", doc_id="x", title="Seen only"),
@@ -126,7 +126,7 @@ def test_weights_follow_the_formula():
     )
 
 
-def test_interest_does_not_fade_and_counts_that_somebody_rated():
+def test_interest_does_not_fade_and_a_rating_adds_to_it():
     known = profile(
         liked=[
             event("click", days(300), doc_id="clicked"),

@@ -148,7 +148,7 @@ RATED = {"object": {"object_id": "d"}}
         ({"action_name": "rating", "event_attributes": RATED | {"rating": True}}, "a rating that is not a number"),
     ],
 )
-def test_a_bad_line_is_rejected_with_its_number_and_the_rest_goes_on(bad, reason):
+def test_a_bad_line_is_rejected_with_its_number_and_the_rest_is_read(bad, reason):
     good = json.dumps(line()).encode()
     bad = bad if isinstance(bad, bytes) else json.dumps(line(**bad)).encode()
     found = list(read_events(io.BytesIO(b"\n".join([good, bad, b"", good])), now=NOW))
@@ -200,7 +200,7 @@ def test_new_event_turns_the_time_to_utc():
 def test_the_event_of_a_request():
     event = query_event(Request("gold", "shop", UserKey("", "u"), "s"), NOW)
     assert (event.action, event.text, event.session_id, event.timestamp) == ("query", "gold", "s", NOW)
-    with pytest.raises(InputError, match="without user"):
+    with pytest.raises(InputError, match="without a user"):
         query_event(Request("gold", "shop"))
     with pytest.raises(InputError, match="102400 characters"):
         query_event(Request("x" * 102_400, "shop", UserKey("", "u")))

@@ -80,7 +80,7 @@ def eventually(true):
 def test_the_next_prompt_is_read_as_the_next_search_will_find_it(proxied):
     rewriter = Warming()
     with proxied(rewriter) as (url, store):
-        assert searched(url, "coat").told["rewrite"] == "full"
+        assert searched(url, "coat").outcome["rewrite"] == "full"
         eventually(lambda: rewriter.ended.is_set() and b"coat" in b"".join(map(repr_of, store.export(ADA))))
         searched(url, "shoe")
     (ahead, *_), (_, then) = rewriter.warmed, rewriter.read
@@ -143,7 +143,7 @@ def test_the_next_request_stops_reading_ahead_and_is_answered_as_usual(proxied):
         searched(url, "coat")
         assert rewriter.began.wait(PATIENCE_S)
         assert not rewriter.ended.is_set()
-        assert searched(url, "shoe").told["rewrite"] == "full"
+        assert searched(url, "shoe").outcome["rewrite"] == "full"
         assert rewriter.ended.wait(PATIENCE_S)
 
 
@@ -170,7 +170,7 @@ def test_closing_the_proxy_stops_reading_ahead(proxied):
 def test_a_fault_in_reading_ahead_is_logged_without_the_user(proxied, caplog, fault):
     rewriter = Warming(fault=fault)
     with proxied(rewriter) as (url, _):
-        eventually(lambda: searched(url, "coat").told["rewrite"] == "full" and len(rewriter.warmed) >= 2)
+        eventually(lambda: searched(url, "coat").outcome["rewrite"] == "full" and len(rewriter.warmed) >= 2)
     assert "coat" not in caplog.text
     assert ("ValueError" in caplog.text) == isinstance(fault, ValueError)
 
@@ -184,7 +184,7 @@ def made(rewriter, n_bounds=1):
 
 
 class Known:
-    """Gives everybody the same profile."""
+    """A store that gives every user the same profile."""
 
     def profile(self, user, session_id, now):
         return replace(KNOWN, user=user, session_id=session_id)
@@ -276,7 +276,7 @@ def test_the_query_becomes_the_latest_turn():
     assert turns(with_turn(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
 
 
-def test_a_session_read_beside_a_query_is_remembered_until_somebody_is_forgotten(tmp_path):
+def test_a_session_vector_is_remembered_until_a_user_is_forgotten(tmp_path):
     counted = Counted()
     context = ContextEncoder(counted, open_tokenizer(asset_folder("onnx_models") / MODEL, 1_000))
     with serving(coats) as engine, personal_proxy(engine, tmp_path / "p", context=context) as (proxy, _):
@@ -299,7 +299,7 @@ class Counted(BagEncoder):
         return super().encode(texts, kind)
 
 
-def test_statements_read_for_picking_are_kept_until_somebody_is_forgotten(tmp_path):
+def test_statements_read_for_picking_are_kept_until_a_user_is_forgotten(tmp_path):
     terms = load_terms()
     with serving(coats) as engine, personal_proxy(engine, tmp_path / "p", terms=terms) as (proxy, _):
         call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)

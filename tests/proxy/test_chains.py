@@ -1,4 +1,4 @@
-"""What a first page decided holds for ten minutes and for one user."""
+"""The decisions of a first page hold for ten minutes and for one user."""
 
 from bespeak.proxy.chains import Chain, Chains
 from bespeak.records import Rewrite, UserKey

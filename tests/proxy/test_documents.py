@@ -38,7 +38,7 @@ class Answer:
 
 
 class Cluster:
-    """One index `i`, also by the alias `a`; `secret` may be read by those who have the key, `i` itself by its owner."""
+    """One index `i` with the alias `a`. Clients with the key may read `secret`, and its owner `i` itself."""
 
     def __init__(self):
         self.uuid, self.texts, self.version = "u1", {"d1": "coat", "d2": "hat"}, 1
@@ -87,7 +87,7 @@ def clock():
 
 @pytest.fixture
 def embed(cluster, clock, tmp_path):
-    """Vectors of the cluster's hits and of what is liked, as somebody with a key asks for them."""
+    """Vectors of the cluster's hits and of liked documents, asked for by a client with a key."""
     cache, bounds = VectorCache(tmp_path / "vectors.db"), Bounds(1)
     documents = Documents(cluster, BagEncoder(), cache, bounds, clock)
 

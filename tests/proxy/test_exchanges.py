@@ -1,4 +1,4 @@
-"""What is said and recorded about one search."""
+"""The header and the recorded events of one search."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""What was learnt from others moves hits in the proxy and is named as the reason; damage to it is reported."""
+"""What was learnt from other users moves hits in the proxy and is named as the reason; damage is reported."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_what_others_did_moves_a_hit_and_the_users_own_event_is_named(ask, tmp_p
     write_learnt(learnt_path(tmp_path, ""), WHO_LIKES_D4_LIKES_D3)
     reply = ask()
     assert reply.ids[0] == "d3"
-    assert "reason" not in reply.told
+    assert "reason" not in reply.outcome
     because = reply.json["bespeak"]["hits"][0]["because"]
     assert ("linen", "user", "click") in [(one["text"], one["column"], one["action"]) for one in because]
 
@@ -49,15 +49,19 @@ def test_a_damaged_file_is_reported_and_nothing_else_is_lost(ask, tmp_path, dama
     path.write_bytes(damage(path.read_bytes()))
     reply = ask()
     assert reply.ids == without.ids
-    assert (reply.told["rewrite"], reply.told["rerank"], reply.told["reason"]) == ("full", "full", "learnt_unreadable")
+    assert (reply.outcome["rewrite"], reply.outcome["rerank"], reply.outcome["reason"]) == (
+        "full",
+        "full",
+        "learnt_unreadable",
+    )
     assert reply.json["bespeak"]["reason"] == "learnt_unreadable"
     write_learnt(path, WHO_LIKES_D4_LIKES_D3)
-    assert "reason" not in ask().told
+    assert "reason" not in ask().outcome
 
 
 def test_a_damaged_file_is_reported_beside_the_reason_for_the_rewrite(ask, tmp_path):
     learnt_path(tmp_path, "").write_bytes(b"no file of ours")
-    told = ask("coat " * 61).told
+    told = ask("coat " * 61).outcome
     assert (told["rewrite"], told["rerank"], told["reason"]) == ("gated", "full", "too_long,learnt_unreadable")
 
 
@@ -84,4 +88,4 @@ def test_a_pause_says_that_learning_is_due(ask, tmp_path, given, due):
 
 def test_nothing_is_due_for_a_stranger(ask, tmp_path):
     learnt_path(tmp_path, "").write_bytes(b"no file of ours")
-    assert ask(X_Bespeak_User="nobody").told["reason"] == "stranger"
+    assert ask(X_Bespeak_User="nobody").outcome["reason"] == "stranger"

@@ -140,7 +140,7 @@ def test_a_store_that_keeps_failing_costs_one_batch(recorded):
     assert (store.events, recorder.counts) == (clicks(ADA, "2"), RecorderCounts(0, 1, 1))
 
 
-def test_other_faults_are_not_retried_and_the_recorder_goes_on(recorded, caplog):
+def test_other_faults_are_not_retried_and_the_recorder_continues(recorded, caplog):
     store = ScriptedStore([ValueError("ada asked for cake")])
     recorder = recorded(store)
     recorder.record(clicks(ADA, "1"))

@@ -159,7 +159,7 @@ def test_the_next_query_knows_posted_events(built, store):
     assert [liked.doc_id for liked in store.profile(ADA, "", NOW + timedelta(days=1)).preferences] == ["d1"]
 
 
-def test_each_line_is_judged_by_itself(built, store):
+def test_each_line_is_checked_separately(built, store):
     lines = [json.dumps(CLICK), "{", "", '{"user_query": "cake"}', json.dumps(CLICK | {"user_id": "bob"}), "[1]"]
     reply = call(built(), "POST", "/_bespeak/events", "\n".join(lines).encode())
     assert reply.status == 200
@@ -169,7 +169,7 @@ def test_each_line_is_judged_by_itself(built, store):
     assert list(store.export(UserKey("", "bob")))
 
 
-def test_each_element_is_judged_by_itself(built):
+def test_each_element_is_checked_separately(built):
     body = json.dumps([CLICK, 7, {}, "\ud800", CLICK | {"user_id": "a\ud800"}, CLICK | {"user_id": "Žofie"}])
     reply = call(built(), "POST", "/_bespeak/events", body.encode())
     assert (reply.status, reply.json["taken"]) == (200, 2)
@@ -569,7 +569,7 @@ def test_without_a_token_only_this_machine_is_served(built, host):
         {"headers": {"sec-fetch-site": "same-site"}},
     ],
 )
-def test_without_a_token_nobody_else_is_served(built, asked):
+def test_without_a_token_no_other_machine_is_served(built, asked):
     for method, path in (("PUT", "share"), ("DELETE", "profile/ada"), ("POST", "events"), ("OPTIONS", "share")):
         reply = call(built(), method, f"/_bespeak/{path}", b"0%", **asked)
         assert (reply.status, error_of(reply)) == (403, "security_exception")

@@ -1,4 +1,4 @@
-"""What a personal search asks the engine, and what happens if something is refused or breaks."""
+"""The requests of a personal search to the engine, and its answer if something is refused or breaks."""
 
 import contextlib
 import gzip
@@ -87,7 +87,7 @@ def test_the_engine_learns_nothing_about_the_user(tmp_path):
     with proxied(tmp_path) as (engine, url, _):
         body = COAT | {"ext": {"ubi": {"client_id": "ada", "user_query": "coat"}, "bespeak": {"explain": True}}}
         headers = {"Authorization": "Basic eDp5", "Cookie": "c=1", "X_Opaque_Id": "o", "X_Bespeak_Session": "s"}
-        assert call(url, "/alias/_search?expand_wildcards=open", body, **headers).told["rerank"] == "full"
+        assert call(url, "/alias/_search?expand_wildcards=open", body, **headers).outcome["rerank"] == "full"
         assert len(engine.asked) >= 3
         for method, path, query, given, sent in engine.asked:
             assert b"ada" not in sent + query
@@ -105,9 +105,9 @@ def test_a_client_without_rights_costs_the_others_nothing(tmp_path):
     with proxied(tmp_path, engine) as (_, url, _):
         for _ in range(8):
             ours = call(url, "/alias/_search", COAT, Authorization="Basic bad", **AS_ADA)
-            assert (ours.status, ours.told["rerank"], ours.told["reason"]) == (200, "failed", "embed_refused")
+            assert (ours.status, ours.outcome["rerank"], ours.outcome["reason"]) == (200, "failed", "embed_refused")
             assert ours.ids == [f"d{n}" for n in range(6)]
-        assert call(url, "/alias/_search", COAT, Authorization="Basic good", **AS_ADA).told["rerank"] == "full"
+        assert call(url, "/alias/_search", COAT, Authorization="Basic good", **AS_ADA).outcome["rerank"] == "full"
 
 
 def test_kept_vectors_are_asked_for_once(tmp_path):
@@ -124,16 +124,16 @@ def test_nothing_is_recorded_without_consent_on_any_page(tmp_path):
         store.set_consent(ADA, False)
         for offset in (0, 2, 4):
             page = call(url, "/i/_search", COAT | {"from": offset, "size": 2}, **AS_ADA)
-            assert page.told["reason"] == "refused"
+            assert page.outcome["reason"] == "refused"
     assert len(list(store.export(ADA))) == before
 
 
 def test_a_user_is_known_in_one_tenant_only(tmp_path):
     with proxied(tmp_path) as (_, url, _):
-        assert call(url, "/i/_search", COAT, **AS_ADA).told["rerank"] == "full"
+        assert call(url, "/i/_search", COAT, **AS_ADA).outcome["rerank"] == "full"
         for tenant in ("t", "ada"):
             other = call(url, "/i/_search", COAT, X_Bespeak_Tenant=tenant, **AS_ADA)
-            assert other.told["reason"] == "stranger"
+            assert other.outcome["reason"] == "stranger"
             assert other.ids == [f"d{n}" for n in range(6)]
 
 
@@ -179,7 +179,7 @@ def test_a_body_in_the_url_passes_without_what_is_for_bespeak(tmp_path):
     body = quote(json.dumps(COAT | {"sort": ["n"], "ext": {"ubi": {"client_id": "ada"}}}))
     with proxied(tmp_path) as (engine, url, _):
         ours = call(url, f"/i/_search?source={body}&pretty&source_content_type=application/json")
-        assert ours.told["reason"] == "sort"
+        assert ours.outcome["reason"] == "sort"
         _, _, query, _, sent = engine.asked[-1]
     assert query == b"pretty"
     assert json.loads(sent) == COAT | {"sort": ["n"]}
@@ -188,7 +188,7 @@ def test_a_body_in_the_url_passes_without_what_is_for_bespeak(tmp_path):
 def test_an_asynchronous_search_passes_without_what_is_for_bespeak(tmp_path):
     with proxied(tmp_path) as (engine, url, _):
         ours = call(url, "/i/_async_search", COAT | {"ext": {"ubi": {"client_id": "ada"}}})
-        assert ours.told["reason"] == "async_search"
+        assert ours.outcome["reason"] == "async_search"
         assert json.loads(engine.asked[-1][-1]) == COAT
         body = json.dumps(COAT | {"ext": {"other": {}}}).encode()
         assert "X-Bespeak" not in call(url, "/i/_async_search", body).headers
@@ -198,7 +198,7 @@ def test_an_asynchronous_search_passes_without_what_is_for_bespeak(tmp_path):
 def test_a_text_that_nobody_typed_costs_no_model_run(tmp_path):
     with proxied(tmp_path) as (_, url, _):
         ours = call(url, "/i/_search", {"query": {"match": {"text": "coat " * 3000}}}, **AS_ADA)
-        assert ours.told["reason"] == "too_long"
+        assert ours.outcome["reason"] == "too_long"
         assert ours.ids == [f"d{n}" for n in range(6)]
 
 
@@ -237,7 +237,7 @@ def test_a_client_may_wait_to_be_asked_for_the_body(tmp_path):
 def test_an_answer_that_is_too_long_to_read_passes(tmp_path):
     with proxied(tmp_path, Engine(fill=MAX_ANSWER_BYTES)) as (_, url, _):
         ours = call(url, "/i/_search", COAT | {"size": 3}, **AS_ADA)
-        assert (ours.told["rerank"], ours.told["reason"]) == ("failed", "engine")
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", "engine")
         assert ours.ids == ["d0", "d1", "d2"]
         assert call(url, "/_bespeak/health/live").status == 200
 
@@ -257,7 +257,7 @@ def test_a_client_that_goes_away_is_no_fault(tmp_path, caplog):
                 time.sleep(0.15)
         assert not caplog.records
         time.sleep(0.5)
-        assert call(url, "/i/_search", COAT, **AS_ADA).told["rerank"] == "full"
+        assert call(url, "/i/_search", COAT, **AS_ADA).outcome["rerank"] == "full"
         assert 'stage="rerank"} 0.0' in call(url, "/_bespeak/metrics").body.decode()
     assert not caplog.records
 
@@ -268,8 +268,8 @@ def test_a_clients_query_id_cannot_write_a_header(tmp_path, query_id):
     with proxied(tmp_path) as (_, url, _):
         ours = call(url, "/i/_search", body, X_Bespeak_Session="s")
     assert "X-Evil" not in ours.headers
-    assert len(ours.told["query_id"]) == 32
-    assert ours.told["rerank"] == "full"
+    assert len(ours.outcome["query_id"]) == 32
+    assert ours.outcome["rerank"] == "full"
 
 
 # What an explanation says.
@@ -288,7 +288,7 @@ def explained(tmp_path, left_out, name):
         store.add([event for event in events if event.doc_id != left_out])
         body = COAT | {"ext": {"bespeak": {"explain": True}}}
         ours = call(url, "/i/_search", body, X_Bespeak_User="bea", X_Bespeak_Session="s")
-        assert ours.told["rerank"] == "full"
+        assert ours.outcome["rerank"] == "full"
         return {hit["_id"]: hit for hit in ours.json["bespeak"]["hits"]}, {e.doc_id: e.event_id for e in events}
 
 
@@ -316,7 +316,7 @@ def test_compared_sides_share_pages_that_fit_and_say_who_placed_each_hit(tmp_pat
     with proxied(tmp_path, comparison=Comparison(sides, split)) as (_, url, store):
         pages = [call(url, "/i/_search", COAT | {"from": n, "size": 3}, **AS_ADA) for n in (0, 3)]
         assert sorted(pages[0].ids + pages[1].ids) == [f"d{n}" for n in range(6)]
-        query_id = pages[0].told["query_id"]
+        query_id = pages[0].outcome["query_id"]
         end = time.monotonic() + 10
         while time.monotonic() < end:
             shown = [e for e in store.export(ADA) if e.action == "impression" and e.query_id == query_id]

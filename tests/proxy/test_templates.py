@@ -51,7 +51,7 @@ def test_a_template_is_rendered_and_searched(tmp_path):
     engine = Engine()
     with serving(engine) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
         reply = call(url, "/things/_search/template", ASKED, **AS_ADA)
-    assert (reply.told["rewrite"], reply.told["rerank"]) == ("full", "full")
+    assert (reply.outcome["rewrite"], reply.outcome["rerank"]) == ("full", "full")
     assert reply.ids[0] == "d1"
     assert engine.paths[:2] == ["/_render/template", "/things/_search"]
     assert "/things/_search/template" not in engine.paths
@@ -61,7 +61,7 @@ def test_a_template_that_cannot_be_rendered_passes(tmp_path):
     engine = Engine()
     with serving(engine) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
         reply = call(url, "/things/_search/template", {"id": "another"}, **AS_ADA)
-    assert (reply.told["rerank"], reply.told["reason"]) == ("off", "engine_refused")
+    assert (reply.outcome["rerank"], reply.outcome["reason"]) == ("off", "engine_refused")
     assert reply.ids == ["d0", "d1", "d2"]
     assert engine.paths[-1] == "/things/_search/template"
 
@@ -70,7 +70,7 @@ def test_several_templates_and_asynchronous_searches_pass_with_their_reason(tmp_
     engine = Engine()
     with serving(engine) as engine_url, personal_proxy(engine_url, tmp_path / "p") as (url, _):
         for path, reason in (("/_msearch/template", "msearch_template"), ("/things/_async_search", "async_search")):
-            assert call(url, path, ASKED, **AS_ADA).told["reason"] == reason
+            assert call(url, path, ASKED, **AS_ADA).outcome["reason"] == reason
             assert engine.paths[-1] == path
 
 

@@ -33,7 +33,7 @@ def pairs(behaviour):
 
 
 def expected(events, tenant):
-    """By the definition: an event after the other, all of one user and document together."""
+    """The definition: all events of one user and document together, one after another."""
     users = list(dict.fromkeys(e.user.user_id for e in events if e.user.tenant == tenant))
     groups = {}
     for event in (e for e in events if e.user.tenant == tenant):

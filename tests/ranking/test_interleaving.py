@@ -1,4 +1,4 @@
-"""Pages drafted from two rankings, and what simulated clicks on them say."""
+"""Pages drafted from two rankings, and the results of simulated clicks on them."""
 
 import random
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ GOOD, BAD = list(range(10)), list(range(9, -1, -1))
 
 
 def searches(name, orders, users=60, split=False):
-    """Events of users who click a hit the more often the lower its number is, and see the first ranks better."""
+    """Events of users who prefer hits with low numbers and look more at the first ranks."""
     first, second = name.split("|" if split else ":")
     comparison, luck = Comparison((Side(first), Side(second)), split), random.Random(7)
     for n in range(users):
@@ -54,7 +54,7 @@ def test_a_split_test_compares_users(orders, better):
     assert found.better == better
 
 
-def test_what_was_not_compared_is_left_out():
+def test_events_outside_a_comparison_are_left_out():
     assert judge_comparisons([new_event(UserKey("", "u"), "click", NOW, query_id="q", doc_id="d")]) == []
 
 

@@ -40,7 +40,7 @@ def bought(user, *doc_ids, tenant=""):
 
 
 def crowd(tenant=""):
-    """Two circles of tastes: 20 users of each, all but one of a circle's documents each."""
+    """Two tastes with 20 users each; every user bought all but one document of the taste."""
     events = []
     for n in range(40):
         circle = SCI_FI if n % 2 else ROMANCE
@@ -65,7 +65,7 @@ EAST = np.array([1, 0], np.float32)
 
 
 def ranked(hits, known, learnt=None, text="q", settings=None, **members):
-    """A ranking of hits by what their words are, for a query with this text."""
+    """A ranking of hits for a query with this text; the text of a hit is its source's."""
     return rank(reading_of(text, known, **members), Window(hits, {}, shown_text), settings or Settings(), learnt)
 
 
@@ -103,7 +103,7 @@ def test_documents_that_others_chose_together_come_first():
     assert ranking.hits[0].hit.doc_id == "runner"
 
 
-def test_a_user_without_preferences_is_ranked_as_without():
+def test_a_user_without_preferences_is_ranked_as_if_nothing_was_learnt():
     hits = window("amelie", "runner")
     assert learnt_scores(hits, Profile(), learnt_of(crowd())) is None
     assert ranked(hits, Profile(), learnt_of(crowd())).hits == ranked(hits, Profile()).hits
@@ -116,7 +116,7 @@ def test_a_user_with_only_unknown_preferences_gets_popular_documents():
     assert [r.hit.doc_id for r in ranking.hits] == ["notting", "amelie", "other"]
 
 
-def test_popularity_counts_less_the_more_is_known():
+def test_popularity_counts_less_the_more_preferences_there_are():
     found = learnt_of(crowd())
     few, many = (found.priors(["alien"], n) for n in (0, 10))
     assert few[0] > 0
@@ -134,7 +134,7 @@ def test_a_middling_rating_still_shows_interest():
 
 
 def films(n_others):
-    """Hits of a search for "film": the crowd's, each worse by words and by vector than the one before."""
+    """Hits of a search for "film", each worse by words and by vector than the one before."""
     doc_ids = [*ROMANCE, *SCI_FI, *(f"other{n}" for n in range(n_others))]
     angles = np.linspace(0, 1, len(doc_ids))
     return [
@@ -143,7 +143,7 @@ def films(n_others):
     ]
 
 
-def test_where_the_query_tells_nothing_apart_others_decide():
+def test_other_users_decide_if_the_query_distinguishes_no_hits():
     found, known, hits = learnt_of(crowd()), profile(*bought("me", "alien", "dune")), films(20)
     assert learnt_scores(hits, known, found, "films").broad == 1
     ranking = ranked(hits, known, found, "films", vectors={"typed": EAST})
@@ -162,13 +162,13 @@ def test_a_query_that_few_hits_answer_whole_is_not_levelled(text):
 
 
 class Fan:
-    """Profiles that know one person alone."""
+    """A store that knows a single user."""
 
     def profile(self, _user, _session_id, _now):
         return replace(profile(*bought("me", "alien", "dune")), user=UserKey("", "me"))
 
 
-def test_a_search_for_a_title_finds_it_first_and_a_broad_one_what_its_user_likes(tmp_path):
+def test_a_title_is_found_first_and_a_broad_search_finds_what_the_user_likes(tmp_path):
     write_learnt(learnt_path(tmp_path, ""), learnt_of(crowd()))
     engine, encoder = EmbeddedEngine(tmp_path / "indices"), BagEncoder()
     names = [*ROMANCE, *SCI_FI, *(f"other{n}" for n in range(20))]
@@ -209,15 +209,15 @@ def shown(crowded, mode="recall", **request):
     return search(engine, Fan(), Request("film", "films", UserKey("", "me"), **request), parts).page
 
 
-def test_what_its_user_likes_is_brought_into_a_broad_search(crowded):
+def test_documents_that_the_user_likes_are_added_to_a_broad_search(crowded):
     found = {ranked.hit.doc_id for ranked in shown(crowded, size=3)}
-    assert found == set(SCI_FI[:-1])  # the last one is no film
+    assert found == set(SCI_FI[:-1])  # the last one is not a film
     assert all(ranked.hit.rank == 0 for ranked in shown(crowded, size=3))
     assert any(one.column == "user" and one.event_id for ranked in shown(crowded, size=3) for one in ranked.evidence)
     assert not found & {ranked.hit.doc_id for ranked in shown(crowded, mode="boost", size=20)}
 
 
-def test_pages_of_a_search_into_which_hits_were_brought_follow_one_another(crowded):
+def test_pages_with_added_hits_neither_repeat_nor_lose_hits(crowded):
     whole = [ranked.hit.doc_id for ranked in shown(crowded, size=60)]
     pages = [ranked.hit.doc_id for offset in range(0, 60, 10) for ranked in shown(crowded, size=10, offset=offset)]
     assert pages == whole
@@ -285,7 +285,7 @@ def test_taking_the_named_event_away_lowers_the_score():
     assert next(r for r in without.hits if r.hit.doc_id == "runner").score < runner.score
 
 
-def test_shares_and_prior_are_all_of_the_user_column():
+def test_shares_and_prior_add_up_to_the_user_column():
     found, hits = learnt_of(crowd()), window("runner", "amelie", "matrix")
     weights = Weights(0, 0, 1)
     known = profile(*bought("me", "alien", "dune"))
@@ -301,7 +301,7 @@ def test_shares_and_prior_are_all_of_the_user_column():
         assert shares == pytest.approx({event_id: share for event_id, share in given.items() if share > 0.005})
 
 
-def test_a_file_gives_what_was_written(tmp_path):
+def test_a_file_is_read_as_it_was_written(tmp_path):
     found = learnt_of(crowd())
     path = learnt_path(tmp_path, "")
     digest = write_learnt(path, found)
@@ -336,5 +336,5 @@ def test_a_damaged_file_is_reported_and_read_again_once_it_is_intact(tmp_path, d
     assert folder.of("")[0].doc_ids == list(found.doc_ids)
 
 
-def test_nothing_learnt_is_no_fault(tmp_path):
+def test_having_learnt_nothing_is_no_error(tmp_path):
     assert LearntFolder(tmp_path).of("") == (None, "")

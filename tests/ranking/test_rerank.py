@@ -47,7 +47,7 @@ def test_min_max_spans_0_to_1():
     np.testing.assert_allclose(min_max(np.array([2, 4, 3], np.float32)), [0, 1, 0.5])
 
 
-def test_min_max_of_equal_values_has_no_opinion():
+def test_min_max_of_equal_values_is_zero():
     np.testing.assert_array_equal(min_max(np.array([7, 7], np.float32)), [0, 0])
 
 
@@ -88,7 +88,7 @@ def test_the_last_turn_adds_its_share_to_the_user_vector():
     np.testing.assert_allclose(mixed.vector, np.array([1, 0, 0.5, 0]) / np.sqrt(1.25), rtol=1e-5)
 
 
-def test_preferences_whose_documents_are_gone_give_no_vector():
+def test_preferences_without_vectors_give_no_user_vector():
     assert of_user([liked("a", 1.0)], {}) is None
 
 
@@ -115,7 +115,7 @@ def test_a_near_hit_scores_alike_whether_its_words_were_fetched_or_not():
     assert [h.doc_id for h in found_by_words[1]] == ["w2", "w3"]
 
 
-def test_beyond_the_window_the_engine_order_goes_on():
+def test_hits_beyond_the_window_keep_the_engines_order():
     inside = order_window([hit("a", 2, 1)], score_window([hit("a", 2, 1)], None, None), Weights())
     assert [(r.hit.doc_id, r.rank) for r in [*inside, *unranked([hit("b", 1, 2)], start=2)]] == [("a", 1), ("b", 2)]
 
@@ -155,7 +155,7 @@ def test_evidence_names_the_event_that_raised_a_hit():
     assert [(e.column, e.event_id, e.text) for e in evidence] == [("user", "event x", "title of x")]
 
 
-def test_taking_the_named_event_away_lowers_the_score():
+def test_without_the_named_event_the_score_is_lower():
     with_x, _ = judged([liked("x", 1.0), liked("y", 0.2)])["a"]
     without_x, _ = judged([liked("y", 0.2)])["a"]
     assert without_x.score < with_x.score
@@ -169,7 +169,7 @@ def test_shares_add_up_to_the_distance_from_the_mean_of_the_window():
     assert raised == pytest.approx((ranked.scores[2] - mean) / 3, rel=1e-3)
 
 
-def test_a_word_of_the_rewrite_is_evidence_only_where_it_stands():
+def test_a_word_of_the_rewrite_is_evidence_only_for_hits_that_contain_it():
     term = Term("vegan", "statement", "event s", "I am vegan")
     _, evidence = judged([], words=("vegan", "q"), terms=(term,))["a"]
     assert [(e.column, e.text, e.event_id) for e in evidence] == [("lexical", "vegan", "event s")]
@@ -177,7 +177,7 @@ def test_a_word_of_the_rewrite_is_evidence_only_where_it_stands():
     assert judged([], words=("q",), terms=(term,))["a"][1] == []
 
 
-def test_scores_agree_where_most_of_the_first_ten_are_the_same():
+def test_scores_agree_if_most_of_the_first_ten_hits_are_the_same():
     falling = np.arange(40, 0, -1).astype(np.float32)
     assert finds_same(falling, np.roll(falling, 4))
     assert not finds_same(falling, np.roll(falling, 5))
@@ -185,7 +185,7 @@ def test_scores_agree_where_most_of_the_first_ten_are_the_same():
 
 
 @pytest.mark.parametrize(("session", "kept"), [((1, 0.1), True), ((-1, 0.3), False)])
-def test_a_session_that_finds_the_same_hits_leaves_most_of_the_query_as_typed(session, kept):
+def test_the_query_as_typed_dominates_if_its_session_finds_the_same_hits(session, kept):
     angles = np.linspace(0, np.pi, 40)
     hits = [Hit(str(n), 0.0, n, {}, np.array([np.cos(a), np.sin(a)], np.float32)) for n, a in enumerate(angles)]
     typed, turn = Addend(np.array([1, 0], np.float32)), Addend(np.array(session, np.float32) * 2, "turn 1")

@@ -43,7 +43,7 @@ def measure(folder, options):
 
 
 def chosen(scores, listed):
-    """The scores that a file lists, or all where it lists none."""
+    """The scores that a file lists, or all if it lists none."""
     return {
         system: {stage: {name: scores[system][stage][name] for name in names} for stage, names in stages.items()}
         for system, stages in (listed or scores).items()

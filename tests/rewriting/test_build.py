@@ -25,7 +25,7 @@ TEXTS = ["Why did they break up?", "naïve café 東京 😀", "<eos> <bos> <0x4
 
 @pytest.fixture
 def base(monkeypatch):
-    """Puts an assemble function in place of the extra's."""
+    """Replaces the extra's function `assemble`."""
 
     def replace(assemble):
         monkeypatch.setitem(sys.modules, "gguf", SimpleNamespace())

@@ -1,4 +1,4 @@
-"""Decoding over a scripted scorer, and over the real model where it is."""
+"""Decoding with a scripted scorer, and with the real model if it is installed."""
 
 from contextlib import contextmanager
 from dataclasses import replace

@@ -86,7 +86,7 @@ def test_never_more_tokens_are_read_than_the_encoder_takes(query, turns, stateme
         statements=tuple(Statement(text, "") for text in statements),
         turns=tuple(Turn(asked, answer, "") for asked, answer in turns),
     )
-    # a "[SEP]" that somebody types counts as one of ours, and what is cut within a word may be read otherwise
+    # a typed "[SEP]" counts as one of ours, and a word that was cut may be read differently
     assert n_tokens(session_text(query, profile, tokenizer), tokenizer) <= MAX_TOKENS + 4
 
 

@@ -257,7 +257,7 @@ def test_comparison_side_by_side():
     ]
 
 
-def test_comparison_stacked_where_it_is_narrow():
+def test_a_narrow_comparison_is_stacked():
     lines = render_comparison(result(*PAGE), n=2, width=60).splitlines()
     assert lines.index("For this user") > lines.index("The engine's own order")
     assert " 1 ↑8   asyncio.timeout" in lines
@@ -292,7 +292,7 @@ HOSTILE = [
 
 
 def everywhere(text):
-    """A result with the text in every place that somebody else may fill."""
+    """A result with the text in every place that a stranger's data may fill."""
     page = ranked(1, 2, text, [Evidence("user", text, text, 0.2, text)], text=f"{text} timeout {text}", doc_id=text)
     terms = [Term(text, source, text, text) for source in ("turn", "statement", "free")]
     return result(page, query=text, text=f"{text} timeout", terms=terms, notes=(text,))
@@ -400,7 +400,7 @@ def test_json_gives_the_text_back_and_holds_nothing_a_terminal_obeys(text):
     shown.encode("utf-8")
 
 
-def test_json_does_not_say_who_asked():
+def test_json_does_not_name_the_user():
     shown = render(result(*PAGE), "json")
     assert "ada" not in shown
     assert "acme" not in shown

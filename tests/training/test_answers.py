@@ -1,4 +1,4 @@
-"""How well candidates find the answer, over word-count vectors."""
+"""The gains of candidates, with word-count vectors."""
 
 import numpy as np
 import pytest

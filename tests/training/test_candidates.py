@@ -1,4 +1,4 @@
-"""Without torch: which queries are asked, what is sampled of them, and what is left after a kill."""
+"""The queries that are sampled, their candidates, and resuming after a kill; without torch."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""With the narrow network of `conftest.py`."""
+"""Fitting, with the narrow network of `conftest.py`."""
 
 import random
 

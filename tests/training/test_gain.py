@@ -106,7 +106,7 @@ def test_without_the_extra_it_says_what_to_install(pairs, tmp_path, monkeypatch)
 
 
 class Writer:
-    """With the shipped tokenizer: repeats the query; where it is drawn, as often what the person wrote."""
+    """A fake model with the shipped tokenizer: repeats the query, or in half of the samples the person's rewrite."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer

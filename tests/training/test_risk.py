@@ -1,4 +1,4 @@
-"""With the narrow network of `conftest.py`."""
+"""Minimum risk training, with the narrow network of `conftest.py`."""
 
 import numpy as np
 import pytest

@@ -14,14 +14,14 @@ from bespeak.show.templating import fill
 STATUSES = {
     "full": "rewritten, or found to need nothing",
     "gated": "left as typed by the gate",
-    "dropped": "as typed: the rewrite finds nothing of use",
+    "dropped": "as typed: the rewrite finds nothing useful",
     "failed": "as typed: the rewriter failed",
     "late": "as typed: the rewriter took too long",
     "off": "as typed: no rewriter",
 }
 SOURCES = {
     "turn": "earlier in the session",
-    "statement": "what the user said of themselves",
+    "statement": "what the user said about themselves",
     "query": "the query",
     "function": "joining words",
     "free": "the model's own",

@@ -43,7 +43,7 @@ class Storage:
             from pyarrow import ArrowException
             from pyarrow.fs import FileSystem, LocalFileSystem
         except ImportError as error:
-            raise InputError("Files of a cluster need pyarrow: pip install 'bespeak[ray]'") from error
+            raise InputError("files of a cluster need pyarrow: pip install 'bespeak[ray]'") from error
         self.shown = shown(place)
         try:
             found: tuple[Any, str] = FileSystem.from_uri(place) if is_uri(place) else (LocalFileSystem(), place)

@@ -27,7 +27,7 @@ class Corpus:
     """A file or stream of documents, or the documents as dicts, and how to read them."""
 
     file: Path | IO[bytes] | Iterable[Mapping[str, Any]]
-    fields: tuple[str, ...] = ()  # the searchable ones; found out where none are named
+    fields: tuple[str, ...] = ()  # the searchable ones; empty: those that hold running text
     id_field: str | None = None  # None: the first of `ID_FIELDS` that a document has
 
     @property
@@ -71,6 +71,9 @@ def read_documents(corpus: Corpus, after: int = 0) -> Iterator[Row]:
 
 def _read_dicts(documents: Iterable[Mapping[str, Any]], id_field: str | None) -> Iterator[Row]:
     for number, source in enumerate(documents, 1):
+        if not isinstance(source, Mapping):
+            yield Row(number, None, "not a JSON object")
+            continue
         try:
             copy = json.loads(json.dumps(dict(source), allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:

@@ -126,10 +126,10 @@ def in_order(hits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def read_mapping(index: str, answer: Mapping[str, Any], n_docs: int) -> tuple[IndexInfo, dict[str, str]]:
-    """What an index, or an alias of several, holds; and a map from each text field to its keyword field, if it has one.
+    """The contents of an index or alias, and a map from each text field to its keyword field, if it has one.
 
-    The fields are those that `bespeak index` recorded, else every text field of the mapping without sub-fields, nested
-    objects and fields that are not indexed.
+    The fields are those that `bespeak index` recorded, or else every text field of the mapping without
+    sub-fields, nested objects and fields that are not indexed.
     """
     mappings = [part["mappings"] for part in answer.values()]
     described: Mapping[str, Any] = next(

@@ -9,6 +9,7 @@ from pathlib import Path
 from bespeak.engines import IndexInfo, RejectedDocument, check_index_name, index_missing, require_fields
 from bespeak.engines.tantivy_index import DESCRIPTION, TantivyIndex, engine_errors, make_index
 from bespeak.errors import EngineRefused
+from bespeak.files import make_private_folder
 from bespeak.records import Clause, Document, EngineQuery, Hits
 
 
@@ -38,7 +39,7 @@ class EmbeddedEngine:
             self._index(index).check_same(fields, dim, encoder)
             return
         with engine_errors(f"cannot make the index {index!r} in {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.folder)
             with tempfile.TemporaryDirectory(prefix=".new-", dir=self.folder) as beside:
                 made = Path(beside) / "made"
                 make_index(made, fields, dim, encoder)

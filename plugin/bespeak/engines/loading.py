@@ -1,4 +1,4 @@
-"""Files of documents into an index: embedded, loaded in batches, and resumed after an interruption."""
+"""Loads files of documents into an index, in batches and with vectors, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bespeak.document import document_text
 from bespeak.engines import Engine
 from bespeak.engines.corpus import Corpus, Row, find_fields, read_documents
 from bespeak.errors import IndexMissing, InputError
-from bespeak.files import replacing
+from bespeak.files import make_private_folder, replacing
 from bespeak.records import Document
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Checkpoints:
     def write(self, key: str, done: IndexLoad) -> None:
         """Raises InputError if the folder cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.folder)
             with replacing(self.folder / f"{key}.json", "w", durable=True, encoding="utf-8") as file:
                 json.dump(asdict(done), file)
         except OSError as error:
@@ -84,7 +84,7 @@ def load(
     checkpoints: Checkpoints | None = None,
     progress: Callable[[IndexLoad], None] | None = None,
 ) -> IndexLoad:
-    """Loads a file into an index, which is made if it does not exist. Documents replace those with the same id.
+    """Loads a file into an index, which is created if needed. Documents replace those with the same id.
 
     A corpus that names no fields has the index's or, for a new index, those that hold running text. An interrupted load
     of a file (not of a stream) resumes after its last durable batch. Raises InputError, UsageError, EngineError.

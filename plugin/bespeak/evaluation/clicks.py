@@ -79,7 +79,7 @@ def read_scores(event: Event) -> tuple[int, ColumnScores] | None:
 
 @dataclass(frozen=True, slots=True)
 class Propensity:
-    """How much less lower ranks are looked at. `clicks` counts the clicks that eta was fitted on."""
+    """How much less users look at lower ranks. `clicks` counts the clicks that eta was fitted on."""
 
     eta: float
     clicks: int

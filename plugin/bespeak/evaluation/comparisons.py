@@ -1,4 +1,4 @@
-"""Which of two compared settings users prefer, by their clicks on pages that `bespeak serve --compare` recorded."""
+"""Finds which of two settings users prefer, by their clicks on pages that `bespeak serve --compare` recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures a folder of judged data: opens what that needs, runs the systems, and keeps what was slow to compute."""
+"""Measures a folder of judged data: opens what this needs, runs the systems, and keeps what was slow to compute."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REWRITTEN = {"rewrite", "rewrite-alone"}
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to measure; empty systems and stages stand for the usual ones."""
+    """What to measure. Empty systems or stages mean the usual ones."""
 
     systems: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What measures are taken with. What was slow to compute is kept in `cache`, for the next time."""
+    """What measuring needs. `cache` keeps what was slow to compute for the next run."""
 
     cache: Path
     settings: Settings
@@ -98,7 +98,7 @@ def measure_topics(collection: Collection, selection: Selection, bench: Bench) -
 
 
 def measure_proxy(collection: Collection, selection: Selection, proxy: RunningProxy, bench: Bench) -> Measured:
-    """What the clients of a proxy are served; the engine must be its cluster. Raises what `measure` raises."""
+    """Measures what a proxy serves to its clients. The engine must be the proxy's own. Raises as `measure` does."""
     names = selection.systems or MODES
     check_names("system", names, MODES)
     if selection.stages or selection.n_examples:
@@ -149,7 +149,7 @@ def measure_movielens(data: movielens.MovieLens, selection: Selection, bench: Be
 
 
 def usual_systems(collection: Collection) -> tuple[str, ...]:
-    """Those that are measured by default: `human` only if every query has a person's rewrite."""
+    """The systems that are measured by default: `human` only if every query has a person's rewrite."""
     has_human = all(topic.human_rewrite is not None for topic in collection.topics)
     return ("raw", "last-turn", "rewrite", *(("human",) if has_human else ()))
 
@@ -159,7 +159,7 @@ def open_kept_encoder(bench: Bench, label: str) -> KeptEncoder:
 
 
 def open_kept(bench: Bench, models: Models, label: str) -> Parts:
-    """The parts that these models make, whose context encoder keeps its vectors too. Nothing in them is hurried."""
+    """Opens the parts so that the context encoder keeps its vectors too, and rewrites may take as long as they need."""
     parts = open_parts(models, systems.unhurried(bench.settings))
     if parts.context is None:
         return parts

@@ -1,6 +1,6 @@
 """A judged collection as an engine in memory, so that hundreds of settings can be measured on it in minutes.
 
-The readings of its topics are made once; what each group of settings asks, and how it ranks, is the pipeline's own.
+Each topic is read once. For each group of settings, the pipeline's own functions ask and rank.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Rows: TypeAlias = npt.NDArray[np.int64]
 
 
 class Bm25:
-    """BM25 over a few thousand documents in memory: the sum over the fields, as the engines score.
+    """BM25 over a few thousand documents in memory, summed over the fields as the engines do.
 
     Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), in Lucene's form: idf = ln(1 + (N - n +
-    0.5) / (n + 0.5)) with N the documents that have the field, and a document's length as one byte holds it.
+    0.5) / (n + 0.5)) with N the documents that have the field, and a document's length rounded to one byte.
     """
 
     def __init__(self, documents: Sequence[Document], fields: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ class Bm25:
         self._fields = [self._postings([str(d.source.get(name) or "") for d in documents]) for name in fields]
 
     def scores(self, text: str) -> Array:
-        """`(n_docs,)`, 0 where no term matches; a term said twice counts twice."""
+        """Scores of all documents, `(n_docs,)`; 0 if no term matches. A repeated term counts twice."""
         found = np.zeros(self._n_docs, np.float32)
         for term, count in Counter(analysis.terms(text)).items():
             for postings in self._fields:
@@ -72,7 +72,7 @@ class Bm25:
 
 
 def rounded_length(length: int) -> int:
-    """A length as one byte holds it: exact to 39, then with three bits below the leading one (Lucene's SmallFloat).
+    """A length rounded to one byte as in Lucene's SmallFloat: exact to 39, then three bits below the leading one.
 
     >>> [rounded_length(n) for n in (39, 41, 42, 100, 1000)]
     [39, 40, 42, 96, 984]
@@ -86,7 +86,7 @@ def rounded_length(length: int) -> int:
 
 
 class CollectionEngine:
-    """Answers as the embedded engine does for the same documents; each text is scored once."""
+    """Answers as the embedded engine would over the same documents. Scores each text once."""
 
     def __init__(self, collection: Collection, encoder: Encoder | None) -> None:
         self._documents = collection.documents
@@ -127,7 +127,7 @@ class CollectionEngine:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """A collection with what each of its topics was understood to mean."""
+    """A collection with the readings of its topics."""
 
     collection: Collection
     parts: Parts
@@ -136,7 +136,7 @@ class Readings:
 
 
 def make_readings(collection: Collection, parts: Parts, report: Report = silent) -> Readings:
-    """The readings do not depend on the settings; pass a KeptRewriter and a KeptEncoder to be fast."""
+    """Reads every topic, for any settings to rank later. Pass a KeptRewriter and a KeptEncoder for speed."""
     readings = []
     for done, topic in enumerate(collection.topics, 1):
         readings.append(read(topic.text, topic.profile, parts))
@@ -145,7 +145,7 @@ def make_readings(collection: Collection, parts: Parts, report: Report = silent)
 
 
 def rank_topics(found: Readings, settings: Settings, depth: int = DEPTH) -> dict[str, list[list[str]]]:
-    """`stage → for each topic the doc_ids, best first`, for the stages lexical, dense and hybrid, as served."""
+    """Ranks every topic as served: `stage → doc_ids of each topic, best first`, for lexical, dense and hybrid."""
     parts, engine = replace(found.parts, settings=settings), found.engine
     rankings: dict[str, list[list[str]]] = {"lexical": [], "dense": [], "hybrid": []}
     for topic, reading in zip(found.collection.topics, found.readings, strict=True):
@@ -162,7 +162,7 @@ def rank_topics(found: Readings, settings: Settings, depth: int = DEPTH) -> dict
 
 
 def search_vector(reading: Reading, settings: Settings, encoder: Encoder) -> Vector:
-    """The reading's own query vector, or the query's where the gate left it alone; `(dim,)`."""
+    """The reading's query vector, `(dim,)`; that of the query as typed if nothing was encoded."""
     if found := query_vector(reading, settings):
         return found.mixed.vector
     vector: Vector = encoder.encode([reading.query], kind="query")[0]
@@ -170,7 +170,7 @@ def search_vector(reading: Reading, settings: Settings, encoder: Encoder) -> Vec
 
 
 def score_settings(found: Readings, settings: Settings) -> dict[str, npt.NDArray[np.float64]]:
-    """`stage → (n_topics,)` nDCG@10 of one group of settings."""
+    """nDCG@10 of one group of settings, `stage → (n_topics,)`."""
     qrels = [found.collection.qrels[topic.query_id] for topic in found.collection.topics]
     return {
         stage: np.array([ndcg(doc_ids, grades) for doc_ids, grades in zip(ranked, qrels, strict=True)])
@@ -180,7 +180,7 @@ def score_settings(found: Readings, settings: Settings) -> dict[str, npt.NDArray
 
 
 def embed(collection: Collection, encoder: Encoder) -> Matrix:
-    """`(n_docs, dim)`, in the collection's order."""
+    """Vectors of the documents, `(n_docs, dim)`, in the collection's order."""
     return encoder.encode([hit_text(d.source, collection.fields) for d in collection.documents], kind="document")
 
 

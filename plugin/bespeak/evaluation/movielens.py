@@ -1,8 +1,8 @@
 """Personal gain on MovieLens: genre queries of users whose later ratings are known.
 
-Each user's ratings are put in order of time, ties by movie number, and cut after the first floor(0.7 n). What comes
-before is the history. A query is a genre of which the user later rated at least one movie that was not rated before
-with 4 stars or more: these movies are relevant, and the genre's movies that were not rated before are ranked.
+Each user's ratings are sorted by time, ties by movie number. The first floor(0.7 n) are the history. A query is a genre
+in which the user later gave 4 stars or more to a movie that is not in the history. Such movies are relevant; all movies
+of the genre that are not in the history are ranked.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ BASELINE = "engine"
 HISTORY_SHARE = 0.7
 RELEVANT_FROM = 4.0
 LENGTHS: Mapping[str, int] = {str(n): n for n in (0, 1, 2, 3, 5, 10, 30)} | {"all": PREFERENCES_READ}
-"""Name of a length of history and how many of the latest ratings it keeps: at `all` as many as a store reads."""
+"""Lengths of history by name: how many of the latest ratings each keeps. `all` keeps as many as a store reads."""
 ANY_LENGTH = "any"
-"""The stage of a system that does not look at the history."""
+"""The stage of a system that ignores the history."""
 DEPTH = 100
 SEARCHED = 300
-"""Hits of a search, many of which the user may have rated before."""
+"""Hits of a search; the user may have rated many of them before."""
 TENANT = "evaluation"
 Array: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class Rating:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A user's ratings in order of time, cut."""
+    """A user's ratings by time: the history, and what came after."""
 
     user_id: int
     before: tuple[Rating, ...]
@@ -88,12 +88,12 @@ class GenreQuery:
 
 @dataclass(frozen=True)
 class MovieLens:
-    """Movies in order of doc_id, their genres, everybody's ratings, and the queries of the users that are measured."""
+    """Movies in order of doc_id, their genres, all users' ratings, and the queries of the users who are measured."""
 
     movies: Collection  # without topics
     genres: Mapping[str, tuple[str, ...]]
-    viewers: tuple[Viewer, ...]  # all users, by number
-    teachers: tuple[Viewer, ...]  # those of them who are never measured
+    viewers: tuple[Viewer, ...]  # all users, by id
+    teachers: tuple[Viewer, ...]  # the users who are never measured
     queries: tuple[GenreQuery, ...]
 
     @property
@@ -107,21 +107,21 @@ class MovieLens:
 
     @cached_property
     def row(self) -> dict[str, int]:
-        """`doc_id → its place among the movies`."""
+        """`doc_id → row among the movies`."""
         return {document.doc_id: n for n, document in enumerate(self.movies.documents)}
 
     def candidates(self, query: GenreQuery) -> Rows:
-        """Rows of the genre's movies that the user had not rated, ascending."""
+        """Rows of the genre's movies that are not in the user's history, ascending."""
         rated = query.viewer.rated
         rows = [self.row[doc_id] for doc_id in self.by_genre[query.genre] if doc_id not in rated]
         return np.array(sorted(rows), np.int64)
 
     @cached_property
     def learnt(self) -> Learnt:
-        """What `bespeak learn` makes of all that the teachers rated. Raises `InputError` where that is too little."""
+        """What `bespeak learn` learns from the teachers' ratings. Raises `InputError` if there are too few."""
         found = gather(event for one in self.teachers for event in events_of(one.user_id, (*one.before, *one.after)))
         if not found:
-            raise InputError("all users are measured, so that there is nobody to learn from: give --every 5")
+            raise InputError("all users are measured, so nobody is left to learn from: give --every 5")
         return learn(found[TENANT])
 
     @cached_property
@@ -138,7 +138,7 @@ def is_movielens(folder: Path) -> bool:
 
 
 def read_movielens(folder: Path, every: int = 1, limit: int | None = None) -> MovieLens:
-    """Measured are the users whose number `every` divides, in order, at most `limit`. Raises `InputError`."""
+    """Reads the data, to measure at most `limit` users, those whose id is divisible by `every`. Raises `InputError`."""
     documents, genres = read_movies(folder / "movies.csv")
     viewers = tuple(
         cut_ratings(user_id, found) for user_id, found in sorted(read_ratings(folder / "ratings.csv").items())
@@ -146,7 +146,10 @@ def read_movielens(folder: Path, every: int = 1, limit: int | None = None) -> Mo
     chosen = [viewer for viewer in viewers if viewer.user_id % every == 0]
     queries = tuple(query for viewer in chosen[:limit] for query in genre_queries(viewer, genres))
     if not queries:
-        raise InputError(f"{folder} gives no query: none of these users liked a movie after 70 % of their time line")
+        raise InputError(
+            f"{folder} gives no query: none of the users to measure liked a movie in the last 30 % of their ratings; "
+            "measure more users"
+        )
     movies = Collection(folder.resolve().name, documents, ("title", "genres"), (), {})
     return MovieLens(movies, genres, viewers, tuple(v for v in viewers if v.user_id % every), queries)
 
@@ -155,20 +158,20 @@ def read_movies(path: Path) -> tuple[tuple[Document, ...], dict[str, tuple[str, 
     documents, genres = [], {}
     for number, (movie_id, title, named) in _rows(path, ("movieId", "title", "genres")):
         if movie_id in genres:
-            raise InputError(f"{path}, line {number} repeats the movie {movie_id}")
+            raise InputError(f"{path}, line {number} repeats the movie {movie_id}: remove one line")
         genres[movie_id] = tuple(named.split("|")) if not named.startswith("(") else ()
         documents.append(Document(movie_id, {"title": title, "genres": " ".join(genres[movie_id])}))
     return tuple(sorted(documents, key=lambda document: document.doc_id)), genres
 
 
 def read_ratings(path: Path) -> dict[int, list[Rating]]:
-    """`user_id → ratings`, in the file's order; columns beyond the fourth are passed over."""
+    """`user_id → ratings`, in the file's order. Columns beyond the fourth are ignored."""
     ratings: dict[int, list[Rating]] = {}
     for number, (user_id, movie_id, stars, timestamp) in _rows(path, ("userId", "movieId", "rating", "timestamp")):
         try:
             ratings.setdefault(int(user_id), []).append(Rating(movie_id, float(stars), int(timestamp)))
         except ValueError as error:
-            raise InputError(f"{path}, line {number} is not user, movie, stars and seconds") from error
+            raise InputError(f"{path}, line {number} does not hold user, movie, stars and seconds") from error
     return ratings
 
 
@@ -181,10 +184,10 @@ def _rows(path: Path, header: tuple[str, ...]) -> Iterator[tuple[int, list[str]]
                 raise InputError(f"{path} does not start with the columns {', '.join(header)}")
             for row in reader:
                 if len(row) < len(header):
-                    raise InputError(f"{path}, line {reader.line_num} has {len(row)} columns in place of {len(header)}")
+                    raise InputError(f"{path}, line {reader.line_num} has {len(row)} columns instead of {len(header)}")
                 yield reader.line_num, row[: len(header)]
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): --data names a folder of judged data") from error
+        raise InputError(f"cannot read {path} ({error.strerror}): --data must name a folder of judged data") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: convert it, then run this again") from error
 
@@ -200,7 +203,7 @@ def _number(movie_id: str) -> tuple[int, str]:
 
 
 def genre_queries(viewer: Viewer, genres: Mapping[str, tuple[str, ...]]) -> Iterator[GenreQuery]:
-    """In order of the genres' names; a user without a history has none."""
+    """The user's queries, in order of the genres' names; none without a history."""
     liked: dict[str, set[str]] = {}
     for rating in viewer.after:
         if rating.stars >= RELEVANT_FROM and rating.movie_id not in viewer.rated:
@@ -211,19 +214,19 @@ def genre_queries(viewer: Viewer, genres: Mapping[str, tuple[str, ...]]) -> Iter
 
 
 class RankingSystem(Protocol):
-    """A score for each candidate of a query, at each of its stages."""
+    """A system, which scores the candidates of a query at each of its stages."""
 
     @property
     def stages(self) -> Sequence[str]: ...
 
     def scores(self, query: GenreQuery, rows: Rows, stage: str, /) -> Array:
-        """`(n_rows,)`; ties are broken by doc_id."""
+        """Scores of the movies in `rows`, `(n_rows,)`; ties are broken by doc_id."""
         ...
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the systems are made of; `vectors` are the movies', `(n_movies, dim)`."""
+    """What the systems are built from; `vectors` are the movies', `(n_movies, dim)`."""
 
     engine: Engine
     index: str
@@ -233,7 +236,7 @@ class Setup:
 
 
 def measure_systems(data: MovieLens, systems: Sequence[str], setup: Setup, report: Report = silent) -> list[Cell]:
-    """Every system, those that look at the history at each of its lengths."""
+    """Measures every system, those that use the history at each of its lengths. Raises UsageError and EngineError."""
     check_names("system", systems, SYSTEMS)
     measured = make_systems(list(dict.fromkeys([BASELINE, *systems])), data, setup)
     runs: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -250,7 +253,7 @@ def measure_systems(data: MovieLens, systems: Sequence[str], setup: Setup, repor
 
 
 def known_systems(data: MovieLens) -> tuple[tuple[str, ...], str]:
-    """All systems that these data allow, and why `learnt` is not among them; "" where it is."""
+    """All systems that these data allow, and why `learnt` is not among them; "" if it is."""
     try:
         _ = data.learnt
     except InputError as error:
@@ -272,7 +275,7 @@ def make_systems(systems: Sequence[str], data: MovieLens, setup: Setup) -> dict[
 
 
 class EngineOrder:
-    """The engine's scores for a genre as a query, each genre asked once."""
+    """The engine's scores for a genre as a query. Each genre is searched once."""
 
     stages = (ANY_LENGTH,)
 
@@ -296,14 +299,14 @@ class EngineOrder:
 
 @dataclass(frozen=True, slots=True)
 class _Genre:
-    """A genre as a query: what it is read as for anybody, and its movies as hits by doc_id."""
+    """A genre as a query: its reading, the same for every user, and its movies as hits by doc_id."""
 
     reading: Reading
     hits: Mapping[str, Hit]
 
 
 class PersonalOrder:
-    """The pipeline's order over all candidates in place of a window; a stranger's is the engine's own."""
+    """The pipeline's order of all candidates instead of a window; for a stranger, the engine's own order."""
 
     stages = tuple(LENGTHS)
 
@@ -356,7 +359,7 @@ def latest(ratings: Sequence[Rating], n: int) -> Sequence[Rating]:
 
 
 def profile_of(viewer: Viewer, history: Iterable[Rating]) -> Profile:
-    """The profile that these ratings give at the moment of the cut."""
+    """The profile that these ratings give at the end of the viewer's history."""
     user = UserKey(TENANT, str(viewer.user_id))
     known = UserEvents(user, "", preference_events=events_of(viewer.user_id, history))
     return derive(known, _moment(viewer.before[-1]))
@@ -372,7 +375,7 @@ def _moment(rating: Rating) -> datetime:
 
 
 class SearchOrder:
-    """What a search for the genre finds: its window is filled by the engine, and by what was learnt. Others score 0."""
+    """The ranks of a search for the genre, whose window the engine and what was learnt fill. Other movies score 0."""
 
     stages = ("10", "all")
 
@@ -412,7 +415,7 @@ class _LearntForAnyTenant(NamedTuple):
 
 
 class OtherRatings:
-    """What all users but the one in question rated, at any time."""
+    """What all users except the one in question rated, at any time."""
 
     def __init__(self, data: MovieLens) -> None:
         self.row = data.row
@@ -427,13 +430,13 @@ class OtherRatings:
         return self._place[viewer.user_id]
 
     def counts(self, viewer: Viewer) -> Array:
-        """`(n_movies,)`: by how many others each was rated."""
+        """How many others rated each movie, `(n_movies,)`."""
         counts: Array = self._total - self.rated[self.place(viewer)]
         return counts
 
 
 class Popularity:
-    """By how many others a movie was rated."""
+    """Scores a movie by how many others rated it."""
 
     stages = (ANY_LENGTH,)
 
@@ -446,7 +449,7 @@ class Popularity:
 
 
 class ItemKnn:
-    """The sum over the history of the cosine between who else rated this movie and who else rated that one.
+    """Scores a movie by its cosines to the movies of the history, summed; a movie's vector is its other raters.
 
     Sarwar et al., "Item-based collaborative filtering recommendation algorithms" (2001), with all neighbours.
     """

@@ -1,4 +1,4 @@
-"""The systems that are compared on a conversational collection, and the stages at which each of them is looked at."""
+"""The systems compared on a conversational collection, and the stages at which each of them is measured."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Runs: TypeAlias = dict[tuple[str, str], dict[str, list[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one system reached at one stage, and what it gains there over the baseline (None for the baseline)."""
+    """The scores of one system at one stage, and its gain over the baseline there (None for the baseline)."""
 
     system: str
     stage: str
@@ -48,12 +48,13 @@ def unhurried(settings: Settings) -> Settings:
 
 
 def cells_of(runs: Runs, collection: Collection, systems: Sequence[str]) -> list[Cell]:
-    """The cells of these systems, in their order; the runs are those of `run_all`."""
+    """The cells of these systems, in this order. `runs` comes from `run_all`."""
     cells = tabulate(runs, collection.judged, collection.groups, BASELINE)
     return [cell for name in dict.fromkeys(systems) for cell in cells if cell.system == name]
 
 
 def check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises UsageError for a name that is not known."""
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"there is no {what} {unknown[0]!r} for these data: choose from {', '.join(known)}")
 
@@ -67,7 +68,7 @@ def run_all(
     parts: Parts,
     report: Report = silent,
 ) -> Runs:
-    """Those of the systems, and of the baseline in any case."""
+    """Runs these systems, and the baseline in any case. Raises UsageError, InputError and EngineError."""
     systems = list(dict.fromkeys([BASELINE, *systems]))
     vectors = embed(collection, parts.encoder) if "dense" in stages and parts.encoder else None
     runs: Runs = {(s, stage): {} for s in systems for stage in stages}
@@ -82,7 +83,7 @@ def run_all(
 
 @dataclass(frozen=True, slots=True)
 class TopicSearch:
-    """One topic as a system reads it, and the parts that it is ranked by."""
+    """One topic as a system reads it, and the parts that rank its hits."""
 
     request: Request
     reading: Reading
@@ -90,7 +91,7 @@ class TopicSearch:
 
 
 def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> TopicSearch:
-    """What the system makes of this turn. Raises `InputError` where it lacks what it needs."""
+    """Reads a topic as the system does. Raises `InputError` if the topic lacks what the system needs."""
     if system == "rewrite":
         return make_search(topic.text, topic, index, parts)
     if system == "session":
@@ -110,13 +111,13 @@ def make_search(text: str, topic: Topic, index: str, parts: Parts) -> TopicSearc
 
 
 def without_session(parts: Parts) -> Parts:
-    """The same parts with nothing of the history in them."""
+    """The same parts without those that use the history."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=0.0)
     return replace(parts, rewriter=Unchanged(), settings=settings, terms=None, context=None)
 
 
 def _last_turn(topic: Topic, index: str, parts: Parts) -> TopicSearch:
-    """The query and the last turn's salient words; as vectors, the query and half of the last turn."""
+    """The query with the last turn's salient words; its vector is the query's plus half of the last turn's."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
     parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None, context=None)
     search = make_search(topic.text, topic, index, parts)
@@ -128,7 +129,7 @@ def _last_turn(topic: Topic, index: str, parts: Parts) -> TopicSearch:
 def rank_topic(
     stage: str, search: TopicSearch, engine: Engine, collection: Collection, vectors: Matrix | None
 ) -> list[str]:
-    """At most `DEPTH` doc_ids, best first."""
+    """At most `DEPTH` doc_ids, best first. Raises UsageError without an encoder for `dense`, and EngineError."""
     info = engine.describe(search.request.index)
     query = ask(search.request, info, search.reading, search.parts)
     if stage == "lexical":
@@ -145,7 +146,7 @@ def rank_topic(
 
 
 def load_collection(collection: Collection, engine: Engine, encoder: Encoder | None, index: str) -> None:
-    """The collection as an index; one of this name that is complete is used as it is."""
+    """Loads the collection into an index, unless it is complete already. Raises InputError and EngineError."""
     name = encoder.name if encoder else None
     try:
         info = engine.describe(index)
@@ -171,7 +172,7 @@ def tabulate(
     groups: dict[str, str],
     baseline: str,
 ) -> list[Cell]:
-    """A cell for each run; its gain is over the baseline's run at the same stage, or at its only one."""
+    """A cell for each run. Its gain is over the baseline's run at the same stage, or at the baseline's only stage."""
     values = {key: judge(qrels, run) for key, run in runs.items()}
     of_baseline = {stage: found["nDCG@10"] for (system, stage), found in values.items() if system == baseline}
     cells = []

@@ -1,4 +1,4 @@
-"""A judged collection measured through a running proxy: what its clients are served, budgets and all."""
+"""Measures a judged collection through a running proxy: what its clients are served, within its budgets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class RunningProxy:
-    """A proxy that answers at `url`; `token` is for its own routes."""
+    """A proxy that answers at `url`; `token` gives access to its own routes."""
 
     url: str
     token: str = ""
@@ -43,11 +43,11 @@ class RunningProxy:
         return [hit["_id"] for hit in answer["hits"]["hits"]]
 
     def tell(self, topic: Topic) -> None:
-        """Makes the topic's session and statements known, as one user's. Raises EngineError."""
+        """Sends the topic's session and statements to the proxy, as one user's. Raises EngineError."""
         if events := events_of(topic):
             answer = self._ask("POST", "/_bespeak/events", events)
             if answer.get("rejected"):
-                raise EngineRefused(f"the proxy at {self.url} rejected the events of query {topic.query_id}")
+                raise EngineRefused(f"the proxy at {self.url} rejected query {topic.query_id}: is it another version?")
 
     def forget(self, topic: Topic) -> None:
         self._ask("DELETE", f"/_bespeak/profile/{quote(user_of(topic), safe='')}")
@@ -65,7 +65,7 @@ class RunningProxy:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             with error:
-                raise EngineRefused(f"the proxy at {self.url} refused {path} (status {error.code})") from error
+                raise EngineRefused(f"the proxy at {self.url} refused {path} ({error.code}): check its log") from error
         except (OSError, ValueError) as error:
             raise EngineUnreachable(f"no answer from a proxy at {self.url}: is `bespeak serve` running?") from error
 
@@ -73,9 +73,9 @@ class RunningProxy:
 def measure_served(
     collection: Collection, index: str, proxy: RunningProxy, modes: Sequence[Mode] = MODES, report: Report = silent
 ) -> list[Cell]:
-    """Each mode over all topics; gains are over the engine's own answer. Raises EngineError.
+    """Measures each mode over all topics. Gains are over the engine's own answer. Raises EngineError.
 
-    Every topic and mode has a user of its own, who is forgotten afterwards.
+    Each topic is searched as a user of its own, whom the proxy forgets afterwards.
     """
     runs: dict[tuple[str, str], dict[str, list[str]]] = {}
     for done, topic in enumerate(collection.topics, 1):

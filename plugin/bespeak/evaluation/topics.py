@@ -1,7 +1,8 @@
 """A judged collection of documents and conversational queries, read from its folder.
 
-`corpus.jsonl` (`_id`, `text`, at times `title`); `queries.jsonl` (`_id`, `text`, `statements`, `history` of `query` and
-`response`, at times `human_rewrite`) and `qrels.tsv` (a header, then query, document, grade), both in `dev/` or beside.
+`corpus.jsonl` holds `_id`, `text` and perhaps `title`. `queries.jsonl` (`_id`, `text`, `statements`, `history` of
+`query` and `response`, and perhaps `human_rewrite`) and `qrels.tsv` (a header, then query, document and grade) are in
+`dev/` or beside the corpus.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bespeak.records import Document, Profile, Statement, Turn, UserKey
 
 FIELDS = ("title", "text")
 CONVERSATION = re.compile(r"(.+?)(?:_|<::>)\d+")
-"""Query ids that tell their conversation: `1-1_3`, `18ef26<::>7`."""
+"""Query ids that name their conversation: `1-1_3`, `18ef26<::>7`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,13 @@ class Topic:
 
     @property
     def conversation(self) -> str:
-        """What the query shares with the other turns of its conversation; its own id where that does not tell."""
+        """The part of the query id that all turns of a conversation share; the whole id if it names none."""
         match = CONVERSATION.fullmatch(self.query_id)
         return match.group(1) if match else self.query_id
 
     @property
     def profile(self) -> Profile:
-        """What is known at this turn; event ids are `s1`, `s2`, … and `t1`, `t2`, …"""
+        """The profile at this turn; event ids are `s1`, `s2`, … and `t1`, `t2`, …"""
         statements = tuple(Statement(text, f"s{n}") for n, text in enumerate(self.statements, 1))
         turns = tuple(Turn(query, response, f"t{n}") for n, (query, response) in enumerate(self.history, 1))
         known = json.dumps([self.statements, self.history])
@@ -52,7 +53,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents in order of doc_id, topics in the file's order, and who judged what relevant."""
+    """Documents in order of doc_id, topics in the file's order, and the judgments."""
 
     name: str
     documents: tuple[Document, ...]
@@ -62,7 +63,7 @@ class Collection:
 
     @cached_property
     def digest(self) -> str:
-        """Of the documents: names what was made from them."""
+        """A digest of the documents, to name what is made from them."""
         content = hashlib.sha256()
         for document in self.documents:
             content.update(json.dumps([document.doc_id, *document.source.items()]).encode())
@@ -75,16 +76,16 @@ class Collection:
 
     @property
     def judged(self) -> dict[str, Mapping[str, int]]:
-        """The qrels of the topics that are here."""
+        """The judgments of this collection's topics."""
         return {topic.query_id: self.qrels[topic.query_id] for topic in self.topics}
 
     def cut(self, limit: int | None = None, every: int = 1) -> Collection:
-        """Every so manieth topic, the first included, and of these at most `limit`."""
+        """The collection with every Nth topic (`every`), from the first, and at most `limit` of them."""
         return replace(self, topics=self.topics[::every][:limit])
 
 
 def read_collection(folder: Path) -> Collection:
-    """Topics without a judgment are left out. Raises `InputError`."""
+    """Reads a collection without the topics that nobody judged. Raises `InputError`."""
     part = folder / "dev" if (folder / "dev" / "queries.jsonl").is_file() else folder
     documents = sorted((_document(line) for line in read_rows(folder / "corpus.jsonl")), key=lambda d: d.doc_id)
     qrels = read_qrels(part / "qrels.tsv")
@@ -103,7 +104,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     yield _row(line, path, number)
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): --data names a folder of judged data") from error
+        raise InputError(f"cannot read {path} ({error.strerror}): --data must name a folder of judged data") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: convert it, then run this again") from error
 
@@ -141,5 +142,5 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
             query_id, doc_id, grade = line.split("\t")
             qrels.setdefault(query_id, {})[doc_id] = int(grade)
         except ValueError as error:
-            raise InputError(f"{path}, line {number} is not a query, a document and a whole number, by tabs") from error
+            raise InputError(f"{path}, line {number} is not query, document and whole number, by tabs") from error
     return qrels

@@ -1,7 +1,7 @@
-"""Which settings an operator's own evidence speaks for, cross-validated; and when it carries no change.
+"""Finds the settings that an operator's own evidence supports, cross-validated, or why nothing should change.
 
-Evidence is what each setting scores in each query: nDCG@10 of judged ones (here), or where it puts what was clicked
-(`clicks.py`). The first setting is always the present one.
+Evidence is the score of each setting in each query: nDCG@10 of judged queries (here), or how high it ranks what was
+clicked (`clicks.py`). The first setting is always the present one.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ Values: TypeAlias = npt.NDArray[np.float64]
 Kept: TypeAlias = npt.NDArray[np.bool_]
 
 LEXICAL_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
-"""Of the lexical and the embedding weight together; their sum, and with it what the user's counts, stays."""
+"""Shares of the lexical weight in the lexical and embedding weights. Their sum stays, and so does the user's part."""
 REWRITE_WEIGHTS = (0.5, 1.0, 2.0)
 LAST_TURN_WEIGHTS = (0.0, 0.05, 0.1, 0.2)
 LAST_TURN_SHARES = (0.0, 0.25, 0.5, 0.75)
 FOLDS = 5
 FEWEST = 20
-"""Conversations or users, below which an interval means little."""
+"""With fewer conversations or users than this, an interval means little."""
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class SettingScores:
-    """One set. `groups` are drawn and held out whole; `engine` is what the engine's own order scores, where known."""
+    """The evidence of one data set. Groups are drawn and held out whole. `engine` scores the engine's own order."""
 
     name: str
     values: Values  # (n_settings, n_queries) in [0, 1]
-    counts: Values  # (n_queries,): how much each counts in a mean
+    counts: Values  # (n_queries,): weights in a mean
     groups: npt.NDArray[np.int64]  # (n_queries,): conversation or user
-    engine: Values | None = None  # (n_queries,)
+    engine: Values | None = None  # (n_queries,); None if unknown
 
     def means(self, kept: Kept) -> Values:
-        """`(n_settings,)` over the kept queries."""
+        """Mean scores over the kept queries, `(n_settings,)`."""
         counts = self.counts[kept]
         means: Values = self.values[:, kept] @ counts / counts.sum()
         return means
 
     def worse(self, values: Values, kept: Kept) -> Values:
-        """The share of the kept queries that are noticeably worse than in the engine's order; 0 where not known."""
+        """The share of the kept queries that are noticeably worse than in the engine's order; 0 if that is unknown."""
         if self.engine is None:
             return np.zeros(values.shape[:-1])
         noticed = values[..., kept] < self.engine[kept] - NOTICEABLE - ROUNDING
@@ -60,7 +60,7 @@ class SettingScores:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """What came of one set where it was held out: the present settings and the ones picked without it."""
+    """Held-out results of one set: the present settings, and those picked without the held-out queries."""
 
     name: str
     queries: int
@@ -74,14 +74,14 @@ class HeldOutScores:
 @dataclass(frozen=True, slots=True)
 class TuningResult:
     choice: int  # the setting picked on all evidence; 0: the present one
-    agreeing: int  # folds, of FOLDS, that picked the same one
+    agreeing: int  # how many of the FOLDS folds picked the same one
     sets: tuple[HeldOutScores, ...]
     gain: Estimate  # held out, the mean over the sets
-    refusal: str  # why nothing should change, as a sentence; "" where the evidence carries the change
+    refusal: str  # why nothing should change, as a sentence; "" if the evidence supports the change
 
 
 def cross_validate(sets: Sequence[SettingScores], group: str) -> TuningResult:
-    """`group` is what a group is called: conversations, users."""
+    """Picks the best setting and measures what such a pick gains. `group` names the groups: conversations, users."""
     folds = [assign(one.groups) for one in sets]
     picks = [pick(sets, [fold != n for fold in folds]) for n in range(FOLDS)]
     chosen = [np.array(picks)[fold] for fold in folds]  # by set: (n_queries,)
@@ -93,15 +93,17 @@ def cross_validate(sets: Sequence[SettingScores], group: str) -> TuningResult:
 
 
 def assign(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The fold of each query, `(n_queries,)`: whole groups, about as many in each; the same on every run."""
+    """The fold of each query, `(n_queries,)`. Folds hold whole groups, about equally many, the same on every run."""
     names, rows = np.unique(groups, return_inverse=True)
     folds: npt.NDArray[np.int64] = np.random.default_rng(SEED).permutation(len(names))[rows] % FOLDS
     return folds
 
 
 def pick(sets: Sequence[SettingScores], kept: Sequence[Kept]) -> int:
-    """The setting with the best mean over the sets, of those that make no more queries of any set noticeably worse
-    than the present one does; the first of equal ones."""
+    """The setting with the best mean over the sets; the first of equal ones.
+
+    Settings that make more queries of any set noticeably worse than the present one does are left out.
+    """
     usable = [(one, mask) for one, mask in zip(sets, kept, strict=True) if mask.any()]
     if not usable:
         return 0
@@ -124,7 +126,7 @@ def hold_out(scores: SettingScores, after: Values) -> HeldOutScores:
 
 
 def mean_gain(sets: Sequence[SettingScores], after: Sequence[Values]) -> Estimate:
-    """Of the sets' mean differences the mean; groups are drawn in each set by themselves."""
+    """The mean over the sets of their mean gains. Groups are drawn within each set."""
     means, drawn = [], []
     for n, (one, values) in enumerate(zip(sets, after, strict=True)):
         _, rows = np.unique(one.groups, return_inverse=True)
@@ -138,7 +140,7 @@ def mean_gain(sets: Sequence[SettingScores], after: Sequence[Values]) -> Estimat
 def refusal_of(choice: int, held: Sequence[HeldOutScores], gain: Estimate, group: str) -> str:
     n_groups = sum(one.groups for one in held)
     if n_groups < FEWEST:
-        return f"there are {n_groups} {group}, and fewer than {FEWEST} tell too little: collect more"
+        return f"there are {n_groups} {group}, fewer than the {FEWEST} that are needed: collect more"
     if not choice:
         return "no other settings are better than the present ones"
     if gain.low <= 0:
@@ -152,7 +154,7 @@ def refusal_of(choice: int, held: Sequence[HeldOutScores], gain: Estimate, group
 
 
 def grid(present: Settings, rewritten: bool = True) -> list[Settings]:
-    """The present settings, then all combinations. Without rewrites their weight is left as it is."""
+    """The present settings, then all combinations to try. Without rewrites, their weight stays as it is."""
     both = present.weights.lexical + present.weights.embedding
     found = [present]
     for share, of_rewrite, of_turn, turn_share in itertools.product(
@@ -169,7 +171,7 @@ def grid(present: Settings, rewritten: bool = True) -> list[Settings]:
 
 
 def judged(readings: Readings, settings: Sequence[Settings], report: Report = silent) -> SettingScores:
-    """nDCG@10 of each setting in each topic, and of the query as typed in the engine's order; by conversation."""
+    """nDCG@10 of each setting, and of the engine's order for the query as typed, grouped by conversation."""
     rows = []
     for done, one in enumerate(settings, 1):
         rows.append(score_settings(readings, one)["hybrid"])

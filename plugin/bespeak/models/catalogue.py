@@ -1,4 +1,4 @@
-"""Where templates and models are, what the models are, and whether their files are intact."""
+"""Finds templates and models, describes the models, and checks that their files are intact."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPUTED = (".onnx", ".data", ".json")
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model's file must be."""
+    """What a model's file must be like."""
 
     sha256: str
     bytes: int
@@ -50,7 +50,7 @@ class ModelRecord:
 
 
 def asset_folder(name: Literal["templates", "onnx_models"]) -> Path:
-    """The folder inside the installed package, else at the top of the checkout of an editable install."""
+    """The folder inside the installed package or else at the top of the checkout of an editable install."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / name, package.parents[1] / name):
         if folder.is_dir():
@@ -98,8 +98,8 @@ def model_folder(name: str, cache: Path | None = None) -> Path:
         return Path(name)
     known = ", ".join(record.name for record, _ in known_models(cache))
     raise ModelError(
-        f"there is no model {name!r}: take one of {known}, a folder with model.onnx, tokenizer.json and config.json, "
-        "or make it with 'bespeak models export' or 'bespeak models build'"
+        f"there is no model {name!r}: choose one of {known}, or a folder with model.onnx, tokenizer.json and "
+        "config.json, or make it with 'bespeak models export' or 'bespeak models build'"
     )
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from bespeak.files import make_private_file, make_private_folder
+
 if TYPE_CHECKING:
     from bespeak.records import Vector
 from bespeak.sqlite_errors import primary_code, retry_while_busy
@@ -143,7 +145,7 @@ class _Connection:
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None or self._file != _identity(self._path):
             self._shut()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._path.parent)
             self._connection = _connect(self._path, self._timeout_s)
             self._file = _identity(self._path)
         return self._connection
@@ -170,6 +172,7 @@ class _Connection:
 
 
 def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+    make_private_file(path)
     connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")

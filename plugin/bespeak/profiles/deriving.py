@@ -77,7 +77,7 @@ def _statements(events: Iterable[Event]) -> tuple[Statement, ...]:
 
 
 class _SessionQuery(NamedTuple):
-    """A query of the session with what was answered to it."""
+    """A query of the session and its answer."""
 
     event: Event  # that holds the query's text
     response: str
@@ -108,7 +108,7 @@ def _by_query(events: Iterable[Event], query_id: str) -> list[_SessionQuery]:
 
 
 def _session_query(group: list[Event]) -> _SessionQuery | None:
-    """The query of these events, by its own event or else by one that repeats its text; None if none does."""
+    """The query of these events, by its own event or by one that repeats its text; None if none does."""
     texts = [event for event in group if event.text.strip() and event.action not in ("answer", "statement")]
     if not texts:
         return None

@@ -29,12 +29,17 @@ CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False
 
 def user_key(tenant: str, user_id: str) -> UserKey:
     """The key of a user. Raises `UsageError` if no event can have such a user."""
-    for name, value in (("tenant", tenant), ("user", user_id)):
-        if reason := _fault_of_id(name, value):
-            raise UsageError(reason)
+    check_id("tenant", tenant)
+    check_id("user", user_id)
     if not user_id:
         raise UsageError("user is empty: name the user whose data it is")
     return UserKey(tenant, user_id)
+
+
+def check_id(name: str, value: str) -> None:
+    """Raises `UsageError` if no event can have such a user, session or tenant."""
+    if reason := _fault_of_id(name, value):
+        raise UsageError(reason)
 
 
 class EventDetails(TypedDict, total=False):
@@ -60,7 +65,7 @@ def new_event(user: UserKey, action: str, timestamp: datetime, **details: Unpack
 def query_event(request: Request, now: datetime | None = None, query_id: str = "") -> Event:
     """The event of a query, to be added once it is answered. Raises `InputError` if it is too long or has no user."""
     if request.user is None:
-        raise InputError("a query without user is nobody's event")
+        raise InputError("a query without a user cannot be recorded: name its user")
     attributes = {"query_attributes": {"index": request.index}}
     return new_event(
         request.user, "query", now or datetime.now(UTC), session_id=request.session_id, query_id=query_id,
@@ -80,6 +85,8 @@ def _fault_of(event: Event) -> str:
     for name, given in ids.items():
         if reason := _fault_of_id(name, given):
             return reason
+    if not event.action or not isinstance(event.action, str):
+        return "action_name is empty or not text"
     if len(event.action) > MAX_ACTION_CHARS:
         return f"action_name has {len(event.action)} characters, at most {MAX_ACTION_CHARS} are allowed"
     for name, given in (("text", event.text), ("description", event.title)):
@@ -90,6 +97,8 @@ def _fault_of(event: Event) -> str:
 
 def _fault_of_id(name: str, value: str) -> str:
     """Why this cannot be an id; "" if it can."""
+    if not isinstance(value, str):
+        return f"{name} id must be text, but is of type {type(value).__name__}"
     if len(value) > MAX_ID_CHARS:
         return f"{name} id has {len(value)} characters, at most {MAX_ID_CHARS} are allowed"
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):

@@ -1,4 +1,4 @@
-"""Files of events into a store: in batches, and resumed after an interruption."""
+"""Loads files of events into a store, in batches, and resumes after an interruption."""
 
 from __future__ import annotations
 

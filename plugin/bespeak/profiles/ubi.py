@@ -58,6 +58,8 @@ def read_line(line: bytes | None, tenant: str, now: datetime) -> Event | Rejecte
 
 def read_event(line: bytes | str | Mapping[str, Any], tenant: str = "", *, now: datetime | None = None) -> Event:
     """The event of a UBI line. Raises `InputError`, whose message repeats nothing of the line."""
+    if not isinstance(line, (bytes, str, Mapping)):
+        raise InputError("not a JSON object")
     rest = dict(read_object(line) if isinstance(line, (bytes, str)) else line)
     rest = {key: value for key, value in rest.items() if value is not None and (value != "" or key == "user_query")}
     inner, query_inner = _taken_object(rest, "event_attributes"), _taken_object(rest, "query_attributes")

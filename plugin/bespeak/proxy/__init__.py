@@ -1,4 +1,4 @@
-"""The proxy: it stands between clients and Elasticsearch, and personalises the searches of users who are named."""
+"""The proxy between clients and Elasticsearch, which personalises the searches of named users."""
 
 from bespeak.proxy.app import OwnRoutes, Proxy, SearchRoute
 from bespeak.proxy.http.upstream import Answer, Headers, Upstream

@@ -1,4 +1,4 @@
-"""Who may use Bespeak's own routes: those who know the token or, without one, only this machine."""
+"""Access to Bespeak's own routes: for clients that know the token or, without one, for this machine only."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Reads a session's next prompt ahead, after a search and after its answer, while no request needs a model.
 
-Most of what the next rewrite reads is the answer, which an event brings if there is one.
+Most of that prompt is the answer, which arrives as an event if there is one.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Proxy:
             await answer_error(send, 500, "bespeak_exception", "Bespeak failed; its log says where")
 
     async def _search(self, searches: SearchRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        """After a fault of ours the request goes on as it came: the client loses nothing but the personal order."""
+        """After a fault of ours the request goes on unchanged: the client loses only the personal order."""
         sent, read = StartedSend(send), Replay(receive)
         try:
             await searches(scope, read, sent)
@@ -146,7 +146,7 @@ class StartedSend:
 
 
 class Replay:
-    """Keeps what was read of a request, up to `REPLAY_BYTES`."""
+    """Keeps the part of a request that was read, up to `REPLAY_BYTES`."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -165,7 +165,7 @@ class Replay:
         return message
 
     def again(self) -> Receive:
-        """A `receive` that gives what was read, then the rest."""
+        """A `receive` that gives the part already read, then the rest."""
         kept = iter(self._kept)
 
         async def receive() -> Message:

@@ -1,4 +1,4 @@
-"""Questions to the engine in a client's name: its search in other words, and questions of our own with its rights."""
+"""Requests to the engine in a client's name: its search with other words, and our own requests with its rights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EngineAnswer(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What is asked in place of a client's request."""
+    """The request that is sent instead of a client's."""
 
     path: bytes
     params: Params
@@ -123,7 +123,7 @@ class Asker:
         return [(name, value) for name, value in self.headers if name.lower() in CREDENTIALS]
 
     def digest(self) -> bytes:
-        """Equal for clients that see the same: what is known for one of them holds for the other."""
+        """A key that is equal for clients that see the same, so that knowledge about one holds for the other."""
         content = repr((self.credentials, self.index, self.params))
         return hashlib.blake2b(content.encode(), digest_size=16).digest()
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from bespeak.errors import EngineError
-from bespeak.models.encoder import RememberingEncoder
 from bespeak.models.vectors import VectorCache
-from bespeak.parts import Parts
+from bespeak.parts import Parts, forget_user, remember_vectors
 from bespeak.profiles.stores import EventStore
 from bespeak.proxy.ahead import ReadAhead
 from bespeak.proxy.app import Proxy
@@ -34,13 +33,13 @@ from bespeak.records import Rewrite, UserKey
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """What can be chosen about a proxy beyond its parts."""
+    """The options of a proxy beyond its parts."""
 
     token: str | None = None  # for Bespeak's own routes; None: only this machine may use them
     jwt_key: JwtKey | None = None  # users are named in tokens signed with it; None: by plain headers
     share: float = 1.0  # of the users, whose searches are personalised
     model_runs: int | None = None  # rewrites at once, and encodings at once; None: half of the cores
-    typed_path: str = ""  # where the user's text stands in queries with several texts
+    typed_path: str = ""  # path of the user's text in queries with several texts
     comparison: Comparison | None = None  # two settings that share pages, or users
 
 
@@ -54,7 +53,7 @@ def assemble(
     options = options or ProxyOptions()
     cache, runs, chains, metrics = VectorCache(vectors), Runs.bounded(options.model_runs), Chains(), Metrics()
     documents = Documents(upstream, parts.encoder, cache, runs.encodings) if parts.encoder else None
-    parts = with_memory(parts)
+    parts = remember_vectors(parts)
     shared, rules = Shared(runs, chains, metrics), Rules(options.typed_path, options.comparison)
     personaliser = Personaliser(upstream, store, parts, documents, shared, rules)
     recorder, share = Recorder(store), Share(options.share)
@@ -63,7 +62,9 @@ def assemble(
     ahead = ReadAhead(parts.rewriter, store, chains, (runs.rewrites, runs.encodings))
     audience = Audience(Identify(options.jwt_key), share)
     # Reading ahead ends before the rewriter forgets.
-    data = UserData(store, recorder, [chains.forget, ahead.forget, *forgetting(parts)], partial(is_learnt, parts))
+    data = UserData(
+        store, recorder, [chains.forget, ahead.forget, partial(forget_user, parts)], partial(is_learnt, parts)
+    )
     hooks = Hooks(
         rewriting(store, parts, runs.rewrites),
         lambda: missing(upstream),
@@ -78,29 +79,13 @@ def assemble(
     return Proxy(upstream, searches=searches, own=own, passed=metrics.passed, closing=closing)
 
 
-def with_memory(parts: Parts) -> Parts:
-    """The parts with encoders that remember what they encoded."""
-    encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
-    context = parts.context and replace(parts.context, encoder=RememberingEncoder(parts.context.encoder))
-    return replace(parts, encoder=encoder, context=context)
-
-
-def forgetting(parts: Parts) -> list[Callable[[UserKey], object]]:
-    """Functions that drop what the parts remember of a user."""
-    forgets: list[Callable[[UserKey], object]] = [parts.rewriter.forget]
-    forgets += [parts.encoder.forget] if isinstance(parts.encoder, RememberingEncoder) else []
-    forgets += [parts.context.forget] if parts.context else []
-    forgets += [parts.terms.forget] if parts.terms else []
-    return forgets
-
-
 def is_learnt(parts: Parts, tenant: str) -> bool:
     """Whether something was learnt from the tenant's users."""
     return parts.learnt is not None and parts.learnt.holds(tenant)
 
 
 def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:
-    """What the route `rewrite` asks. Raises Late, Busy and StoreError."""
+    """The rewrite for the route `rewrite`. Raises Late, Busy and StoreError."""
 
     async def rewrite(query: str, user: UserKey | None, session_id: str) -> Rewrite:
         profile = await asyncio.to_thread(store.profile, user, session_id, datetime.now(UTC))

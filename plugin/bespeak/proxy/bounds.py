@@ -19,11 +19,11 @@ T = TypeVar("T")
 Job: TypeAlias = tuple["Future[Any]", Callable[[Deadline], Any], Deadline]
 
 GRACE_S = 0.05
-"""How long after its deadline a run's result is still taken: what is done in time arrives a little later."""
+"""How long after its deadline a run's result is still accepted, since it arrives a little after it is done."""
 
 CLOSING_S = 1.0
 PROFILE_READS = 8
-"""Profiles read at once; a store that hangs takes no more threads than this."""
+"""How many profiles are read at once. A store that hangs blocks no more threads than this."""
 
 
 class Busy(BespeakError):
@@ -52,7 +52,7 @@ class Bounds:
 
     @property
     def busy(self) -> bool:
-        """Whether anybody waits for a run."""
+        """Whether anyone is waiting for a run."""
         return self._n_asked > 0
 
     def on_begin(self, act: Callable[[], object]) -> None:
@@ -123,7 +123,7 @@ class Bounds:
             pass
 
     def _do(self, job: Job | None) -> bool:
-        """Runs a job and keeps nothing of it. False if there are no more."""
+        """Runs a job and keeps no reference to it. False if no jobs are left."""
         if job is None:
             return False
         future, function, deadline = job
@@ -156,7 +156,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """What a proxy runs at once: rewrites, encodings, and reads of profiles."""
+    """The bounds on what a proxy runs at once: rewrites, encodings, and reads of profiles."""
 
     rewrites: Bounds
     encodings: Bounds
@@ -171,8 +171,8 @@ class Runs:
 class Breaker:
     """Stops a stage for `rest_s` after `faults` in a row, then admits one try at a time until one succeeds.
 
-    Being late is a fault too, else every query would wait for what never comes in time. `Busy` and a client that has
-    gone say nothing about the stage, so call neither method for them.
+    Being late is a fault too; otherwise every query would wait for a result that never comes in time. `Busy` and a
+    client that has gone say nothing about the stage, so call neither method for them.
 
         if breaker.admits():
             try: … ; breaker.succeeded()

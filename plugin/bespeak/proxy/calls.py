@@ -53,7 +53,7 @@ class Call:
 
     @property
     def may_concern_us(self) -> bool:
-        """Whether a user, or something else for Bespeak, may stand in it."""
+        """Whether it may name a user, or hold anything else for Bespeak."""
         return self.names_user or '"ext"' in self.text or any(name == "source" for name, _ in self.params)
 
     @property

@@ -1,4 +1,4 @@
-"""The pages of one search: what its first page decided holds for the later ones."""
+"""The pages of one search: later pages follow what its first page decided."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Chain:
     order: Sequence[int] = ()
     sides: bytes = b""
     untouched: bool = False
-    consent: bool = True  # to recording what is asked and shown
+    consent: bool = True  # to recording the user's queries and hits
     begun: float = 0.0  # by the clock of `Chains`
 
 

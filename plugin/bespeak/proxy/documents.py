@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ from bespeak.proxy.bounds import Bounds, Busy
 from bespeak.proxy.http.upstream import Upstream
 from bespeak.proxy.indices import IndexDescriptions, KnownIndex
 from bespeak.ranking.tuned import EMBEDDED_CHARS
+from bespeak.ranking.vectors import Embedded
 from bespeak.records import Vector
 
 logger = logging.getLogger("bespeak.proxy")
@@ -34,22 +35,13 @@ RECENT_ROWS = 20_000
 """About 30 MB."""
 LATER_MS = 5000.0
 LATER_TEXTS = 2
-"""How many texts are embedded at once after an answer: few, so that searches in the meantime wait little."""
+"""How many texts are embedded at once after an answer. Few, so that other searches wait only briefly."""
 MAX_ABSENT = 100_000
 
 Key: TypeAlias = tuple[str, str]
 """Index and doc_id."""
 Row: TypeAlias = tuple[str, Vector]
 """Version and vector."""
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedHits:
-    """The vectors of the hits in order, None if there was no time, and of liked documents by doc_id."""
-
-    hits: tuple[Vector | None, ...]
-    liked: Mapping[str, Vector]
-    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by index: what its documents are found by
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +80,7 @@ class Documents:
 
     async def embed(
         self, hits: Sequence[EngineHit], liked: Sequence[str], asker: Asker, deadline: Deadline
-    ) -> EmbeddedHits:
+    ) -> Embedded:
         """Vectors that are not kept are made until the deadline, those of the hits first, best first.
 
         Documents that the user likes are looked for in the indices of the hits. Raises EngineError and TimeoutError.
@@ -104,7 +96,7 @@ class Documents:
         if unfinished := [hit for hit in absent if key_of(hit) not in made]:
             self._begin_later(replace(lookup, hits=unfinished, liked=()))
         late = {key_of(hit) for hit in unfinished}
-        return EmbeddedHits(
+        return Embedded(
             tuple(None if key_of(hit) in late else vectors.get(key_of(hit)) for hit in hits),
             liked_vectors(liked, indices, vectors),
             {name: index.info.fields for name, index in indices.items()},

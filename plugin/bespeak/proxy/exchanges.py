@@ -1,4 +1,4 @@
-"""One search from its arrival to its answer, and what is said and recorded about it."""
+"""One search from its arrival to its answer, with its header and the events to record."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MAX_TITLE_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A search, who asks it and what has become of it so far. Each stage returns a copy that holds more."""
+    """A search, its user, and its state so far. Each stage returns a copy that holds more."""
 
     search: Search
     identity: Identity
     head: str = ""  # its header line in an `_msearch`
     personal: PersonalSearch | None = None  # None: its answer stays the engine's own
-    reading: Reading | Fault | None = None  # with the vectors of what is asked
+    reading: Reading | Fault | None = None  # with its vectors
     outcome: Outcome = field(default_factory=Outcome)
     query: str = ""  # as typed, if it is to be recorded
     text: str | None = None  # its answer, once there is one
@@ -43,12 +43,12 @@ class Exchange:
 
     @property
     def concerns_us(self) -> bool:
-        """Whether the client named somebody, or sent anything for Bespeak."""
+        """Whether the client named a user, or sent anything for Bespeak."""
         return self.identity.user is not None or bool(self.identity.reason) or self.search.edited
 
     @property
     def lines(self) -> str:
-        """The client's two lines of an `_msearch`, without what was for Bespeak."""
+        """The client's two lines of an `_msearch`, without anything for Bespeak."""
         return f"{self.head}\n{self.search.text}\n"
 
     @property
@@ -89,14 +89,14 @@ def header(*outcomes: Outcome) -> tuple[bytes, bytes]:
 
 
 def edited_lines(exchanges: Sequence[Exchange]) -> str | None:
-    """The body of an `_msearch` without what was for Bespeak; None if nothing was."""
+    """The body of an `_msearch` without anything for Bespeak; None if there was nothing."""
     if not any(exchange.search.edited for exchange in exchanges):
         return None
     return "".join(exchange.lines for exchange in exchanges)
 
 
 def events_of(exchange: Exchange, at: datetime) -> list[Event]:
-    """What is recorded: the query once, on its first page, and the hits of every page."""
+    """The events to record: the query once, on its first page, and the hits of every page."""
     identity, search, query_id = exchange.identity, exchange.search, exchange.outcome.query_id
     if not exchange.query or identity.user is None or not query_id:
         return []

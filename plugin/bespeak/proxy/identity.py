@@ -1,4 +1,4 @@
-"""Who asks for a search, and whether that user's searches are personalised."""
+"""Finds which user a search is for, and whether that user's searches are personalised."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bespeak.errors import InputError, UsageError
 from bespeak.profiles.events import MAX_ID_CHARS, user_key
 from bespeak.records import UserKey
+from bespeak.statuses import Reason
 
 if TYPE_CHECKING:
     from bespeak.proxy.http.upstream import Headers
@@ -31,7 +32,7 @@ TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks. `reason` says why the user who was named is not accepted; "" if nobody was named."""
+    """The user of a request. `reason` says why a named user is not accepted; "" if nobody was named."""
 
     user: UserKey | None
     session_id: str = ""
@@ -48,7 +49,7 @@ class JwtKey:
 
     @classmethod
     def read(cls, path: Path, audience: str | None = None) -> JwtKey:
-        """A public key in PEM (RS256, ES256, EdDSA), else the file's bytes as the secret for HS256.
+        """A public key in PEM (RS256, ES256, EdDSA), or else the file's bytes as the secret for HS256.
 
         The line end of a secret in text form is not part of it. Raises InputError.
         """
@@ -79,7 +80,7 @@ class JwtKey:
 
 
 class Identify:
-    """Says who a request names. Built once.
+    """Finds the user that a request names. Built once.
 
     Header bytes are read as UTF-8, and nothing is percent-decoded. The header takes precedence over the body's
     `ext.ubi`, in which `user_id`, else `query_attributes.user_id`, else `client_id` names the user, as in an event.
@@ -99,7 +100,7 @@ class Identify:
                 return _identity(given.get(TENANT, ""), user_id, session_id)
             return _signed(self._jwt_key, given.get(USER, ""), session_id)
         except (UnicodeDecodeError, UsageError):
-            return Identity(None, reason="bad_identity")
+            return Identity(None, reason=Reason.BAD_IDENTITY)
 
 
 class Share:
@@ -135,7 +136,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """Who asks, and whose searches are personalised."""
+    """The user of a request, and whether they are personalised."""
 
     identify: Identify = field(default_factory=Identify)
     share: Share = field(default_factory=Share)
@@ -180,15 +181,15 @@ def _identity(tenant: str, user_id: str, session_id: str) -> Identity:
 
 
 def _signed(jwt_key: JwtKey, token: str, session_id: str) -> Identity:
-    """User and tenant come from the token alone: a header could name somebody else's."""
+    """User and tenant, from the token alone: a header could name someone else's."""
     if not TOKEN.fullmatch(token):
-        return Identity(None, reason="unsigned")
+        return Identity(None, reason=Reason.UNSIGNED)
     claims = jwt_key.claims(token) if len(token) <= MAX_TOKEN_CHARS else None
     if claims is None:
-        return Identity(None, reason="bad_token")
+        return Identity(None, reason=Reason.BAD_TOKEN)
     sub, tenant, session = claims["sub"], claims.get("tenant", ""), claims.get("session", session_id)
     if not (isinstance(sub, str) and isinstance(tenant, str) and isinstance(session, str)):
-        return Identity(None, reason="bad_token")
+        return Identity(None, reason=Reason.BAD_TOKEN)
     return _identity(tenant, sub, session)
 
 
@@ -236,7 +237,7 @@ def _public_key(content: bytes, path: Path) -> tuple[str, Any]:
 
 
 def _secret(content: bytes, path: Path) -> bytes:
-    """Raises InputError for one that is too short, and for a public key in another form, which anybody may know."""
+    """Raises InputError for one that is too short, and for a public key in another form, which anyone may know."""
     import jwt
 
     line = content.rstrip(b"\r\n")

@@ -20,10 +20,10 @@ from bespeak.proxy.http.upstream import Upstream
 from bespeak.ranking.tuned import EMBEDDED_CHARS
 
 DESCRIBED_S = 10.0
-"""How long a mapping is trusted: after this, a new index with an old name gets new vectors."""
+"""How long a mapping is trusted. After that, a new index with an old name gets new vectors."""
 MAX_DESCRIBED = 2_000
 MAX_TARGET_CHARS = 2_000
-"""How many characters of names are asked for at once: Elasticsearch takes 4096 bytes in a request's first line."""
+"""Characters of names in one request: Elasticsearch accepts 4096 bytes in a request's first line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class IndexDescriptions:
         return {name: found[name] for name in names}
 
     async def _mappings(self, names: Sequence[str], asker: Asker, deadline: Deadline) -> Mapping[str, Any]:
-        """Asked by the indices' own names, else by the client's: it may have a right on an alias alone."""
+        """Asks by the indices' own names, or else by the client's: it may have a right on an alias alone."""
         for target in (",".join(names), asker.index):
             if target and "*" not in target:
                 with suppress(EngineError):

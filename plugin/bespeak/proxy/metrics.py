@@ -20,7 +20,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 LABEL = re.compile(r"[a-z0-9_]{0,40}")
 MAX_REASONS = 100
-"""How many different labels there may be; further ones count as `other`, so that no fault can fill the memory."""
+"""The most labels of one kind. Further ones count as `other`, so that no fault can fill the memory."""
 
 
 class Metrics:

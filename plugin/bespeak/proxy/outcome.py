@@ -16,11 +16,11 @@ logger = logging.getLogger("bespeak.proxy")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done to a search, as the header `X-Bespeak` says it. It holds no text of the user's."""
+    """What was done to a search, as the header `X-Bespeak` reports it. Holds no text of the user's."""
 
     rewrite: RewriteStatus = RewriteStatus.OFF
     rerank: RerankStatus = RerankStatus.OFF
-    reason: str = ""  # reasons, with commas between
+    reason: str = ""  # reasons, separated by commas
     query_id: str = ""
 
     @property
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """A search whose answer stays the engine's own. `query` is what was typed, if it is to be recorded."""
+    """A search whose answer stays the engine's own. `query` is the text as typed if it should be recorded."""
 
     outcome: Outcome
     query: str = ""
@@ -54,7 +54,7 @@ class Completed:
 
 
 class Fault(Exception):
-    """A stage failed, so the client's own request has to be sent."""
+    """A stage failed, so the client's own request must be sent instead."""
 
     def __init__(self, stage: Stage | Reason, ending: Ending | None = None) -> None:
         self.reason = stage_reason(stage, ending) if isinstance(stage, Stage) else str(stage)
@@ -62,14 +62,14 @@ class Fault(Exception):
 
     @property
     def outcome(self) -> Outcome:
-        """A refusal is the client's own to see; everything else is a failed ranking."""
+        """A failed ranking, unless Elasticsearch refused the search: the client then sees that refusal."""
         rerank = RerankStatus.OFF if self.reason == Reason.ENGINE_REFUSED else RerankStatus.FAILED
         return Outcome(rerank=rerank, reason=self.reason)
 
 
 @contextmanager
 def stage(name: Stage) -> Iterator[None]:
-    """Turns whatever goes wrong inside into a Fault of this stage; the log names the kind of error and no content."""
+    """Turns any error in the block into a Fault of this stage. The log names the type of the error, but no content."""
     try:
         yield
     except Fault:

@@ -1,7 +1,8 @@
-"""The way of one personal search through the proxy: profile, read, the engine's answer, vectors, rank, page.
+"""The path of one personal search through the proxy: profile, read, the engine's answer, vectors, rank, page.
 
-The request to the engine stands between `prepare` and `complete`, so that `_search` and `_msearch` share both. What a
-query means and how hits are ranked is decided in `reading.py` and `pipeline.py`; here are budgets, breakers and pages.
+The request to the engine is sent between `prepare` and `complete`, so that `_search` and `_msearch` share both.
+`reading.py` and `pipeline.py` decide what a query means and how hits are ranked; this file adds budgets, breakers and
+pages.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 import uuid
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 from bespeak.deadline import Deadline, Late
 from bespeak.document import hit_text
 from bespeak.errors import EngineRefused
+from bespeak.models.encoder import encode_until
 from bespeak.parts import Parts, Profiles
 from bespeak.pipeline import Ranking, liked_ids, rank
 from bespeak.proxy.asking import Asker
@@ -31,12 +34,14 @@ from bespeak.proxy.body.search import Search, decline_reordering, typed_text
 from bespeak.proxy.body.window import WidenedSearch, widen, words_body
 from bespeak.proxy.bounds import Breaker, Busy, Runs
 from bespeak.proxy.chains import Chain, Chains
-from bespeak.proxy.documents import Documents, EmbeddedHits
+from bespeak.proxy.documents import Documents
 from bespeak.proxy.http.upstream import Headers, TooLarge, Upstream
 from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome, stage
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.ranking.rerank import Window
+from bespeak.ranking.tuned import EMBEDDED_CHARS, MAX_PREFERENCES
+from bespeak.ranking.vectors import Embedded
 from bespeak.reading import (
     MAX_QUERY_CHARS,
     Reading,
@@ -59,7 +64,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True, slots=True)
 class PersonalSearch:
-    """A search that is personalised, with all that is known before the engine is asked."""
+    """A search to personalise, with everything known before the engine answers."""
 
     search: Search
     user: UserKey
@@ -67,7 +72,7 @@ class PersonalSearch:
     chain: Chain
     widened: WidenedSearch
     session_id: str
-    reading: Reading | None  # of a first page; later pages follow the chain
+    reading: Reading | None  # None for a later page, which follows the chain
     digest: bytes
 
 
@@ -82,14 +87,14 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an operator decided for all searches."""
+    """What the operator decided for all searches."""
 
-    typed_path: str = ""  # where the user's text stands in queries that hold several texts
+    typed_path: str = ""  # path of the user's text in queries that contain several texts
     comparison: Comparison | None = None
 
 
 class Personaliser:
-    """Built once. Holds nothing of a request but the chains of pages."""
+    """Personalises searches within their budgets. Keeps nothing of a request except the chains of pages."""
 
     def __init__(
         self,
@@ -109,9 +114,9 @@ class Personaliser:
             shared.metrics.watch_breaker(name, partial(getattr, breaker, "open"))
 
     async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> PersonalSearch | Declined:
-        """What to ask the engine for this person, or why nothing is changed. Raises Fault.
+        """What to ask the engine for this user, or why the search stays untouched. Raises Fault.
 
-        `control`: the user belongs to the share that is recorded but not personalised.
+        `control` means that the user is recorded but not personalised.
         """
         typed = typed_text(search, self._rules.typed_path)
         if reason := decline_reordering(search) or typed.reason or too_long(typed):
@@ -133,7 +138,7 @@ class Personaliser:
         return PersonalSearch(search, user, typed, chain, widened, session_id, reading, digest)
 
     async def _begin(self, search: Search, reading: Reading, control: bool) -> tuple[Reading, Chain]:
-        """What holds for this page and for those after it."""
+        """Reads the query of a first page, and begins the chain that later pages follow."""
         is_control = control and reading.profile.consent
         if reason := Reason.CONTROL if is_control else reading.declined:
             status = RewriteStatus.OFF if is_control else RewriteStatus.GATED
@@ -148,14 +153,14 @@ class Personaliser:
             return reading, Chain(query_id(search), rewrite, clauses(reading, self._parts.settings))
 
     def leave(self, search: Search, user: UserKey, session_id: str, outcome: Outcome) -> None:
-        """The first page came as the engine's own: so will those after it, else a hit could come twice or never."""
+        """Keeps later pages in the engine's order too, so that no hit appears twice or never."""
         if not search.offset:
             rewrite = Rewrite("", "", status=RewriteStatus.OFF, reason=outcome.reason)
             chain = Chain(outcome.query_id, rewrite, untouched=True, begun=self._chains.clock())
             self._chains.put(user, search.digest(user, session_id), chain)
 
     async def encode(self, personal: PersonalSearch) -> Reading | None:
-        """The reading with the vectors of what is asked; needs no answer of the engine's. Raises Fault."""
+        """The reading with its vectors. Does not need the engine's answer. Raises Fault."""
         reading, parts, budget_ms = personal.reading, self._parts, self._parts.settings.rerank_ms
         if reading is None or parts.encoder is None or not personal.widened.window:
             return reading
@@ -169,7 +174,7 @@ class Personaliser:
     async def complete(
         self, personal: PersonalSearch, reading: Reading | None, answer: str, asker: Headers
     ) -> Completed:
-        """The client's page of the engine's answer. Raises Fault."""
+        """The client's page, made from the engine's answer. Raises Fault."""
         with stage(Stage.ENGINE_ANSWER):
             reply = read_reply(answer)
         search, chain, window = personal.search, personal.chain, personal.widened.window
@@ -194,7 +199,7 @@ class Personaliser:
         return Completed(text, outcome, shown)
 
     async def _rank(self, personal: PersonalSearch, reading: Reading, reply: Reply, asker: Headers) -> Order:
-        """All hits of the answer: the window in this person's order, then the rest as it came."""
+        """Orders all hits of the answer: the window for this user, then the rest as it came. Raises Fault."""
         inside = range(min(personal.widened.window, len(reply.hits)))
         free = [i for i in inside if not reply.hits[i].pinned]
         compared = self._compared(personal)
@@ -230,7 +235,7 @@ class Personaliser:
         )
 
     def _learnt_for(self, profile: Profile) -> tuple[Any, str]:
-        """What was learnt of others, and the reason why it is missing; damage is logged once, not at every search."""
+        """What was learnt from other users, and why it is missing. Damage is logged once, not for every search."""
         learnt, damage = self._parts.learnt_for(profile)
         if damage and damage != self._damage:
             logger.warning("%s", damage)
@@ -238,7 +243,7 @@ class Personaliser:
         return learnt, Reason.LEARNT_UNREADABLE if damage else ""
 
     def _compared(self, personal: PersonalSearch) -> Comparison | None:
-        """What is compared here: nothing where words of ours found hits, or where somebody looks at scores."""
+        """The comparison that this search takes part in; none in recall mode, or if the search asks why."""
         search = personal.search
         return None if search.explained or search.mode == "recall" else self._rules.comparison
 
@@ -249,7 +254,7 @@ class Personaliser:
         return clauses(reading, side.settings) if side.settings else ()
 
     def _note(self, found: Order, i: int) -> dict[str, Any]:
-        """What the impression of a hit holds: its scores if all hits have them, and which side put it there."""
+        """Details for the impression of a hit: its scores if all hits have them, and the side that picked it."""
         noted: dict[str, Any] = {}
         if i in found.ranked and found.status == RerankStatus.FULL:
             noted["scores"] = [round(score, 4) for score in found.ranked[i].scores]
@@ -264,14 +269,30 @@ class Personaliser:
         added: Sequence[Sequence[Clause]],
         hits: Sequence[EngineHit],
         asker: Headers,
-    ) -> tuple[list[list[float]], EmbeddedHits]:
-        """What each of `added` scores in the hits, and the hits' vectors, at once and within the budget."""
+    ) -> tuple[list[list[float]], Embedded]:
+        """What each of `added` scores in the hits, and the hits' vectors, both at once and within the budget."""
         deadline, whose = Deadline.after_ms(self._parts.settings.rerank_ms), Asker.of(personal.search, asker)
         bodies = [words_body(personal.search, personal.typed, some, hits) for some in added]
         words = asyncio.gather(*(score_words(self._upstream, body, hits, whose, deadline) for body in bodies))
-        liked = liked_ids(reading.profile)
-        embedding = self._documents.embed(hits, liked, whose, deadline) if self._documents else no_vectors(hits)
-        return await both(words, embedding)
+        return await both(words, self._embed(reading.profile, hits, whose, deadline))
+
+    async def _embed(self, profile: Profile, hits: Sequence[EngineHit], asker: Asker, deadline: Deadline) -> Embedded:
+        """Vectors of the hits and of what the user liked, as far as there is time. Raises EngineError, TimeoutError."""
+        encoder = self._parts.encoder
+        if self._documents is None or encoder is None:
+            return Embedded((None,) * len(hits))
+        found = await self._documents.embed(hits, liked_ids(profile), asker, deadline)
+        titles = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
+        missing = [doc_id for doc_id in titles if doc_id not in found.liked]
+        if not missing or deadline.over:
+            return found
+        texts = [titles[doc_id][:EMBEDDED_CHARS] for doc_id in missing]
+        with suppress(Busy, Late):  # without its title a document that is elsewhere says nothing
+            rows = await self._shared.runs.encodings.run(
+                lambda within: encode_until(encoder, texts, "document", within), deadline.left_s * 1000
+            )
+            found = replace(found, liked={**found.liked, **dict(zip(missing, rows, strict=False))})
+        return found
 
     def _explain(self, personal: PersonalSearch, reply: Reply, found: Order, outcome: Outcome) -> dict[str, object]:
         search = personal.search
@@ -295,7 +316,7 @@ class Personaliser:
         )
 
     async def _rewrite(self, reading: Reading) -> Rewrite:
-        """Never raises: without a rewrite the search goes on as typed."""
+        """The rewrite, or the query as typed if there is none in time. Never raises."""
         query, rewriter, budget_ms = reading.query, self._parts.rewriter, self._parts.settings.rewrite_ms
         if reading.gate:
             return reading.rewrite
@@ -319,7 +340,7 @@ class Personaliser:
         return made
 
     async def _guarded(self, name: Stage, breaker: Breaker, work: Callable[[], Awaitable[T]]) -> T:
-        """Raises Fault: the stage, with an ending where it had no time or no chance."""
+        """Runs the work of a stage behind its breaker. Raises Fault with the stage and how it ended."""
         if not breaker.admits():
             raise Fault(name, Ending.RESTING)
         try:
@@ -329,7 +350,7 @@ class Personaliser:
         except (Late, TimeoutError) as error:
             breaker.failed()
             raise Fault(name, Ending.LATE) from error
-        except (EngineRefused, TooLarge) as error:  # what this client may not ask says nothing of other clients
+        except (EngineRefused, TooLarge) as error:  # may concern this client alone: not counted
             raise Fault(name, Ending.REFUSED) from error
         except Exception as error:  # a fault of ours, of any kind, must not become the client's
             breaker.failed()
@@ -347,13 +368,13 @@ class Personaliser:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Indices of an answer's hits in their new order, and how they came there."""
+    """The new order of an answer's hits, as indices, and how it came about."""
 
     order: list[int]
     status: RerankStatus
     ranking: Ranking | None = None
-    sides: Mapping[int, int] = field(default_factory=dict)  # of a comparison: which side put a hit there, from 1
-    reason: str = ""  # what was left out
+    sides: Mapping[int, int] = field(default_factory=dict)  # in a comparison: the side that picked a hit, from 1
+    reason: str = ""  # why something was left out
 
     @property
     def ranked(self) -> dict[int, Ranked]:
@@ -370,9 +391,9 @@ def window_of_reply(
     inside: Sequence[int],
     scores: Mapping[int, float],
     vectors: Mapping[int, Vector | None],
-    embedded: EmbeddedHits,
+    embedded: Embedded,
 ) -> Window:
-    """The answer's first hits, each with what the added words score in it; a hit's rank is its place in the answer."""
+    """A window of the answer's first hits, each with the added words' score. `rank` is its place in the answer."""
 
     def text(hit: Hit) -> str:
         return hit_text(hit.source, embedded.fields.get(reply.hits[hit.rank - 1].index, ()))
@@ -385,7 +406,7 @@ def window_of_reply(
 
 
 def index_of(ranked: Ranked) -> int:
-    """Its index in the answer."""
+    """The hit's index in the answer."""
     return ranked.hit.rank - 1
 
 
@@ -396,7 +417,7 @@ def indices_of(ranking: Ranking) -> list[int]:
 async def score_words(
     upstream: Upstream, body: Mapping[str, object] | None, hits: Sequence[EngineHit], asker: Asker, deadline: Deadline
 ) -> list[float]:
-    """What `body` scores in each hit; 0 where it does not match. Raises EngineError and TimeoutError."""
+    """The score of `body` in each hit; 0 if it does not match. Raises EngineError and TimeoutError."""
     if body is None:
         return [0.0] * len(hits)
     found = {(hit["_index"], hit["_id"]): float(hit["_score"]) for hit in await asker.search(upstream, body, deadline)}
@@ -404,7 +425,7 @@ async def score_words(
 
 
 def in_time(function: Callable[[Deadline], T], budget_ms: float) -> Callable[[Deadline], T]:
-    """A run that waited so long for others that it would only be late is not begun, and is no fault of the stage."""
+    """Wraps a run so that it raises Busy, no fault of the stage, if it waited too long to finish in time."""
 
     def begin(within: Deadline) -> T:
         if within.left_s * 1000 < budget_ms / 4:
@@ -414,12 +435,8 @@ def in_time(function: Callable[[Deadline], T], budget_ms: float) -> Callable[[De
     return begin
 
 
-async def no_vectors(hits: Sequence[EngineHit]) -> EmbeddedHits:
-    return EmbeddedHits((None,) * len(hits), {})
-
-
 async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
-    """Both at once; where the first fails the second is ended."""
+    """Awaits both at once; if the first fails, the second is cancelled."""
     other = asyncio.ensure_future(second)
     try:
         return await first, await other
@@ -432,7 +449,7 @@ async def both(first: Awaitable[T], second: Awaitable[U]) -> tuple[T, U]:
 
 
 def in_chain(reply: Reply, window: int, chain: Chain) -> list[int]:
-    """As the first page ranked them; hits that came in since follow, then what is beyond the window."""
+    """The hits as the first page ranked them, then hits that are new since then, then those beyond the window."""
     places = {key: place for place, key in enumerate(chain.order)}
     inside = range(min(window, len(reply.hits)))
     keys = [place_key(reply.hits[i]) for i in inside]
@@ -440,18 +457,18 @@ def in_chain(reply: Reply, window: int, chain: Chain) -> list[int]:
 
 
 def sides_in_chain(reply: Reply, order: Sequence[int], chain: Chain) -> dict[int, int]:
-    """As on the first page, for the hits that it had."""
+    """The sides as on the first page; 0 for hits that are new since then."""
     sides = dict(zip(chain.order, chain.sides, strict=False))
     return {i: sides.get(place_key(reply.hits[i]), 0) for i in order} if sides else {}
 
 
 def place_key(hit: EngineHit) -> int:
-    """Of one process alone: a chain of thousands of hits is small by it."""
+    """A small key of a hit, valid in this process alone; it keeps chains of thousands of hits small."""
     return hash((hit.index, hit.doc_id))
 
 
 def query_id(search: Search) -> str:
-    """The client's own where it is one, else a new one."""
+    """The client's own query id if it is valid, otherwise a new one."""
     given = search.ubi.get("query_id")
     fit = isinstance(given, str) and re.fullmatch(r"[\w.:-]{1,100}", given, re.ASCII)
     return given if fit and isinstance(given, str) else uuid.uuid4().hex

@@ -23,11 +23,11 @@ logger = logging.getLogger("bespeak.proxy")
 BATCH = 500
 TITLE_CHARS = 200
 PATIENCE_S = 60.0
-"""How long a batch is retried while the store fails, before it is dropped."""
+"""How long a batch is retried before it is dropped, while the store fails."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 FORGOTTEN_S = 600.0
-"""How long a forgotten user's older events are refused: longer than any search takes."""
+"""How long a forgotten user's older events are refused. Longer than any search takes."""
 MAX_FORGOTTEN = 1_000_000
 
 

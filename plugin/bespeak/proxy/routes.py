@@ -40,10 +40,10 @@ AskReady: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the routes call in the rest of the proxy."""
+    """The functions of the rest of the proxy that the routes call."""
 
     rewrite: AskRewrite  # of a query, for a user and a session
-    ready: AskReady  # gives what is missing, a sentence each
+    ready: AskReady  # why the proxy is not ready, a sentence each
     answered: Callable[[UserKey, str], object] = lambda _user, _session_id: None  # after events that answer a query
     ready_s: float = READY_S  # how long `ready` may take
 
@@ -75,7 +75,7 @@ class Routes:
         self._threads.shutdown()
 
     def _routes(self, parts: Sequence[str]) -> Mapping[str, Respond]:
-        """What responds at a path, by method."""
+        """The functions that answer at a path, by method."""
         match parts:
             case ["events"]:
                 return {"POST": self._take_events}
@@ -140,7 +140,7 @@ class Routes:
         await answer_json(send, 200, {"consent": given} | self._relearning(not given, user))
 
     def _relearning(self, lost: bool, user: UserKey) -> dict[str, bool]:
-        """Says when it is time to learn again: what was learnt from everyone cannot lose a single user."""
+        """Says whether to learn again: a single user cannot be removed from what was learnt."""
         return {"learn_again": True} if lost and self._data.is_learnt_from(user) else {}
 
     async def _answer_rewrite(self, scope: Scope, receive: Receive, send: Send) -> None:

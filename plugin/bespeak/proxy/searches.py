@@ -39,7 +39,7 @@ from bespeak.proxy.outcome import Declined, Fault, Outcome, stage
 from bespeak.proxy.personal import Personaliser, both
 from bespeak.proxy.recording import Recorder
 from bespeak.reading import Reading
-from bespeak.statuses import Stage
+from bespeak.statuses import Reason, Stage
 
 MAX_OBSERVED_BYTES = 4_000_000
 """An answer that passes untouched is copied up to this length, to record the hits that it showed."""
@@ -67,11 +67,11 @@ class Searches:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, is_complete = await read_body(receive, MAX_BODY_BYTES)
-        reason = "" if is_complete else "too_large"
+        reason = "" if is_complete else Reason.TOO_LARGE
         try:
             call = read_call(scope, body if is_complete else b"")
         except (InputError, UnicodeDecodeError):
-            reason = reason or "unreadable"
+            reason = reason or Reason.UNREADABLE
         if reason:
             added = [header(Outcome(reason=reason))] if names_user(scope["headers"]) else []
             await pass_on(self._upstream, scope, receive, send, body=body, more=not is_complete, added=added)
@@ -104,7 +104,7 @@ class Searches:
             await self._pass(call, receive, send, if_named(call, fault.outcome))
             return
         if is_explained:
-            await self._pass(call, receive, send, [Outcome(reason="explain")])
+            await self._pass(call, receive, send, [Outcome(reason=Reason.EXPLAIN)])
             return
         rendered = replace(call, text=answer.text[span.start : span.end], rendered=True)
         await self._answer_searches(rendered, receive, send)
@@ -113,10 +113,10 @@ class Searches:
         try:
             exchanges = self._read(call)
         except InputError:
-            await self._pass(call, receive, send, if_named(call, Outcome(reason="unreadable")))
+            await self._pass(call, receive, send, if_named(call, Outcome(reason=Reason.UNREADABLE)))
             return
         if not any(exchange.concerns_us for exchange in exchanges):
-            await self._pass(call, receive, send)  # its `ext` is for somebody else
+            await self._pass(call, receive, send)  # its `ext` is for another plugin
             return
         exchanges, answer = await self._personalise(call, receive, exchanges)
         if answer is not None:
@@ -161,13 +161,13 @@ class Searches:
         """
         some = [self._prepare_one(exchange) for exchange in exchanges[:MAX_PERSONAL_SEARCHES]]
         prepared = await asyncio.gather(*some)
-        too_many = Declined(Outcome(reason="too_many_searches"))
+        too_many = Declined(Outcome(reason=Reason.TOO_MANY_SEARCHES))
         return [*prepared, *(exchange.prepared(too_many) for exchange in exchanges[MAX_PERSONAL_SEARCHES:])]
 
     async def _prepare_one(self, exchange: Exchange) -> Exchange:
         search, identity = exchange.search, exchange.identity
         if identity.user is None:
-            return exchange.prepared(Declined(Outcome(reason=identity.reason or "anonymous")))
+            return exchange.prepared(Declined(Outcome(reason=identity.reason or Reason.ANONYMOUS)))
         try:
             with stage(Stage.PREPARE):
                 control = not self._audience.share.includes(identity.user)
@@ -191,7 +191,7 @@ class Searches:
             return [exchange.completed(done)], answer._replace(text=call.filtered(done.text))
 
     async def _complete_all(self, call: Call, exchanges: Sequence[Exchange]) -> tuple[list[Exchange], EngineAnswer]:
-        """Each search by itself: those that are not personalised are asked as they came, those that fail asked again.
+        """Completes each search by itself. Those that are not personalised, or that fail, are asked as they came.
 
         Raises Fault.
         """
@@ -218,7 +218,7 @@ class Searches:
             return done, answer._replace(text=call.filtered(splice.replace(answer.text, edits)))
 
     async def _encode(self, exchange: Exchange) -> Exchange:
-        """With the vectors of what is asked, or the fault that left none."""
+        """The exchange with its vectors, or with the fault that prevented them."""
         if exchange.personal is None:
             return exchange
         reading: Reading | Fault | None
@@ -229,7 +229,7 @@ class Searches:
         return replace(exchange, reading=reading)
 
     async def _complete(self, call: Call, exchange: Exchange, response: splice.Span, answer: str) -> Exchange:
-        """With the answer to this search, or without any if it must be asked again as it came."""
+        """The exchange with its answer, or without one if it must be asked again as it came."""
         own = answer[response.start : response.end]
         if exchange.personal is None:
             return exchange.answered_by_engine(own)
@@ -244,7 +244,7 @@ class Searches:
             return self._failed(exchange, fault)
 
     async def _ask_again(self, call: Call, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """With the engine's answers to the searches that have none yet, asked as they came. Raises Fault."""
+        """The exchanges, with the engine's answers to those that have none yet, asked as they came. Raises Fault."""
         unanswered = [exchange for exchange in exchanges if exchange.text is None]
         if not unanswered:
             return list(exchanges)
@@ -261,7 +261,7 @@ class Searches:
         ]
 
     def _failed(self, exchange: Exchange, fault: Fault) -> Exchange:
-        """With the engine's own answer, and the same for the pages that follow."""
+        """The exchange with the engine's own answer, which later pages will have too."""
         failed, identity = exchange.failed(fault), exchange.identity
         if identity.user is not None:
             self._personaliser.leave(exchange.search, identity.user, identity.session_id, failed.outcome)
@@ -288,7 +288,7 @@ class Searches:
         await send({"type": "http.response.body", "body": body})
 
     def _follow_up(self, call: Call, exchanges: Sequence[Exchange]) -> None:
-        """After an answer: what was shown is recorded, and the session's next prompt read ahead."""
+        """After an answer, records what was shown, and reads the session's next prompt ahead."""
         for exchange in exchanges:
             self._record(call, exchange)
         if (personal := last_rewritten(exchanges)) and personal.reading:
@@ -337,7 +337,7 @@ class Searches:
 
 
 def if_named(call: Call, outcome: Outcome) -> list[Outcome]:
-    """Nothing is said about a request that cannot be read and whose headers name nobody."""
+    """The header to add; none for a request that cannot be read and whose headers name nobody."""
     return [outcome] if call.names_user else []
 
 
@@ -351,7 +351,7 @@ def with_body(call: Call, text: str) -> tuple[Scope, bytes]:
 
 
 def edited_body(call: Call) -> str | None:
-    """The body of one search without what was for Bespeak; None if nothing was, or it cannot be read."""
+    """The body of one search without anything for Bespeak; None if there was nothing, or it cannot be read."""
     try:
         search = read_search(call.index, call.params, call.text)
     except InputError:

@@ -1,4 +1,4 @@
-"""What is stored about users: events are added, exported and forgotten, and consent is kept."""
+"""What is stored about users: adds, exports and deletes events, and keeps consent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bespeak.records import Event, UserKey
 
 REJECTED_LISTED = 1000
 EVENTS_BATCH = 500
-"""How many events are read or written in one turn of a thread."""
+"""Events that a thread reads or writes at a time."""
 FLUSH_S = 2.0
 """How long an export waits for queued events to be written."""
 
@@ -75,7 +75,7 @@ class UserData:
         return self._store.export(user)
 
     def forget(self, user: UserKey) -> ForgottenCounts:
-        """First what is on its way to the store, then the store, then what was derived from it."""
+        """Deletes queued events first, then the store's, then what was derived from them."""
         try:
             self._recorder.forget(user)
             return self._store.forget(user)
@@ -84,7 +84,7 @@ class UserData:
 
     def set_consent(self, user: UserKey, given: bool) -> None:
         self._store.set_consent(user, given)
-        self._forget_derived(user)  # the next page, too, starts anew
+        self._forget_derived(user)  # the next page starts a new chain too
 
     def is_learnt_from(self, user: UserKey) -> bool:
         """Whether something was learnt from everyone in the user's tenant: no single user can be taken out of it."""

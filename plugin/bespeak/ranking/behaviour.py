@@ -1,4 +1,4 @@
-"""Everybody's events as columns of numbers, by tenant: the input of learning."""
+"""All users' events as columns of numbers, by tenant: the input for learning."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Behaviour:
 def gather(events: Iterable[Event]) -> dict[str, Behaviour]:
     """The behaviour of each tenant's users. Events may come in any order.
 
-    Several events of a user on a document are added up; of several ratings the newest counts.
+    A user's events on the same document add up; only the newest of several ratings counts.
     """
     tenants: dict[str, _TenantEvents] = {}
     for event in events:
@@ -78,7 +78,7 @@ class _TenantEvents:
         return Behaviour(doc_ids, len(self._users), len(done.pairs) + len(rated.pairs), users, docs, values)
 
     def _newest(self, pairs: Places) -> Places:
-        """Indices of the ratings that are the last of their user and document, by time, then id."""
+        """Indices of each user's newest rating of each document, by time, then id."""
         ids = np.frombuffer(bytes(self._ids), f"S{ID_BYTES}")
         order = np.lexsort((ids, np.array(self._times), pairs))
         ordered = pairs[order]

@@ -1,8 +1,8 @@
-"""Two settings compared on live searches: one page drafted from both rankings, or each user given one of them.
+"""Compares two settings on live searches: pages drafted from both rankings, or one of the rankings for each user.
 
 Team-draft interleaving (Radlinski, Kurup and Joachims, "How does clickthrough data reflect retrieval quality?",
 2008): in each round a coin says which side picks first, and each side picks its best hit that is not picked yet.
-A click speaks for the side that picked the hit; equal rankings get as many clicks on either side but for chance.
+A click counts for the side that picked the hit. Equal rankings get equally many clicks on both sides, up to chance.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from bespeak.records import UserKey
 from bespeak.settings import Settings
 
 ENGINE = "engine"
-"""The side that leaves the engine's order as it came."""
+"""The side that keeps the engine's order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two that are compared; `settings` is None where the engine's order stays."""
+    """One of the two sides compared; `settings` is None for the engine's order."""
 
     name: str
     settings: Settings | None = None
@@ -29,18 +29,18 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is compared with what. `split`: a user sees one side alone, instead of pages drafted from both."""
+    """Two sides to compare. With `split`, each user sees one of them instead of pages drafted from both."""
 
     sides: tuple[Side, Side]
     split: bool = False
 
     @property
     def name(self) -> str:
-        """As events hold it: `a:b`, of a split test `a|b`."""
+        """The name in events: `a:b`, or `a|b` for a split test."""
         return ("|" if self.split else ":").join(side.name for side in self.sides)
 
     def draft(self, orders: Sequence[Sequence[int]], user: UserKey, query_id: str) -> tuple[list[int], list[int]]:
-        """The order to show, and for each place the side (0 or 1) that put a hit there."""
+        """The order to show, and for each place the side (0 or 1) that picked its hit."""
         if self.split:
             side = self.assign(user)
             return list(orders[side]), [side] * len(orders[side])
@@ -53,7 +53,7 @@ class Comparison:
 
 
 def draft(first: Sequence[int], second: Sequence[int], seed: str) -> tuple[list[int], list[int]]:
-    """Two orders of the same hits as one, and for each place the side that picked it; `seed` is that of the coin.
+    """One order drafted from two of the same hits, and for each place the side that picked it. `seed` is the coin's.
 
     >>> order, sides = draft([1, 2, 3], [3, 2, 1], "q")
     >>> sorted(order), sorted(sides[:2])

@@ -1,10 +1,10 @@
-"""Learns weights between documents from what all users did, and keeps them in one file for each tenant.
+"""Learns weights between documents from what all users did, and keeps them in one file per tenant.
 
 EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", 2019): for a matrix X of users and documents
 P = (X'X + ridge I)^-1 and B = I - P diag(P)^-1, so that the diagonal of B is 0; the score of document j for a user
 with interests x is sum_i x_i B_ij. With fewer users than documents P comes from the smaller matrix:
 P = (I - X'(XX' + ridge I)^-1 X) / ridge. A weight is kept only if at least `MIN_USERS` users touched both documents, so
-that no rare pair of one user's shows in what others see.
+that nobody can infer from their hits what one particular user touched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bespeak.errors import InputError, StoreError
-from bespeak.files import replacing
+from bespeak.files import make_private_folder, replacing
 from bespeak.ranking.behaviour import Behaviour, Floats, Rows
 from bespeak.records import Preference
 
@@ -34,7 +34,7 @@ MAGIC = b"bespeak-learnt-1\n"
 MIN_USERS = 3
 MIN_EVENTS = 100
 MAX_ITEMS = 8_000
-"""At most this many documents are learnt: those that most users touched."""
+"""Only this many documents are learnt, those that most users touched."""
 NEIGHBOURS = 500
 RIDGE = 500.0
 """In units of the mean squared interest."""
@@ -43,12 +43,12 @@ PRIOR, PRIOR_HALVED = 0.0045, 10.0
 RECENT = 3.0
 """After this many later documents an interest counts 1/sqrt(2)."""
 MIN_SPREAD = 0.5
-"""Least standard deviation of log popularity: if all are about equally popular, a new document is not far behind."""
+"""Lower bound on the standard deviation of log popularity: where all are about equal, a new document is not far off."""
 BLOCK = 512
 
 
 def interests(preferences: Sequence[Preference]) -> Floats:
-    """`(n_preferences,)`: interest x (1 + later / 3)^-0.5, with `later` documents touched after it."""
+    """Interests, less the older they are, `(n_preferences,)`: interest x (1 + later / 3)^-0.5 if `later` are newer."""
     newest = sorted(range(len(preferences)), key=lambda i: preferences[i].timestamp, reverse=True)
     found = np.zeros(len(preferences), np.float32)
     for later, i in enumerate(newest):
@@ -62,7 +62,7 @@ class Learnt:
 
     `neighbours` and `weights` are `(n_docs, n_neighbours)`; short rows are filled up with weights of 0. `prior` is
     `(n_docs,)`: the z-score of log(1 + users who liked it), times the root mean square of an interest; `unknown` is
-    that of a document that nobody liked.
+    the prior of a document that nobody liked.
     """
 
     doc_ids: Sequence[str]
@@ -77,7 +77,7 @@ class Learnt:
         return {doc_id: n for n, doc_id in enumerate(self.doc_ids)}
 
     def shares(self, doc_ids: Sequence[str], preferences: Sequence[Preference]) -> Floats:
-        """`(n_docs, n_preferences)`: what each preference adds to each document's score."""
+        """What each preference adds to each document's score, `(n_docs, n_preferences)`."""
         found = np.zeros((len(doc_ids), len(preferences)), np.float32)
         known = [(n, self.row[doc_id]) for n, doc_id in enumerate(doc_ids) if doc_id in self.row]
         place = np.full(len(self.doc_ids), -1, np.int32)
@@ -103,7 +103,7 @@ class Learnt:
         return [self.doc_ids[row] for row in np.argsort(-scores, kind="stable")[:n]]
 
     def priors(self, doc_ids: Sequence[str], n_preferences: int) -> Floats:
-        """`(n_docs,)`, in the unit of `shares`: popularity, which counts less the more is known of the user."""
+        """Popularity in the unit of `shares`, `(n_docs,)`; it counts less the more preferences the user has."""
         rows = [self.row.get(doc_id, -1) for doc_id in doc_ids]
         found = np.array([self.prior[row] if row >= 0 else self.unknown for row in rows], np.float32)
         return found * np.float32(PRIOR * PRIOR_HALVED / (PRIOR_HALVED + n_preferences))
@@ -151,6 +151,7 @@ def _popularity(x: csr_matrix) -> tuple[Floats, float]:
 
 
 def check_enough(behaviour: Behaviour) -> None:
+    """Raises InputError if there are too few events or users to learn from."""
     if behaviour.n_events < MIN_EVENTS or behaviour.n_users < MIN_USERS:
         raise InputError(
             f"{behaviour.n_events} events of {behaviour.n_users} users are too few to learn from: at least "
@@ -159,7 +160,7 @@ def check_enough(behaviour: Behaviour) -> None:
 
 
 def solve(x: csr_matrix, report: LearningReport) -> tuple[Rows, Floats]:
-    """Each document's strongest neighbours and their weights; works on a block of documents at a time."""
+    """Each document's strongest neighbours and their weights, both `(n_docs, n_neighbours)`; computed in blocks."""
     n_users, n_docs = x.shape
     ridge = np.float32(RIDGE * float(np.mean(np.square(x.data))))
     columns = _dual(x, ridge) if n_users < n_docs else _primal(x, ridge)
@@ -217,7 +218,7 @@ def _dual(x: csr_matrix, ridge: np.float32) -> Callable[[Any], Floats]:
 
 
 def check_numbers(failed: int) -> None:
-    if failed:  # with a ridge above 0 this needs a value that is not finite
+    if failed:  # with a ridge above 0, only a value that is not finite does this
         raise InputError("the events contain a value that is not a number: load them again")
 
 
@@ -234,7 +235,7 @@ def write_learnt(path: Path, learnt: Learnt) -> str:
     header += b" " * (-(len(MAGIC) + 65 + len(header)) % 4)  # aligns the arrays to their items
     digest = hashlib.sha256(b"".join([header, *body])).hexdigest()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         with replacing(path, durable=True) as file:
             file.writelines([MAGIC, digest.encode("ascii"), b"\n", header, *body])
     except OSError as error:
@@ -275,7 +276,7 @@ class LearntFolder:
         self._read: dict[str, tuple[tuple[int, int], Learnt | None, str]] = {}
 
     def holds(self, tenant: str) -> bool:
-        """Whether there is a file. Its sums still count users who were forgotten after it was learnt."""
+        """Whether anything was learnt for the tenant. It still counts users who were forgotten since then."""
         return learnt_path(self._folder, tenant).exists()
 
     def of(self, tenant: str) -> tuple[Learnt | None, str]:

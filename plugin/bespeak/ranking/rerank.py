@@ -1,4 +1,4 @@
-"""The hybrid reranker: a matrix of scores, lexical, embedding and user, mixed into one order, with the evidence."""
+"""The hybrid reranker: mixes lexical, embedding and user scores into one order, with evidence for it."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def no_text(_hit: Hit) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The hits to rank, in the engine's order, with all that ranking needs of them."""
+    """The hits to rank, in the engine's order, and what ranking needs to know about them."""
 
-    hits: Sequence[Hit]  # with vectors, as far as there are any
-    liked: Mapping[str, Vector] = field(default_factory=dict)  # by doc_id: documents that the user liked
-    text: Callable[[Hit], str] = no_text  # what a hit is found by
+    hits: Sequence[Hit]  # with vectors if known
+    liked: Mapping[str, Vector] = field(default_factory=dict)  # vectors of the documents that the user liked, by doc_id
+    text: Callable[[Hit], str] = no_text  # a hit's searched text
 
 
 def user_vector(
     profile: Profile, liked: Mapping[str, Vector], last_turn: Addend | None, last_turn_share: float
 ) -> VectorSum | None:
-    """What the user liked minus what they disliked, as a mean by weight, plus a share of the session's last turn.
+    """The weighted mean of what the user liked minus what they disliked, plus a share of the session's last turn.
 
-    None where no liked document has a vector.
+    None if none of these documents has a vector.
     """
     known = [p for p in profile.preferences if p.doc_id in liked and p.weight]
     total = sum(abs(p.weight) for p in known)
@@ -63,12 +63,12 @@ def user_vector(
 
 
 def action_of(preference: Preference) -> str:
-    """The action on the document; `dislike` where it speaks against it."""
+    """The user's action on the document; `dislike` if its weight is negative."""
     return preference.action if preference.weight >= 0 else "dislike"
 
 
 def min_max(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """To [0, 1] over the window; all 0 where all are equal, so that a column without opinion moves nothing."""
+    """Scales the values to [0, 1]. Equal values all become 0, so that a column without an opinion moves nothing."""
     if not len(values):
         return values
     low, high = float(values.min()), float(values.max())
@@ -78,7 +78,7 @@ def min_max(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def cosines(hits: Sequence[Hit], vector: Vector | None) -> npt.NDArray[np.float32]:
-    """`(n_hits,)`; a hit without a vector gets the lowest cosine of the others, so that it gains nothing by it."""
+    """Cosines of the hits to a vector, `(n_hits,)`. A hit without a vector gets the lowest one, so it gains nothing."""
     return _cosines(*_stacked(hits), len(hits), vector)
 
 
@@ -102,17 +102,19 @@ def _cosines(
 
 
 def finds_same(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> bool:
-    """Whether two scores of the same hits share at least six of their first ten; of fewer than forty hits, the same
-    part of the first quarter."""
+    """Whether two scores of the same hits agree on at least six of their first ten hits.
+
+    With fewer than forty hits, they must agree on the same share of the first quarter.
+    """
     depth = min(AGREEMENT_DEPTH, len(first) // 4)
     tops = [set(np.argsort(-scores, kind="stable")[:depth].tolist()) for scores in (first, second)]
     return depth > 0 and len(tops[0] & tops[1]) >= AGREEMENT * depth
 
 
 def keep_typed(hits: Sequence[Hit], query: QueryVector) -> QueryVector:
-    """The query's vector with most of the query as typed in it, if it finds the same hits with and without its session.
+    """Moves the query's vector towards the query as typed, if both find the same hits.
 
-    Little was then missing from what was typed, and a session that reorders good hits mostly does harm.
+    The query then lacked little, and a session that reorders good hits mostly does harm.
     """
     if len(query.mixed.addends) < 2:
         return query
@@ -125,18 +127,18 @@ def keep_typed(hits: Sequence[Hit], query: QueryVector) -> QueryVector:
 
 @dataclass(frozen=True, slots=True)
 class LearntScores:
-    """What others' behaviour says of the window's hits."""
+    """What others' behaviour says about the window's hits."""
 
     preferences: Sequence[Preference]
     shares: npt.NDArray[np.float32]  # (n_hits, n_preferences): what each preference gives to each hit
-    prior: npt.NDArray[np.float32]  # (n_hits,): what the hit has by itself
-    rows: Mapping[str, int]  # doc_id -> its hit's place
+    prior: npt.NDArray[np.float32]  # (n_hits,): the hit's own popularity
+    rows: Mapping[str, int]  # doc_id -> row of its hit
     holds_query: npt.NDArray[np.bool_]  # (n_hits,): whether the hit holds all words of the query
-    broad: float  # in [0, 1]: how little the query tells the hits apart
+    broad: float  # in [0, 1]: how little the query distinguishes the hits
 
     @property
     def spread(self) -> float:
-        """The standard deviation of what was learnt, over the hits."""
+        """Standard deviation of the learnt scores over the hits."""
         return float((self.shares.sum(axis=1) + self.prior).std())
 
     @classmethod
@@ -147,7 +149,10 @@ class LearntScores:
         learnt: Learnt | None,
         holds: Callable[[Hit], bool] | None = None,
     ) -> LearntScores | None:
-        """None without something learnt or preferences. `holds`: whether a hit has all words of the query."""
+        """The scores of these hits; None if nothing was learnt or there are no preferences.
+
+        `holds` says whether a hit has all words of the query.
+        """
         if learnt is None or not preferences:
             return None
         doc_ids = [hit.doc_id for hit in hits]
@@ -160,17 +165,17 @@ class LearntScores:
         return cls(preferences, learnt.shares(doc_ids, preferences), prior, rows, holding, broad)
 
     def level(self, column: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A normalised column of the query, with the hits that hold all its words the more alike the broader it is."""
+        """Levels a normalised column of the query: the broader the query, the more alike hits with all its words."""
         found: npt.NDArray[np.float32] = (1 - self.broad) * column + self.broad * self.holds_query.astype(np.float32)
         return found
 
     def text_scale(self, cosines: npt.NDArray[np.float32]) -> float:
-        """What a cosine to the user's vector is multiplied by before it is added."""
+        """The factor for a cosine to the user's vector before it is added."""
         spread, n = float(cosines.std()) if len(cosines) else 0.0, len(self.preferences)
         return TEXT_SHARE * self.spread * n / (n + TEXT_FULL) / spread if spread > 1e-6 else 0.0
 
     def column(self, cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """`(n_hits,)`, before min-max."""
+        """The user's column before min-max, `(n_hits,)`."""
         found: npt.NDArray[np.float32] = self.shares.sum(axis=1) + self.prior + self.text_scale(cosines) * cosines
         return found
 
@@ -178,8 +183,10 @@ class LearntScores:
 def score_window(
     hits: Sequence[Hit], query: VectorSum | None, user: VectorSum | None, learnt: LearntScores | None = None
 ) -> npt.NDArray[np.float32]:
-    """`(n_hits, 3)` in [0, 1]: BM25, cosine to the query's vector, cosine to the user's, each min-max normalised;
-    the user's with what was learnt of others, and the query's levelled where there is something learnt to go by."""
+    """The score matrix, `(n_hits, 3)` in [0, 1]: BM25, cosine to the query and cosine to the user, each min-max scaled.
+
+    `learnt` adds others' behaviour to the user's column and levels the query's two columns.
+    """
     lexical, stacked = np.array([hit.score for hit in hits], np.float32), _stacked(hits)
     columns = [lexical, *(_cosines(*stacked, len(hits), found.vector if found else None) for found in (query, user))]
     if learnt:
@@ -191,9 +198,9 @@ def score_window(
 
 
 def holds_all(text: str, read: Callable[[Hit], str]) -> Callable[[Hit], bool]:
-    """Whether a hit, whose text `read` gives, has all words of this one, as stems; False where it has none.
+    """A test of whether a hit, whose text `read` gives, has all stems of `text`; always False if `text` has none.
 
-    Only words that begin as one that is asked for are stemmed: a hundred texts of a thousand letters take 1 to 2 ms.
+    Only words that begin like a wanted one are stemmed, so a hundred texts of a thousand letters take 1 to 2 ms.
     """
     asked = set(analysis.terms(text))
     begins = "|".join(re.escape(term[: max(len(term) - 2, 1)]) for term in asked)
@@ -206,10 +213,10 @@ def choose_window(
 ) -> tuple[list[Hit], list[Hit]]:
     """The hits to rerank, and those that follow them in the engine's order.
 
-    The window holds the first `window` lexical hits, the `window` nearest by vector, and those whose ids were brought
-    in, whatever was fetched, so that a later page of the same query has the same window and scores: one of the nearest
-    beyond the first lexical hits has no lexical score, unless it was brought in. Hits that only a larger fetch found by
-    vector are left out. `vector` is that of the engine's search, None where it searched by words alone.
+    The window holds the first `window` lexical hits, the `window` nearest by vector, and the hits with ids in
+    `brought`. It does not depend on how many hits were fetched, so later pages of a query have the same window and
+    scores: a near hit beyond the first lexical hits has no lexical score, unless it is in `brought`, and hits that only
+    a larger fetch found by vector are left out. `vector` is that of the engine's search; None if it used words alone.
     """
     lexical = [hit for hit in hits if hit.score > 0]
     inside = {hit.doc_id: hit for n, hit in enumerate(lexical) if n < window or hit.doc_id in brought}
@@ -223,9 +230,9 @@ def choose_window(
 def order_window(
     hits: Sequence[Hit], scores: npt.NDArray[np.float32], weights: Weights, start: int = 1
 ) -> list[Ranked]:
-    """By weighted score, then doc_id, so that ties never depend on luck; ranks count from `start`.
+    """Ranks hits by weighted score, then by doc_id, so that ties never depend on luck. Ranks count from `start`.
 
-    `scores` `(n_hits, 3)`. Totals are divided by the weights' sum.
+    `scores` is `(n_hits, 3)`. Totals are divided by the sum of the weights.
     """
     w = np.array(weights.as_tuple(), np.float32)
     totals: list[float] = (scores @ w / w.sum()).tolist()
@@ -235,17 +242,17 @@ def order_window(
 
 
 def unranked(hits: Sequence[Hit], start: int = 1) -> list[Ranked]:
-    """The hits in the engine's own order, without scores of ours; ranks count from `start`."""
+    """The hits in the engine's own order, with scores of 0; ranks count from `start`."""
     return [Ranked(hit, place, 0.0, (0.0, 0.0, 0.0)) for place, hit in enumerate(hits, start)]
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Tells what raised a hit above the window's mean; its numbers are the addends of the score itself.
+    """Finds what raised a hit above the window's mean. The shares are addends of the score itself.
 
     A cosine to a sum of parts is a sum of products, and min-max is linear, so the share of a part in a hit's score is
-    weight x part . (hit - mean of the window) / (norm of the sum x range of the column). Taking the event away takes
-    this share away. The words of a rewrite share the hit's lexical score equally with its other matched words.
+    weight x part . (hit - mean of the window) / (norm of the sum x range of the column). Without the event, this share
+    is gone. The words of a rewrite share the hit's lexical score equally with its other matched words.
     """
 
     weights: Weights
@@ -255,7 +262,7 @@ class Judge:
     ranges: tuple[float, float]  # of the cosines to query and user in the window
     rewrite: Rewrite
     learnt: LearntScores | None = None
-    span: float = 0.0  # of the user's column before min-max, where something was learnt
+    span: float = 0.0  # range of the user's column before min-max, if something was learnt
 
     @classmethod
     def over(
@@ -278,7 +285,7 @@ class Judge:
         return cls(weights, query, user, mean, (spans[0], spans[1]), rewrite, learnt, span)
 
     def evidence(self, ranked: Ranked, words: set[str], stems: Mapping[str, str], n_matched: int) -> list[Evidence]:
-        """Strongest first. `words` are the hit's stems, `stems` the stem of each term of the rewrite."""
+        """The evidence for a hit, strongest first. `words` are its stems; `stems` maps the rewrite's terms to stems."""
         found = self._terms(ranked, words, stems, n_matched)
         if ranked.hit.vector is not None and self.mean is not None:
             away = ranked.hit.vector - self.mean
@@ -289,7 +296,7 @@ class Judge:
         return sorted((e for e in found if e.share > 0.005), key=lambda e: -e.share)
 
     def _learnt(self, ranked: Ranked) -> list[Evidence]:
-        """What each preference gave by what others did, above its mean in the window."""
+        """The share of each preference through others' behaviour, above its mean in the window."""
         learnt = self.learnt
         if learnt is None or self.span < 1e-9:
             return []
@@ -327,7 +334,7 @@ class Judge:
 
 
 def _joined(found: Sequence[Evidence]) -> list[Evidence]:
-    """What one event gave to the user's column by its text and by what others did is one share."""
+    """Adds up the shares that one event has in the user's column, by its text and through others' behaviour."""
     joined: dict[str, Evidence] = {}
     for one in found:
         if one.column == "user":

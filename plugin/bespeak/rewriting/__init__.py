@@ -1,1 +1,1 @@
-"""From a query and what is known of the user to a query that stands alone."""
+"""Rewrites a query, with what is known about the user, into one that stands alone."""

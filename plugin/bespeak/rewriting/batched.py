@@ -112,7 +112,7 @@ class RowRunner(NamedTuple):
 
 
 class LatestPrompts:
-    """Keeps what was read of the latest prompts; the oldest go first."""
+    """Keeps keys and values of the latest prompts; the oldest go first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -161,7 +161,7 @@ class Batcher:
                 self._changed.notify_all()
 
     def run(self, row: int, request: RunRequest) -> tuple[Floats, Memory]:
-        """What `Runner.run` gives. Raises ModelError."""
+        """As `Runner.run`. Raises ModelError."""
         with self._changed:
             self._requests[row] = request
             while row not in self._results:

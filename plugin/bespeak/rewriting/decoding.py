@@ -212,7 +212,7 @@ class Pieces:
 
 
 class Draft(NamedTuple):
-    """A text in progress: what is written, what may follow, and the model's scores of the next token."""
+    """A text in progress: the text so far, what may follow, and the model's scores of the next token."""
 
     written: bytes
     follow: Grounded | None
@@ -268,7 +268,7 @@ def next_token(
 
 
 def _best_first(scores: Floats) -> Iterator[int]:
-    """All ids, best score first. The first few mostly suffice, and are found without sorting the rest."""
+    """All ids, best score first. Usually the first few suffice, so the rest is not sorted before it is needed."""
     n_first = min(64, len(scores) - 1)
     first = np.argpartition(scores, -n_first)[-n_first:]
     first = first[np.lexsort((first, -scores[first]))]

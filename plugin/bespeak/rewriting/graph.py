@@ -1,4 +1,4 @@
-"""An ONNX graph as it is written: nodes, quantised weights, and the files they are saved to.
+"""An ONNX graph under construction: nodes, quantised weights, and the files they are saved to.
 
 The weights of the body have 8 bits with one scale per output channel, and inputs 7 bits with one scale per token; the
 embedding, which is also the head, has 8 bits in blocks of 32 (`MatMulNBits`).

@@ -1,4 +1,4 @@
-"""Which words a rewrite may use, and where each of its words comes from."""
+"""Decides which words a rewrite may use, and finds where each of its words comes from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 ENDINGS = tuple(
     possessive + mark for possessive in ("", "'s", "’s", "'", "’") for mark in ("", ",", "?", ".", "!", ":", ";")
 )
-"""What may follow a word without being part of it."""
+"""Characters that may follow a word without being part of it."""
 
 
 def sources(query: str, profile: Profile) -> Iterable[str]:
@@ -100,7 +100,7 @@ class Grounded:
 
 
 def attribute(text: str, query: str, profile: Profile) -> tuple[Term, ...]:
-    """Each word of a rewrite that the query lacks, once, with the newest turn, else statement, that contains it."""
+    """Each word of a rewrite that the query lacks, once, with the newest turn or else statement that contains it."""
     known, given = {fold(word) for word in words(query)}, set(analysis.terms(query))
     origins = list(_origins(profile))
     found: dict[str, Term] = {}

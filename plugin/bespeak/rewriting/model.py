@@ -55,6 +55,6 @@ def build_command(cache_dir: Path) -> str:
 
 
 def parts_folder(cache_dir: Path | None) -> Path:
-    """The parts in use: those of the operator's own adapter if the cache holds them, else the shipped ones."""
+    """The parts in use: those of the operator's own adapter if the cache holds them, otherwise the shipped ones."""
     own = cache_dir / OWN_ADAPTER if cache_dir else None
     return own if own and own.is_dir() else asset_folder("onnx_models") / MODEL

@@ -1,4 +1,4 @@
-"""The rewriter seam: turns a query, with what is known of the user, into a query that stands alone."""
+"""The rewriter seam: turns a query, with what is known about the user, into a query that stands alone."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class CachedRewriter:
 
 
 def version_read(profile: Profile) -> str:
-    """A digest of what a rewriter reads of a profile, so that a click on something else makes no rewrite stale."""
+    """A digest of the parts of a profile that a rewriter reads, so that an unrelated click makes no rewrite stale."""
     read = [s.event_id for s in profile.statements], [(t.event_id, t.response) for t in profile.turns]
     return hashlib.blake2b(json.dumps(read).encode("ascii"), digest_size=16).hexdigest()
 

@@ -129,7 +129,7 @@ def open_graph(path: Path, threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # a run that was stopped in time is no error to print
+    options.log_severity_level = 4  # onnxruntime would print an error for each stopped run
     # The graph is written with fused operators; searching for more takes time and finds none.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -183,7 +183,7 @@ class Runner(Protocol):
 
 
 class PromptCache(Protocol):
-    """Keeps what was read of earlier prompts."""
+    """Keeps keys and values of earlier prompts."""
 
     def take(self, prompt: list[int]) -> ReadPrompt:
         """A prompt that may start like this one; `NO_PROMPT` if there is none."""

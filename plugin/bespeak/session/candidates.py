@@ -79,7 +79,7 @@ class StatementWords:
     def shared_with(self, query: QueryWords) -> dict[str, tuple[int, str, int]]:
         """For each stem of a statement that shares words with the query: how many, its word, and the statement.
 
-        Of several statements the one that shares most counts, then the last.
+        If there are several, the statement that shares most counts, then the last one.
         """
         found: dict[str, tuple[int, str, int]] = {}
         for place, terms in enumerate(self.terms):

@@ -98,7 +98,7 @@ def _turn_texts(profile: Profile) -> Iterator[tuple[str, int]]:
 
 
 def load_context(encoder: Encoder, cache: Path | None = None, threads: int | None = None) -> ContextEncoder | None:
-    """The context encoder for this encoder: one made in the cache, else the shipped one; None if there is neither.
+    """The context encoder for this encoder: one in the cache, or else the shipped one; None if there is neither.
 
     Raises ModelError.
     """

@@ -26,13 +26,13 @@ _WORD_GROUPS = {
     "has_yes_or_no": {"yes", "no", "ok", "okay", "yeah", "sure", "thanks", "thank"},
     "has_first_person": {"i", "my", "me", "we", "our"},
 }
-"""The `QueryFeatures` that tell whether the query contains one of these words."""
+"""The `QueryFeatures` that say whether the query contains one of these words."""
 _ASKING = {"what", "who", "when", "where", "why", "how", "which", "whose"}
 _GOING_ON = ("what about", "how about", "and ", "or ", "but ", "tell me more", "what else")
 
 
 class WordFeatures(NamedTuple):
-    """What is known of a candidate word; the defaults are those of a word that no turn contains."""
+    """What is known about a candidate word; the defaults are those of a word that no turn contains."""
 
     in_last_query: float = 0.0
     in_last_response: float = 0.0

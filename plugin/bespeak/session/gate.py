@@ -5,39 +5,38 @@ from __future__ import annotations
 import re
 
 from bespeak.records import Profile
+from bespeak.statuses import Reason
 
 MAX_WORDS = 60
 MAX_CHARS = 500
 """Longer queries are self-contained, and the rewriter would see only their end."""
 
 
-def decline_rewriting(query: str, profile: Profile) -> str:
-    """Why this query must not be rewritten for this user; "" if it may be.
+def decline_rewriting(query: str, profile: Profile) -> Reason | None:
+    """Why this query must not be rewritten for this user; None if it may be.
 
-    The reasons are refused, no_history, quoted, operators, identifier, too_long and other_language.
-
-    >>> decline('"to be or not to be"', Profile()), decline("and how much is it?", Profile())
-    ('no_history', 'no_history')
+    >>> decline_rewriting("and how much is it?", Profile())
+    <Reason.NO_HISTORY: 'no_history'>
     """
     if not profile.consent:
-        return "refused"
+        return Reason.REFUSED
     if not (profile.turns or profile.statements):
-        return "no_history"
+        return Reason.NO_HISTORY
     return _form(query.strip())
 
 
-def _form(query: str) -> str:
+def _form(query: str) -> Reason | None:
     if len(query) > MAX_CHARS or len(query.split()) > MAX_WORDS:
-        return "too_long"
+        return Reason.TOO_LONG
     if _QUOTED.fullmatch(query):
-        return "quoted"
+        return Reason.QUOTED
     if has_operators(query):
-        return "operators"
+        return Reason.OPERATORS
     if is_identifier(query):
-        return "identifier"
+        return Reason.IDENTIFIER
     if is_other_script(query):
-        return "other_language"
-    return ""
+        return Reason.OTHER_LANGUAGE
+    return None
 
 
 _QUOTED = re.compile(r"""["“„«].+["”“»]|'[^']+'|‘[^’]+’""", re.DOTALL)

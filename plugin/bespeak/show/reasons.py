@@ -1,4 +1,4 @@
-"""The sentences of a result: why a hit stands where it does, and what became of the query and the order."""
+"""The sentences of a result: why a hit is where it is, and what was done to the query and the order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bespeak.show.terminal import clean
 from bespeak.statuses import Reason
 
 QUOTE_CHARS = 70
-"""Longer queries, statements and titles are cut where they are quoted."""
+"""Longer queries, statements and titles are cut when quoted."""
 
 ORIGINS = {"turn": "earlier in this session", "statement": "what you said about yourself"}
 UNKNOWN_ORIGIN = "your history"
@@ -39,7 +39,7 @@ def move_of(ranked: Ranked) -> str:
 def why(ranked: Ranked, n_hits: int, terms: Sequence[Term] = ()) -> str:
     """One sentence: where the hit moved from, and what moved it; "" if its place needs no reason.
 
-    `n_hits` is how many hits the engine gave for the query as typed. The sentence names the strongest piece of
+    `n_hits` is how many hits the engine returned for the query as typed. The sentence names the strongest piece of
     evidence, and the second if that gave at least a quarter as much.
     """
     place, before = ranked.rank, ranked.hit.rank

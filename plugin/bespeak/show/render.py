@@ -67,6 +67,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "size": result.request.size,
         "rewrite": rewrite_dict(result.rewrite),
         "rerank": result.rerank,
+        "reason": result.reason,
         "weights": list(result.weights) if result.weights else None,
         "notes": [in_words(note) for note in result.notes],
         "total": result.hits.total,
@@ -114,6 +115,6 @@ def hit_dict(ranked: Ranked, summary: Summary, result: Result) -> dict[str, Any]
 
 
 def title(hit: Hit) -> str:
-    """The hit's title, else its doc_id, at most `TITLE_CHARS` long."""
+    """The hit's title or else its doc_id, at most `TITLE_CHARS` long."""
     found = title_of(hit.source) or hit.doc_id
     return found if len(found) <= TITLE_CHARS else found[: TITLE_CHARS - 1] + "…"

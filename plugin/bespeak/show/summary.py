@@ -34,7 +34,7 @@ MAX_SENTENCES = 500
 """How much of a hit's text is read for its summary."""
 IDF_CHARS = 4_000
 IDF_HITS = 100
-"""How much of each hit is read, and of how many hits, to find which words of the query tell them apart."""
+"""How much of each hit is read, and of how many hits, to find which words of the query distinguish them."""
 K1, B = 1.2, 0.75
 LEAD = 0.3
 """The bonus of the first sentence; the second gets half of it, the third a third, and so on."""
@@ -87,7 +87,7 @@ class Sentence:
 def summarise_all(
     page: Sequence[Hit], query_text: str, hits: Sequence[Hit] = (), max_chars: int = 280
 ) -> list[Summary]:
-    """A summary for each hit of a page: at most `max_chars` of the sentences that answer the query best, else its lead.
+    """A summary for each hit of a page: at most `max_chars` of the best sentences for the query, or else its lead.
 
     Words that are rare in `hits`, by default the page, count more.
     """
@@ -124,14 +124,14 @@ def extract(text: str, weights: Mapping[str, float], max_chars: int) -> Summary:
 
 
 def join_between(before: Sentence, after: Sentence) -> str:
-    """An ellipsis if something is left out between the two, a dot after a heading or list item, else a space."""
+    """An ellipsis if something is left out between the two, a dot after a heading or list item, otherwise a space."""
     if after.position != before.position + 1:
         return " … "
     return " " if before.text[-1] in ".!?…:;,。！？" or before.text[-2:-1] in ".!?" else " · "
 
 
 def choose_sentences(sentences: Sequence[Sentence], weights: Mapping[str, float], max_chars: int) -> list[Sentence]:
-    """The best sentence, then those with new terms, else its neighbours, as long as there is room; in text order."""
+    """The best sentence, then those with new terms or else its neighbours, as long as there is room; in text order."""
     mean = sum(sentence.n_terms for sentence in sentences) / len(sentences)
     best = max(sentences, key=lambda s: (worth(s, weights, mean), -s.position))
     chosen, room = [best], max_chars - len(best.text)
@@ -208,7 +208,7 @@ def title_of(source: Mapping[str, Any]) -> str:
 
 
 def body_of(source: Mapping[str, Any]) -> str:
-    """The first body-like field, in the order of `BODY_FIELDS`, else all other texts in the document's order."""
+    """The first body-like field, in the order of `BODY_FIELDS`, or else all other texts in the document's order."""
     leaves = list(_leaves(source))
     return _first(leaves, BODY_FIELDS) or "\n\n".join(text for name, text in leaves if name not in TITLE_FIELDS)
 

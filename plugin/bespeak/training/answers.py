@@ -1,4 +1,4 @@
-"""The answers of all conversations as a collection to search in: how well a rewrite finds the one that was given."""
+"""Searches the answers of all conversations to measure how well a rewrite finds the one that was given."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from bespeak.training.pairs import Conversation
 
 READ_CHARS = 600
-"""Of an answer, what its vector is made of."""
+"""Characters of an answer that are embedded."""
 AT_ONCE = 64
 SETTINGS = Settings(
     last_turn_weight=Settings().last_turn_weight * LAST_TURN_BESIDE_SESSION,
     last_turn_share=Settings().last_turn_share * LAST_TURN_BESIDE_SESSION,
 )
-"""What is left of the last turn in a search that reads its session; the session itself is not read here."""
+"""The last turn counts as in a search that reads its session, although no session is read here."""
 
 
 class Gains(NamedTuple):
-    """Each 1 / log2(1 + rank) of the turn's own answer, in (0, 1]."""
+    """The gain 1 / log2(1 + rank) of the turn's own answer in three searches, each in (0, 1]."""
 
-    dense: float  # the query's, the candidate's and the last turn's vector
-    lexical: float  # BM25 of the three
-    alone: float  # the candidate's vector
+    dense: float  # by the vector of query, candidate and last turn
+    lexical: float  # by BM25 of the three
+    alone: float  # by the candidate's vector alone
 
     @property
     def mean(self) -> float:
@@ -47,13 +47,13 @@ class Gains(NamedTuple):
 
 
 def texts_of(found: Iterable[Conversation]) -> list[str]:
-    """The answers that are long enough, each once."""
+    """The answers that are long enough, without duplicates."""
     said = (turn.response for conversation in found for turn in conversation.turns)
     return list(dict.fromkeys(text for text in said if len(text) >= SHORTEST_ANSWER))
 
 
 class Answers:
-    """`vectors` (n_texts, dim), of unit length."""
+    """All answers, to search by words and by `vectors`, `(n_texts, dim)` of unit length."""
 
     def __init__(self, texts: Sequence[str], vectors: Matrix, encoder: Encoder) -> None:
         self._rows = {text: row for row, text in enumerate(texts)}
@@ -61,7 +61,7 @@ class Answers:
         self._vectors, self._encoder = vectors, encoder
 
     def gains(self, turn: AnsweredTurn, candidates: Sequence[str]) -> list[Gains]:
-        """Of each candidate. Earlier answers of the conversation are left out: they are not what is asked for now."""
+        """The gains of each candidate. Earlier answers of the conversation are left out: nobody asks for them now."""
         readings = self._read(turn, candidates)
         own = self._rows[turn.answer]
         others = np.ones(len(self._rows), bool)
@@ -82,11 +82,11 @@ class Answers:
             vectors: dict[VectorName, Vector] = {"typed": typed, "rewrite": row, "last_turn": latest}
             if not rewrite.changed:
                 del vectors["rewrite"]
-            found.append(Reading(turn.query, turn.profile, "", "", rewrite, None, vectors))
+            found.append(Reading(turn.query, turn.profile, None, None, rewrite, None, vectors))
         return found
 
     def _scores(self, reading: Reading, text: str) -> Iterator[npt.NDArray[np.float32]]:
-        """`(n_texts,)` each: by the mixed vector, by words, and by the candidate's vector alone."""
+        """Scores of all answers, `(n_texts,)` each: by the mixed vector, by words, by the candidate's vector alone."""
         asked = query_vector(reading, SETTINGS)
         assert asked is not None
         yield self._vectors @ asked.mixed.vector
@@ -96,13 +96,13 @@ class Answers:
 
 
 def gain(scores: npt.NDArray[np.float32], answer: int, others: npt.NDArray[np.bool_]) -> float:
-    """`scores` and `others` (n,): the rank of `answer` is one more than how many of the others score above it."""
+    """The gain of answer `own`: its rank is one more than the number of `others` with a higher score; both `(n,)`."""
     n_above = int((scores[others] > scores[answer]).sum())
     return float(1 / np.log2(2 + n_above))
 
 
 def encode_all(texts: Sequence[str], encoder: Encoder, kept: Path, report: Callable[[int], None]) -> Matrix:
-    """`(n_texts, dim)`; what was encoded before is taken from the file `kept`. Reports how many are done."""
+    """Vectors of the texts, `(n_texts, dim)`. Reuses those in the file `kept`, and reports how many are done."""
     cache = VectorCache(kept)
     rows: list[npt.NDArray[np.float32]] = []
     try:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bespeak.training.pairs import Conversation, PastTurn
 
 SHORTEST_ANSWER = 25
-"""Characters: "Yes." does not tell what was asked."""
+"""In characters: an answer such as "Yes." does not show what was asked."""
 SAMPLES = 3
 TEMPERATURE = 0.8
 
@@ -92,7 +92,7 @@ def choose_turns(turns: Sequence[AnsweredTurn], n: int, seed: int) -> list[Answe
 
 
 class SampledRewrites(NamedTuple):
-    """The rewrites sampled for one turn; None where the rewriter refused the model's text."""
+    """The rewrites sampled for one turn; None if the rewriter refused the model's text."""
 
     greedy: str | None
     samples: tuple[str | None, ...] = ()

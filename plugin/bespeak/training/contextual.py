@@ -152,7 +152,7 @@ def read_examples(
         found, scored = split(read_all(options.data))
     learnt = training_examples(found, options, reading)
     if not learnt:
-        raise InputError("no pair has a history or statements: give others to --data")
+        raise InputError("no pair has a history or statements: give --data other pairs")
     return learnt, [example for conversation in scored for example in examples_of(conversation, conversation, reading)]
 
 
@@ -192,7 +192,7 @@ def profile_of(conversation: Conversation, n_before: int) -> Profile:
 
 
 def answer_to(target: Target, original: Conversation) -> str:
-    """The answer, from the history of later queries; "" if it is not known, or too short to tell anything."""
+    """The answer, from the history of later queries; "" if it is unknown or too short to mean anything."""
     if target.kind != "person" or target.n_before >= len(original.turns):
         return ""
     turn = original.turns[target.n_before]

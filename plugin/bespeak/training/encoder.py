@@ -68,7 +68,7 @@ class BertEncoder:
 
     def _layer(self, layer: int, x: Tensor, bias: Tensor, adapter: Adapter) -> Tensor:
         at = f"encoder.layer.{layer}"
-        # Of the last layer only the first token is used.
+        # Only the first token of the last layer is used.
         asking = x[:, :1] if layer == self._n_layers - 1 else x
 
         def times(y: Tensor, name: str) -> Tensor:

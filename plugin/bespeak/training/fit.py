@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
 
 
 class Objective(NamedTuple, Generic[P]):
-    """What is minimised: over a step, the sum of its parts' losses divided by the sum of their weights."""
+    """What a step minimises: the sum of its parts' losses divided by the sum of their weights."""
 
     loss: Callable[[P, Adapter], tuple[Tensor, float]]  # of a part, and its weight
     n_targets: Callable[[P], int]

@@ -147,7 +147,7 @@ class GainRun:
         before = self._score(sampled, answers)
         learnt = [scored for scored in before if scored.spread >= MIN_SPREAD]
         if not learnt:
-            raise InputError("no query has rewrites that differ in what they find: give more conversations to --data")
+            raise InputError("no query has rewrites that differ in what they find: give --data more conversations")
         adapter = self._fit(learnt, name)
         with self._written(adapter) as folder:
             after = self._score(self._sample(folder, AFTER, name, 0), answers)

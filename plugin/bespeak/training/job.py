@@ -29,7 +29,7 @@ RECIPE = 1
 """Raise this when the same sequences give a different adapter."""
 CHECKPOINT = "checkpoint.pt"
 MAX_HELD_OUT = 400
-"""About the most targets that are held out: more would take minutes and tell no more."""
+"""Hold out about this many targets at most: more would take minutes and say no more."""
 COPIED_FILES = ("tokenizer.json", "vocabulary.npz", "GEMMA_TERMS.md", "NOTICE")
 """Shipped files that are copied beside an adapter, so that its folder is complete to build from."""
 
@@ -107,7 +107,7 @@ def prepare(options: TrainingOptions) -> Prepared:
     else:
         learnt, scored = split(read_all(options.data))
     if not learnt:
-        raise InputError("there are no pairs to train on: give a file that has some to --data")
+        raise InputError("there are no pairs to train on: give --data a file that has some")
     sequences = mixture.sequences(learnt, tokenizer, options.seed, options.passes)
     return Prepared(sequences, thinned(mixture.unvaried(scored, tokenizer)), run_name(sequences, options.seed))
 

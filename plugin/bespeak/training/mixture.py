@@ -1,4 +1,4 @@
-"""How often each source is used, and how its conversations are varied; the same seed gives the same result."""
+"""Decides how often each source is used and how its conversations are varied. Equal seeds give equal results."""
 
 from __future__ import annotations
 

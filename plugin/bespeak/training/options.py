@@ -1,4 +1,4 @@
-"""What the trainings of language models are given, and the scores that they report."""
+"""Options of the trainings of language models, and the scores that they report."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _is_same(one: Pair, other: Pair) -> bool:
 
 
 def _join(trunk: tuple[PastTurn, ...], pair: Pair, group: Sequence[Pair]) -> tuple[PastTurn, ...] | None:
-    """The turns with the pair's, if the pair continues them or comes after some of them; else None."""
+    """The turns with the pair's, if the pair continues them or comes after some of them; otherwise None."""
     if not pair.history and not trunk:
         return None  # two first queries
     if pair.history == trunk[: len(pair.history)] and (pair.history or pair.query == trunk[0].query):

@@ -41,7 +41,7 @@ def train(data: Sequence[Path], held_out: Path | None, seed: int) -> TrainedTerm
     """Trains on files of pairs. Raises InputError."""
     pairs = thin([pair for path in data for pair in read_pairs(path)], seed)
     if not pairs:
-        raise InputError("no pair has a history or statements: give others to --data")
+        raise InputError("no pair has a history or statements: give --data other pairs")
     rarity = rarities(pairs)
     found, features, wanted, weights = labelled_candidates(pairs, rarity)
     layers, own = fit_network(features, wanted, weights, [one.stem for one in found], seed)

@@ -22,7 +22,7 @@ def elastic_place(elasticsearch_url):
 
 @pytest.fixture(params=["sqlite", pytest.param("elastic", marks=pytest.mark.elasticsearch)])
 def place(request):
-    """Where one store is; each of its `open` is one process's view of it."""
+    """The place of one store; each `open` is one process's view of it."""
     return request.getfixturevalue(f"{request.param}_place")
 
 

@@ -1,4 +1,4 @@
-"""What every event store promises, asked of each."""
+"""The contract of every event store."""
 
 import itertools
 import json
@@ -74,7 +74,7 @@ def test_events_of_everyone_come_by_action_a_user_after_the_other(store):
     assert {e.user for e in store.of_everyone(["click"])} == {users[0], users[2]}
 
 
-def test_what_a_user_did_who_paused_is_left_out_of_everyones(store):
+def test_events_of_paused_users_are_left_out_of_everyones(store):
     paused = UserKey("shop", USER.user_id)
     store.add(event("click", user=user, doc_id="d") for user in (USER, paused))
     store.set_consent(paused, False)

@@ -1,4 +1,4 @@
-"""What the store in Elasticsearch does besides what every store promises: its indices, its races, its faults."""
+"""The store in Elasticsearch beyond the common contract: its indices, its races, its errors."""
 
 import json
 import socket
@@ -64,7 +64,7 @@ class TestIndices:
                 act()
         assert indices(client, elastic_place.prefix) == [name]
 
-    def test_one_of_somebody_else_is_left_alone(self, store, elastic_place, client):
+    def test_a_foreign_index_is_left_alone(self, store, elastic_place, client):
         name = elastic_place.prefix + "events"
         client.index(index=name, id="1", document={"theirs": 1}, refresh=True)
         for act in (lambda: store.add([event()]), lambda: store.profile(USER, "", NOW)):
@@ -72,7 +72,7 @@ class TestIndices:
                 act()
         assert indices(client, elastic_place.prefix) == [name]
 
-    def test_those_that_were_deleted_are_empty_and_made_anew(self, store, elastic_place, client):
+    def test_deleted_indices_are_empty_and_made_again(self, store, elastic_place, client):
         store.add([event()])
         store.put_rewrite(Key(USER), REWRITE)
         elastic_place.clean()
@@ -201,7 +201,7 @@ class TestRaces:
         client.indices.refresh(index=elastic_place.prefix + "rewrites")
         assert client.count(index=elastic_place.prefix + "rewrites")["count"] == 0
 
-    def test_a_query_and_the_event_that_tells_its_session_may_be_added_at_once(self, store, slow):
+    def test_a_query_and_the_event_that_names_its_session_may_be_added_together(self, store, slow):
         slow.kind = "events"
         slow.after = lambda: store.add([event("impression", 8, session_id="s", query_id="q", doc_id="d")])
         slow.add([event("query", 9, query_id="q", text="gold")])
@@ -216,7 +216,7 @@ class TestRaces:
         assert list(store.export(USER)) == []
 
     def test_two_that_load_the_same_file_at_once(self, store, slow):
-        """One of them goes on, and no event is there twice."""
+        """One of them continues, and no event is stored twice."""
         start, batch = EventLoad("", "f"), Batch(2, 50, (event(doc_id="d"),), ((2, "broken"),))
         slow.kind = "events"
         slow.before = lambda: store.record(start, batch)
@@ -337,7 +337,7 @@ def test_answers_of_something_else():
         store.close()
 
 
-def test_nobody_answers():
+def test_a_cluster_that_does_not_answer_is_reported():
     with socket.socket() as taken:  # bound, not listening
         taken.bind(("127.0.0.1", 0))
         store = ElasticsearchStore(f"http://me:pass-secret@127.0.0.1:{taken.getsockname()[1]}", timeout_s=5)
@@ -345,7 +345,7 @@ def test_nobody_answers():
         store.close()
 
 
-def test_one_that_hangs_is_given_up():
+def test_a_hanging_cluster_is_given_up():
     with answering(200, wait_s=1.0) as url:
         store = ElasticsearchStore(url, timeout_s=0.1)
         with pytest.raises(StoreError, match=r"within 0\.1 s"):
@@ -367,7 +367,7 @@ def test_a_closed_index_is_named(store, elastic_place, client):
 
 @pytest.mark.elasticsearch
 def test_one_that_refuses_writes_is_named_and_still_read(store, elastic_place, client):
-    """As Elasticsearch does by itself where a disk is full."""
+    """Blocks the index, as Elasticsearch does if a disk is full."""
     store.add([event("statement", text="x")])
     name = f"{elastic_place.prefix}events-{VERSION}"
     client.indices.put_settings(index=name, settings={"index.blocks.write": True})

@@ -1,4 +1,4 @@
-"""What the SQLite store does besides what every store promises: no byte stays, and each fault of a file is named."""
+"""The SQLite store beyond the common contract: no byte stays, and each fault of the file is reported."""
 
 import itertools
 import sqlite3
@@ -51,7 +51,7 @@ def test_forget_leaves_no_byte(store):
     assert store.profile(USER, "zebra-session", NOW) == Profile(USER, "zebra-session")
 
 
-def test_forget_says_so_where_another_still_reads_the_old_state(store):
+def test_forget_reports_that_another_process_still_reads_the_old_state(store):
     store.add([event("statement", text="zebra")])
     reader = sqlite3.connect(store.path, isolation_level=None)
     reader.execute("BEGIN")

@@ -383,7 +383,7 @@ def without_highlight_queries(node):
 # Single decisions.
 
 
-def test_two_texts_are_ambiguous_until_somebody_says_which():
+def test_two_texts_are_ambiguous_until_one_is_named():
     body = {"query": {"bool": {"must": [{"match": {"title": "boots"}}, {"match": {"brand": {"query": "Acme"}}}]}}}
     assert find_typed(body) == Typed("", (), "ambiguous")
     assert [leaf.fields for leaf in find_typed(body, "BOOTS ").leaves] == [("title",)]

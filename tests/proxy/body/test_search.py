@@ -87,7 +87,7 @@ def test_a_broken_search_is_refused(text):
     ],
 )
 def test_searches_whose_order_must_stay_are_declined(body, params, reason):
-    assert decline_reordering(search(body, params)) == reason
+    assert (decline_reordering(search(body, params)) or "") == reason
 
 
 def test_pages_belong_together_by_user_session_and_search():

@@ -1,4 +1,4 @@
-"""What is not replaced keeps its bytes."""
+"""Everything that is not replaced keeps its bytes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the engine is asked in place of a search."""
+"""The request that the engine gets instead of a search."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_hits_are_found_by_index_and_id():
     assert hits_query(hits[:1]) == one
 
 
-def test_the_words_of_the_rewrite_are_scored_in_the_hits_alone():
+def test_the_words_of_the_rewrite_are_scored_only_in_the_hits():
     asked = search({"query": COAT, "pit": {"id": "p"}, "runtime_mappings": {"r": {}}})
     hits = read_reply(answer_of(hit("a", 3.0))).hits
     body = words_body(asked, typed_text(asked), [Clause("silk coat")], hits)

@@ -7,13 +7,14 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bespeak.errors import StoreError
+from bespeak.files import make_private_file
 from bespeak.profiles.deriving import PREFERRING, UserEvents, derive
 from bespeak.profiles.events import EPOCH, microseconds
 from bespeak.profiles.stores import (
@@ -320,6 +321,8 @@ class SqliteStore:
         return connection
 
     def _open(self) -> sqlite3.Connection:
+        with suppress(OSError):  # SQLite says better what is wrong
+            make_private_file(self.path)
         connection = sqlite3.connect(self.path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)
         try:
             retry_while_busy(lambda: connection.execute("PRAGMA journal_mode = WAL"), self._timeout_s)

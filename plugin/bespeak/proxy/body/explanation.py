@@ -1,4 +1,4 @@
-"""The member `bespeak` of an answer to a search that asks for an explanation."""
+"""Builds the member `bespeak` of an answer, for a search that asks for an explanation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from bespeak.records import Ranked, Rewrite, Term
 def explain_search(
     rewrite: Rewrite, outcome: Outcome, window: int, page: Iterable[tuple[int, EngineHit, Ranked | None]]
 ) -> dict[str, object]:
-    """What was done to a search, and to each hit of its page: index in the engine's answer, hit, ranked hit."""
+    """What was done to a search and to each hit of its page.
+
+    `page` gives each hit's index in the engine's answer, the hit, and the ranked hit if it was ranked.
+    """
     return {
         "query": rewrite.query,
         "rewrite": {
@@ -35,7 +38,7 @@ def explain_term(term: Term) -> dict[str, str]:
 
 
 def explain_hit(i: int, hit: EngineHit, ranked: Ranked | None) -> dict[str, object]:
-    """How one hit came to its place; `engine` is its place and score in the engine's own answer."""
+    """How one hit came to its place; `engine` holds its place and score in the engine's own answer."""
     engine = {"rank": i + 1, "score": hit.score}
     found: dict[str, object] = {"_index": hit.index, "_id": hit.doc_id, "engine": engine}
     if ranked is None:

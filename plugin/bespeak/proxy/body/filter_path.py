@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 @dataclass(slots=True)
 class Level:
-    """An object or a list that is being read, and what is kept of it."""
+    """An object or a list that is being read, and the part of it that is kept."""
 
     name: str  # in the object around it
     items: Iterator[tuple[str, Any]]
@@ -43,7 +43,7 @@ class Level:
 
 
 def apply(answer: object, patterns: str) -> object:
-    """What Elasticsearch answers with `filter_path=patterns`, instead of `answer`, which is not changed.
+    """The part of `answer` that Elasticsearch gives with `filter_path=patterns`. `answer` is not changed.
 
     >>> apply({"took": 3, "hits": {"total": 2, "hits": [{"_id": "a", "_score": 1.0}]}}, "hits.*,-**._score")
     {'hits': {'total': 2, 'hits': [{'_id': 'a'}]}}
@@ -87,7 +87,7 @@ def _level(name: str, value: dict[str, Any] | list[Any], states: Sequence[State]
 
 
 def _follow(states: Iterable[State], name: str) -> tuple[bool, tuple[State, ...]]:
-    """Whether a pattern ends with this name, else the states of the patterns after it."""
+    """Whether a pattern ends with this name; if none does, the states of the patterns after it."""
     found: dict[State, None] = {}
     for pattern, place in states:
         if _matches(pattern[place], name):

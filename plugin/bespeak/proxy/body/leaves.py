@@ -61,7 +61,7 @@ RETRIEVER_TEXTS = {"rrf": "query", "linear": "query", "text_similarity_reranker"
 """The member of a compound retriever that holds a text of its own."""
 
 OPTIONAL_TYPES = {"most_fields": "most_fields", "cross_fields": "cross_fields", "bool_prefix": "most_fields"}
-"""How a `multi_match` of a type scores words of which any may be missing; other types score as `best_fields`."""
+"""How a `multi_match` of each type scores words that may be missing; other types score as `best_fields`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Wrapper:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a query stands in a body, and what holds there."""
+    """The place of a query in a body, and its boosts and joins there."""
 
     path: Path = ()  # of the query object, `{"match": {…}}`
     scoring: bool = True
@@ -98,7 +98,7 @@ class Leaf:
     boost: float = 1.0
     fields: tuple[str, ...] = ()  # with their ^boosts; (): the index's default, or none at all
     type: str = "best_fields"  # of other words on the same fields
-    in_order: bool = False  # the words must stand in this order
+    in_order: bool = False  # the words must be in this order
 
     @property
     def path(self) -> Path:

@@ -1,4 +1,4 @@
-"""What the user typed in a search body of any form, and other words to search for beside it.
+"""Finds what the user typed in a search body of any form, and adds other words to search for.
 
 A text in a filter (`bool.filter`, `constant_score`) counts only if no other text adds to the score: most filters are
 choices from a list and not typed, but a search may hold nothing else.
@@ -15,6 +15,7 @@ from typing import Any
 from bespeak.proxy.body.leaves import BY_FIELD, KEPT, MAX_LEAVES, Leaf, find_leaves
 from bespeak.proxy.body.paths import Path, each, get, put
 from bespeak.records import Clause
+from bespeak.statuses import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def find_typed(body: Mapping[str, Any], user_query: str = "", path: str = "") ->
     """
     leaves = find_leaves(body)
     if len(leaves) > MAX_LEAVES:
-        return Typed(user_query.strip(), (), "" if user_query.strip() else "ambiguous")
+        return Typed(user_query.strip(), (), "" if user_query.strip() else Reason.AMBIGUOUS)
     named = [leaf for leaf in leaves if path and leaf.is_at(path)]
     if named and _is_one(named):
         return Typed(named[0].text.strip(), tuple(named))
@@ -43,9 +44,9 @@ def find_typed(body: Mapping[str, Any], user_query: str = "", path: str = "") ->
     if user_query.strip():
         return Typed(user_query.strip(), _leaves_for(user_query, found, leaves))
     if not found:
-        return Typed("", (), "no_text")
+        return Typed("", (), Reason.NO_TEXT)
     if not _is_one(found):
-        return Typed("", (), "ambiguous")
+        return Typed("", (), Reason.AMBIGUOUS)
     return Typed(found[0].text.strip(), tuple(found))
 
 

@@ -17,7 +17,7 @@ PINNED = 1e30
 
 @dataclass(frozen=True, slots=True)
 class EngineHit:
-    """A hit of the engine's answer, and where its text stands."""
+    """A hit of the engine's answer, and the place of its text."""
 
     span: splice.Span
     index: str
@@ -25,7 +25,7 @@ class EngineHit:
     version: str  # changes with every write of the document; "" if unknown
     score: float
     source: Mapping[str, Any]
-    noted: Mapping[str, Any] = field(default_factory=dict)  # what its impression says about its place
+    noted: Mapping[str, Any] = field(default_factory=dict)  # details for the event of its impression
 
     @property
     def pinned(self) -> bool:
@@ -34,7 +34,7 @@ class EngineHit:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An engine's answer: its text, where its array of hits stands (`text[start:end]`), and the hits."""
+    """An engine's answer: its text, the place of its array of hits (`text[start:end]`), and the hits."""
 
     text: str
     start: int

@@ -13,6 +13,7 @@ from bespeak.errors import InputError
 from bespeak.proxy.body import splice
 from bespeak.proxy.body.query import Typed, find_typed
 from bespeak.records import UserKey
+from bespeak.statuses import Reason
 
 Params: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -22,7 +23,7 @@ OURS = ("ubi", "bespeak")
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A search as the client sent it. `text` is its body without what was for Bespeak; `{}` if it had none."""
+    """A search as the client sent it. `text` is its body without anything for Bespeak; `{}` if it had no body."""
 
     index: str  # as in the path or the header line; "" for all
     params: Params  # of the URL, or of the header line
@@ -33,7 +34,7 @@ class Search:
     edited: bool = False  # something for Bespeak was removed from the body
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A parameter of the URL, else the member of the body with this name, as in Elasticsearch."""
+        """A parameter of the URL or else the member of the body with this name, as in Elasticsearch."""
         return dict(self.params).get(name, self.body.get(name, default))
 
     @property
@@ -53,7 +54,7 @@ class Search:
         return self.bespeak.get("explain") is True
 
     def digest(self, user: UserKey, session_id: str) -> bytes:
-        """Equal for the pages of one search of one session."""
+        """A digest that is equal for the pages of one search in one session."""
         params = [pair for pair in self.params if pair[0] not in ("from", "size")]
         body = {name: value for name, value in self.body.items() if name not in ("from", "size")}
         asked = [*user, session_id, self.index, sorted(params), body, dict(self.bespeak)]
@@ -105,30 +106,30 @@ def _whole_number(value: Any, name: str) -> int:
     return int(value)
 
 
-def decline_reordering(search: Search) -> str:
-    """Why the order of this search's hits must stay as it is; "" if it may change."""
+def decline_reordering(search: Search) -> Reason | None:
+    """Why the order of this search's hits must stay as it is; None if it may change."""
     if search.get("scroll") is not None:
-        return "scroll"
+        return Reason.SCROLL
     if search.size == 0:
-        return "size_0"
+        return Reason.SIZE_0
     if search.body.get("search_after") is not None:
-        return "search_after"
+        return Reason.SEARCH_AFTER
     if search.body.get("slice") is not None:
-        return "slice"
+        return Reason.SLICE
     if not sorted_by_score(search.get("sort"), pit="pit" in search.body):
-        return "sort"
+        return Reason.SORT
     if any(not sorted_by_score(inner.get("sort"), pit=False) for inner in standard_retrievers(search.body)):
-        return "sort"
+        return Reason.SORT
     if any(inner.get("search_after") is not None for inner in standard_retrievers(search.body)):
-        return "search_after"
-    for name in ("explain", "profile"):  # somebody studies how the engine ranks
-        if search.get(name) in (True, "true", ""):
-            return name
+        return Reason.SEARCH_AFTER
+    for reason in (Reason.EXPLAIN, Reason.PROFILE):  # the engine's own ranking is being studied
+        if search.get(reason) in (True, "true", ""):
+            return reason
     if search.get("stored_fields") in ("_none_", ["_none_"]):
-        return "no_ids"
+        return Reason.NO_IDS
     if dict(search.params).get("format", "json") != "json":
-        return "format"
-    return ""
+        return Reason.FORMAT
+    return None
 
 
 def sorted_by_score(sort: Any, pit: bool) -> bool:
@@ -145,7 +146,7 @@ def sorted_by_score(sort: Any, pit: bool) -> bool:
 
 
 def typed_text(search: Search, path: str = "") -> Typed:
-    """What the user typed, in `q` of the URL or in the body. `path`: where, for bodies with several texts."""
+    """What the user typed, in `q` of the URL or in the body. `path` says where, for bodies with several texts."""
     user_query = search.ubi.get("user_query")
     return find_typed(queried(search), user_query if isinstance(user_query, str) else "", path)
 

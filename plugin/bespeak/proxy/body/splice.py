@@ -1,4 +1,4 @@
-"""JSON edited as text: what is not replaced keeps its bytes, so its numbers, order and spaces do not change."""
+"""Edits JSON as text: everything not replaced keeps its bytes, so numbers, order and spaces do not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DECODER = json.JSONDecoder()
 
 
 class Span(NamedTuple):
-    """A value and where it stands: `text[start:end]`."""
+    """A value and its place: `text[start:end]`."""
 
     start: int
     end: int
@@ -97,7 +97,7 @@ def edit_object(text: str, at: int, changes: Mapping[str, str], removed: Collect
 
 
 def edit_read(text: str, span: Span, changes: Mapping[str, str], removed: Collection[str] = ()) -> str:
-    """As `edit_object`, for an object that was read before: it is read again only up to the last of the names."""
+    """As `edit_object`, for an object that was read before; reads it again only up to the last of the names."""
     wanted = {name for name in (*changes, *removed) if name in span.value}
     parts = []
     done, at = _open(text, span.start, "{", "}")

@@ -1,4 +1,4 @@
-"""The engine's request in place of a search: its whole window instead of one page, and the words of a rewrite."""
+"""Widens a search: the engine is asked for the whole window instead of one page, and for the words of a rewrite."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RANK_WINDOW = 10
 
 
 class WidenedSearch(NamedTuple):
-    """The request in place of a search, and how many of its hits are to be reranked."""
+    """The request that replaces a search, and how many of its hits to rerank."""
 
     params: Params
     text: str
-    window: int  # the first hits of the answer; 0: none, since the answer is the page itself
+    window: int  # how many first hits to rerank; 0 if the answer is the page itself
 
 
 def widen(search: Search, window: int, typed: Typed, clauses: Sequence[Clause], preference: str) -> WidenedSearch:

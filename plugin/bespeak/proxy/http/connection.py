@@ -20,9 +20,9 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 READ_AHEAD_BYTES = 256 * 1024
-"""How much of an answer is buffered for a caller that lags behind."""
+"""Bytes of an answer that are buffered for a caller that lags behind."""
 CONTINUE_S = 1.0
-"""How long to wait for an engine's `100 Continue` before sending the body all the same (RFC 9110 10.1.1)."""
+"""How long to wait for an engine's `100 Continue` before sending the body anyway (RFC 9110 10.1.1)."""
 
 NOT_REUSABLE = HTTPStatus.BAD_REQUEST
 """After a request that it could not parse, Elasticsearch keeps the connection open but reads nothing more from it: the
@@ -248,7 +248,7 @@ class EngineConnection(asyncio.Protocol):
     # Called by the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.head_complete:  # else it is a trailer, which may be discarded (RFC 9110 6.5.1)
+        if not self.head_complete:  # otherwise it is a trailer, which may be discarded (RFC 9110 6.5.1)
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:

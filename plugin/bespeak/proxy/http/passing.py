@@ -49,10 +49,10 @@ async def pass_on(
 ) -> None:
     """Sends the client's request to the engine, and the engine's answer to the client with the headers `added`.
 
-    `body` is what was already read of the request's body, None if nothing was; `more` says that the rest is still to be
-    read. If the engine fails before it answers, the client gets an error in Elasticsearch's shape. If it fails during
-    the answer, the error is raised, so that the server breaks off the client's connection: a cut body must never look
-    complete.
+    `body` is the part of the request's body that was already read, None if nothing was; `more` says that the rest is
+    still to be read. If the engine fails before it answers, the client gets an error in Elasticsearch's shape. If it
+    fails during the answer, the error is raised, so that the server breaks off the client's connection: a cut body must
+    never look complete.
     """
     try:
         if body is None and has_body(scope["headers"]):
@@ -137,7 +137,7 @@ async def next_part(receive: Receive) -> tuple[bytes, bool]:
 
 
 class RequestBody:
-    """A request's body as it arrives: what was already read, then the rest. Calls `at_end` after the last part."""
+    """A request's body as it arrives: the part already read, then the rest. Calls `at_end` after the last part."""
 
     def __init__(self, receive: Receive, already_read: bytes, at_end: Callable[[], None]) -> None:
         self._receive, self._already_read, self._at_end = receive, already_read, at_end

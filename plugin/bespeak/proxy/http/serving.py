@@ -193,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else it is a trailer, which may be discarded (RFC 9110 6.5.1)
+        if self._in_head:  # otherwise it is a trailer, which may be discarded (RFC 9110 6.5.1)
             lower = name.lower()
             self._headers.append((lower, value))
             if lower == b"expect":
@@ -332,7 +332,7 @@ class HttpExchange:
                 await self._fail()
 
     async def _fail(self) -> None:
-        """Answers 500 if nothing was sent, else breaks off, so that the answer does not look complete."""
+        """Answers 500 if nothing was sent yet; otherwise breaks off, so that the answer does not look complete."""
         if self._started:
             self.writer.break_off()
         else:

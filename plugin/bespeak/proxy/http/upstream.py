@@ -190,7 +190,7 @@ class Answer:
         """As received, including those that concern the connection."""
 
     def take_rest(self) -> bytes | None:
-        """The rest of the body if all of it has arrived, else None."""
+        """The rest of the body if all of it has arrived, otherwise None."""
         connection = self._connection
         return connection.take_buffered() if connection is not None and connection.complete else None
 
