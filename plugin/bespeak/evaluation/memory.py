@@ -27,6 +27,7 @@ from bespeak.text import analysis
 
 K1, B = 1.2, 0.75
 DEPTH = 100
+"""How many hits of a query are judged, at most."""
 Array: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.int64]
 

@@ -22,7 +22,7 @@ from bespeak.document import hit_text
 from bespeak.engines import Engine
 from bespeak.errors import InputError
 from bespeak.evaluation.kept import Report, silent
-from bespeak.evaluation.memory import best
+from bespeak.evaluation.memory import DEPTH, best
 from bespeak.evaluation.systems import Cell, check_names, tabulate
 from bespeak.evaluation.topics import Collection
 from bespeak.parts import Parts
@@ -50,7 +50,6 @@ LENGTHS: Mapping[str, int] = {str(n): n for n in (0, 1, 2, 3, 5, 10, 30)} | {"al
 """Lengths of history by name: how many of the latest ratings each keeps. `all` keeps as many as a store reads."""
 ANY_LENGTH = "any"
 """The stage of a system that ignores the history."""
-DEPTH = 100
 SEARCHED = 300
 """Hits of a search; the user may have rated many of them before."""
 TENANT = "evaluation"

@@ -10,7 +10,7 @@ from bespeak.engines import Engine
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
-from bespeak.evaluation.memory import best, embed, search_vector
+from bespeak.evaluation.memory import DEPTH, best, embed, search_vector
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.parts import Parts
 from bespeak.pipeline import Retrieved, ask, show_page
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SYSTEMS = ("raw", "last-turn", "session", "rewrite", "rewrite-alone", "human")
 STAGES = ("lexical", "dense", "hybrid")
 BASELINE = "raw"
-DEPTH = 100
 LAST_TURN_SHARE = 0.5  # of the last turn's vector in the baseline `last-turn`
 UNHURRIED_MS = 600_000.0  # a measure must not depend on how busy the machine is
 Runs: TypeAlias = dict[tuple[str, str], dict[str, list[str]]]

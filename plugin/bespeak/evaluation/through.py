@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from bespeak.errors import EngineRefused, EngineUnreachable
 from bespeak.evaluation.kept import Report, silent
-from bespeak.evaluation.systems import DEPTH, Cell, tabulate
+from bespeak.evaluation.memory import DEPTH
+from bespeak.evaluation.systems import Cell, tabulate
 from bespeak.evaluation.topics import Collection, Topic
 
 Mode: TypeAlias = Literal["direct", "boost", "recall"]

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -216,21 +216,20 @@ class Personaliser:
             orders, ranking = [], None
             for side, clauses_of_side in zip(sides, added, strict=True):
                 if side.settings is None:
-                    orders.append(free)
+                    orders.append(list(inside))
                     continue
                 scores = dict(zip(free, words[distinct.index(clauses_of_side)], strict=True))
                 window = window_of_reply(reply, inside, scores, vectors, embedded)
                 ranking = rank(reading, window, side.settings, *self._learnt_for(reading.profile))
-                orders.append([i for i in indices_of(ranking) if i in vectors])
-            order, placed = (
-                compared.draft(orders, personal.user, personal.digest.hex()) if compared else (orders[0], ())
-            )
-        pinned = [i for i in inside if reply.hits[i].pinned]
+                orders.append(indices_of(ranking))
+            order, placed = orders[0], dict[int, int]()
+            if compared:
+                order, placed = draft_order(compared, orders, vectors, personal)
         return Order(
-            [*pinned, *order, *range(len(inside), len(reply.hits))],
+            [*order, *range(len(inside), len(reply.hits))],
             ranking.status if ranking else RerankStatus.OFF,
             ranking,
-            {i: side + 1 for i, side in zip(order, placed, strict=False)},
+            placed,
             ranking.reason if ranking else "",
         )
 
@@ -408,6 +407,17 @@ def window_of_reply(
 def index_of(ranked: Ranked) -> int:
     """The hit's index in the answer."""
     return ranked.hit.rank - 1
+
+
+def draft_order(
+    compared: Comparison, orders: Sequence[Sequence[int]], free: Container[int], personal: PersonalSearch
+) -> tuple[list[int], dict[int, int]]:
+    """One order of what the sides rank, behind the pinned hits, and which side put each hit there, from 1."""
+    drafted, sides = compared.draft(
+        [[i for i in order if i in free] for order in orders], personal.user, personal.digest.hex()
+    )
+    pinned = [i for i in orders[0] if i not in free]
+    return [*pinned, *drafted], {i: side + 1 for i, side in zip(drafted, sides, strict=True)}
 
 
 def indices_of(ranking: Ranking) -> list[int]:
