@@ -257,7 +257,10 @@ def test_a_dead_worker_ends_the_run_which_can_be_resumed(tmp_path, file):
     [
         (["no-such-file", "--output", "x"], "does not exist"),
         ([__file__], "Missing option '--output'"),
-        ([__file__, "--output", "x", "--profiles", "elasticsearch"], "needs --elasticsearch URL"),
+        (
+            [__file__, "--output", "x", "--profiles", "elasticsearch"],
+            "needs the cluster's URL",
+        ),
         ([__file__, "--output", "x", "--ray-address", "127.0.0.1:6379"], "--ray-address needs --on ray"),
         ([__file__, "--output", "s3://bucket/x"], "s3://bucket/x: object storage needs --on ray"),
         ([__file__, "--output", "-", "--on", "ray"], "other machines cannot reach a stream"),
