@@ -11,7 +11,7 @@ from bespeak.errors import ModelError
 from bespeak.models.catalogue import asset_folder, verify
 from bespeak.rewriting.build import build_rewriter, use_adapter
 from bespeak.rewriting.decoding import MAX_NEW_TOKENS
-from bespeak.rewriting.graph import LEVELS, Graph, quantise_blocks
+from bespeak.rewriting.graph import LEVELS, Graph, quantise_blocks, save_graph
 from bespeak.rewriting.model import MODEL, PARTS, find_model, made_from
 from bespeak.rewriting.network import MAX_TOKENS
 from bespeak.rewriting.scorer import OnnxScorer
@@ -213,6 +213,16 @@ def test_tokenizer_and_vocabulary_fit_together():
         rows = vocabulary["rows"]
     assert len(rows) == Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).get_vocab_size()
     assert len(set(rows.tolist())) == len(rows)
+
+
+def test_all_users_may_read_the_weights_of_a_graph(tmp_path):
+    from onnx import TensorProto, helper, numpy_helper
+
+    value, big = helper.make_tensor_value_info, np.ones((16, 64), np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [value("x", TensorProto.FLOAT, [1, 16])], [value("y", TensorProto.FLOAT, [1, 64])]
+    save_graph(helper.make_graph([node], "g", *ends, [numpy_helper.from_array(big, "w")]), tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").stat().st_mode & 0o044 == 0o044
 
 
 def test_the_terms_accompany_the_weights():

@@ -109,6 +109,7 @@ def save_graph(graph: Any, path: Path) -> None:
     # Weights in a file of their own are mapped into memory as they are, which halves the time to load.
     weights = path.with_name(f"{path.name}.data")
     onnx.save(_model(graph), path, save_as_external_data=True, location=weights.name, size_threshold=1024)
+    weights.chmod(0o644)  # onnx writes it for its owner alone; as the model's other files, all users may read it
     _sync(path, weights)
 
 
