@@ -445,6 +445,16 @@ def test_one_process_at_a_time_writes(embedded, index_name):
     other.close()
 
 
+def test_an_index_that_cannot_be_locked_is_not_called_damaged(embedded, index_name):
+    fill(embedded, index_name, DOCUMENTS[:1])
+    embedded.close()
+    lock = embedded.folder / index_name / "tantivy" / ".tantivy-meta.lock"
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(EngineRefused, match="its lock file is not writable; give a writable folder"):
+        ask(embedded, index_name, "castle")
+
+
 @pytest.mark.parametrize("damage", ["cut", "missing", "text"])
 def test_a_damaged_vector_cache_is_rebuilt(embedded, index_name, damage):
     fill(embedded, index_name, DOCUMENTS)

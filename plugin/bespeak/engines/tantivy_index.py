@@ -51,6 +51,8 @@ def engine_errors(what: str) -> Iterator[None]:
     except ValueError as error:
         if "LockBusy" in str(error):
             raise EngineRefused(f"{what}: another process is writing to it; let it end, then try again") from error
+        if "acquire Lockfile" in str(error):
+            raise EngineRefused(f"{what}: its lock file is not writable; give a writable folder") from error
         raise EngineRefused(f"{what}: {str(error)[:200]}; if it is damaged, drop it and load it again") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # not an Exception, and pyo3 exports no class for it
