@@ -56,6 +56,13 @@ def cinema(tmp_path):
     return folder
 
 
+def test_a_missing_package_is_reported_before_anything_slow(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    result = run("--data", folder, "--system", "raw")
+    assert (result.exit_code, "pip install 'bespeak[evaluate]'" in result.stderr) == (2, True), result.output
+    assert not (tmp_path / "cache" / "evaluation").exists()
+
+
 def test_a_table_fits_80_columns_and_stdout_holds_nothing_else(run, folder):
     result = run("--data", folder, "--system", "raw,last-turn,human")
     assert result.exit_code == 0, result.output

@@ -14,6 +14,7 @@ from bespeak.errors import UsageError
 from bespeak.evaluation import movielens, systems
 from bespeak.evaluation.examples import Examples, check_systems, find_examples
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter, Report
+from bespeak.evaluation.measures import check_installed
 from bespeak.evaluation.memory import embed
 from bespeak.evaluation.systems import STAGES, SYSTEMS, Cell, cells_of, check_names, load_collection, run_all
 from bespeak.evaluation.through import MODES, RunningProxy, measure_served
@@ -84,6 +85,7 @@ def measure_topics(collection: Collection, selection: Selection, bench: Bench) -
     names, stages = selection.systems or usual_systems(collection), selection.stages or STAGES
     check_names("system", names, SYSTEMS)
     check_names("stage", stages, STAGES)
+    check_installed()
     if selection.n_examples:
         check_systems(names)
     with closing(bench.open_engine()) as engine, _topic_parts(collection, names, stages, bench) as parts:
@@ -103,6 +105,7 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
     check_names("system", names, MODES)
     if selection.stages or selection.n_examples:
         raise UsageError("a proxy is measured as a whole: leave --stage and --examples out")
+    check_installed()
     encoder = open_kept_encoder(bench, collection.digest)
     with closing(bench.open_engine()) as engine:
         try:

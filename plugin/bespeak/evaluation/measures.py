@@ -45,6 +45,11 @@ class Gain:
     better: float
 
 
+def check_installed() -> None:
+    """Raises `UsageError` if ir-measures is missing, before anything slow is done."""
+    _ir_measures()
+
+
 def judge(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
     """`measure → query_id → value` for every judged query, by ir-measures. Raises `UsageError` if it is missing."""
     measures, calculate = _ir_measures()
