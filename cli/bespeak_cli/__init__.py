@@ -46,9 +46,14 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error), ctx) from error
+            raise click.UsageError(str(error), self._context_of_command(ctx)) from error
         except BespeakError as error:
             raise click.ClickException(str(error)) from error
+
+    def _context_of_command(self, ctx: click.Context) -> click.Context:
+        """That of the command that was called, so that the error points to its help."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        return click.Context(command, ctx, ctx.invoked_subcommand) if command else ctx
 
 
 def read_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:

@@ -42,7 +42,10 @@ def _read_table(command: click.Command, table: Mapping[str, Any], name: str, ctx
                 raise ValueError(f"{inner} is a command: put its options into a table [{inner}]")
             defaults[key] = _read_table(commands[key](), value, inner, ctx)
         elif option := options.get(key.replace("-", "_")):
-            defaults[str(option.name)] = _read_value(option, value, f"[{name}] {key}" if name else key, ctx)
+            place = f"[{name}] {key}" if name else key
+            if option.name in defaults:
+                raise ValueError(f"{place} is there twice, with - and with _: keep one of them")
+            defaults[str(option.name)] = _read_value(option, value, place, ctx)
         else:
             known = {one: one for one in options} | {one: f"[{_inside(name, one)}]" for one in commands}
             raise ValueError(f"there is no {_kind(key, value, name)}: {_suggestion(key, known)}")

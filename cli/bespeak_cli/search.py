@@ -57,7 +57,7 @@ def search(ctx: click.Context, /, query: str, **options: Any) -> None:
     """
     from bespeak_cli.parts import open_library
 
-    user = options["user"] or None
+    user = options["user"]
     rewriter: RewriterName = options["rewriter"] if user else "none"
     library = open_library(ctx, options, rewriter=rewriter, encoder=options["encoder"], settings=read_settings(options))
     names = ("index", "session", "tenant", "size", "offset", "record")

@@ -50,6 +50,7 @@ def defaults_of(tmp_path, content, *names):
         ("[search]\nwindow = [5]", "[search] window must be a whole number, but is [5]"),
         ("[search]\nwindow = 0", "[search] window: 0 is not in the range"),
         ("[search]\nrewrite-weight = 'x'", "[search] rewrite-weight must be a number, but is 'x'"),
+        ("[search]\nrewrite-weight = 1\nrewrite_weight = 2", "[search] rewrite_weight is there twice"),
         ("[search]\nmode = 'both'", "[search] mode: 'both' is not one of 'recall', 'boost'"),
         ("[search]\nexplain = 'yes'", "[search] explain must be true or false, but is 'yes'"),
         ("[search]\nindex = false", "[search] index must be a string, but is false"),

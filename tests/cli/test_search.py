@@ -155,12 +155,24 @@ def test_explain_shows_the_matrix(run):
         (["carrots", "--encoder", "no such"], "dishes", 0, "no such"),
         (["carrots", "--api-key", "k"], "dishes", 2, "give its URL with --elasticsearch"),
         (["carrots", "--user", "u" * 300], "dishes", 2, "300 characters"),
+        (["carrots", "--user", ""], "dishes", 2, "user is empty"),
+        (["carrots", "--user", "u", "--session", "s" * 300], "dishes", 2, "300 characters"),
+        (["carrots", "--weights", "nan,0,1"], "dishes", 2, "the lexical weight must be at least 0, but is nan"),
+        (["carrots", "--rewrite-ms", "nan"], "dishes", 2, "rewrite_ms must be above 0, but is nan"),
+        (["carrots", "--weights", "1,2"], "dishes", 2, " search --help' for help"),
     ],
 )
 def test_bad_input_gets_its_sentence(run, arguments, index, code, sentence):
     result = run(*arguments, index=index)
     assert (result.exit_code, sentence in result.stderr) == (code, True), result.stderr
     assert "Traceback" not in result.output
+
+
+def test_json_says_why_and_names_the_recorded_query(run):
+    shown = json.loads(run("carrots", "--user", "ada", "--format", "json").stdout)
+    assert (shown["rerank"], shown["reason"]) == ("off", "stranger")
+    assert len(shown["query_id"]) == 32
+    assert json.loads(run("carrots", "--format", "json").stdout)["query_id"] == ""
 
 
 def test_odd_unicode_is_searched_like_any_other(run):

@@ -72,6 +72,7 @@ def as_dict(result: Result) -> dict[str, Any]:
         "notes": [in_words(note) for note in result.notes],
         "total": result.hits.total,
         "took_ms": json_value(result.hits.took_ms),
+        "query_id": result.query_id,
         "hits": [hit_dict(r, s, result) for r, s in zip(result.page, summaries, strict=True)],
     }
 
