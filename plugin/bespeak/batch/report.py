@@ -55,7 +55,7 @@ def report_dict(state: RunState, facts: Mapping[str, str]) -> dict[str, Any]:
         "sources": _rows(done.sources, SOURCES, done.terms),
         "terms_a_query": f"{done.terms / n_queries:.2f}",
         "time": clock(state.seconds),
-        "queries_a_second": f"{done.queries / state.seconds:,.1f}" if state.seconds else "",
+        "queries_a_second": f"{done.queries / state.seconds:,.1f}" if state.seconds else "0.0",
         "ms_a_query": f"{done.work_s * 1000 / n_queries:,.1f}",
         "slowest": [
             {"lines": f"{slow.first_no:,} to {slow.last_no:,}", "ms": f"{slow.ms_a_query:,.1f}"}
