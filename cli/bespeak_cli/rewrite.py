@@ -35,7 +35,7 @@ class PathOrUri(click.Path):
 @click.option("--format", "format_", type=click.Choice(["jsonl", "parquet"]), default="jsonl", show_default=True)
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True,
               help="Rewrite with the language model, with words of the last turn, or not at all.")  # fmt: skip
-@click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
+@click.option("--encoder", help="Name or folder of an encoder, by default the shipped one; none for no embeddings.")
 @profiles_option
 @click.option("--check", metavar="INDEX", help="Drop rewrites that find nothing useful in this index.")
 @click.option("--mode", type=click.Choice(["boost", "recall"]), default="recall", show_default=True,

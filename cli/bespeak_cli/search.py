@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Rewrite with the language model, with words of the last turn, or not at all.",
 )
-@click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
+@click.option("--encoder", help="Name or folder of an encoder, by default the shipped one; none for no embeddings.")
 @click.option(
     "--mode",
     type=click.Choice(["recall", "boost"]),

@@ -51,7 +51,8 @@ A_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               "query.bool.must.0.match.title.")  # fmt: skip
 @click.option("--rewriter", type=click.Choice(["model", "last-turn", "none"]), default="model", show_default=True,
               help="Rewrite with the language model, with words of the last turn, or not at all.")  # fmt: skip
-@click.option("--encoder", metavar="MODEL", show_default="the shipped one", help="Name or folder of an encoder.")
+@click.option("--encoder", metavar="MODEL", show_default="the shipped one",
+    help="Name or folder of an encoder; none for no embeddings.")  # fmt: skip
 @serving_options
 @click.option("--model-runs", type=click.IntRange(1), show_default="half of the cores",
               help="Run at most this many models at once.")  # fmt: skip
@@ -142,8 +143,8 @@ def open_models(ctx: click.Context, options: dict[str, Any], store: EventStore) 
     from bespeak_cli.parts import say
 
     models = Models(ctx.obj.cache, options["rewriter"], options["encoder"], encoder_threads=1)
-    if options["encoder"]:
-        models = replace(models, encoder=open_encoder(models))
+    if options["encoder"] and (encoder := open_encoder(models)):  # otherwise "none", or the shipped one
+        models = replace(models, encoder=encoder)
     return open_parts(models, read_settings(options), rewrites=store, learnt=ctx.obj.learnt, warn=say)
 
 

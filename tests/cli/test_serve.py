@@ -164,6 +164,13 @@ def test_a_missing_encoder_that_was_named_is_an_error(tmp_path):
 # Starting.
 
 
+def test_a_proxy_without_an_encoder(tmp_path):
+    with raw_engine(ANSWER) as engine, served(tmp_path, "--upstream", engine.url, "--encoder", "none") as proxy:
+        assert "encoder    none: hits are ordered by their words alone" in proxy.said
+        assert call(proxy.url, "/_bespeak/share").json == {"share": 1.0}
+        assert proxy.end() == ""
+
+
 def test_it_reports_what_it_is_in_front_of(tmp_path):
     with raw_engine(ANSWER) as engine, served(tmp_path, "--upstream", engine.url, "--share", "10%") as proxy:
         assert f"{engine.url}: Elasticsearch 9.1.0, cluster shop" in proxy.said
