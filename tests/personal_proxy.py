@@ -169,7 +169,8 @@ def personal_proxy(
     store = store or SqliteStore(folder / "bespeak.db", timeout_s=0.2)
     know_ada(store)
     rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
-    settings, encoder = settings or Settings(window=20), encoder or BagEncoder()
+    settings = settings or Settings(window=20)
+    encoder = None if encoder == "none" else encoder or BagEncoder()
     parts = Parts(settings, rewriter, encoder, learnt=learnt, terms=terms, context=context)
     app = assemble(Upstream([url]), store, parts, folder / "vectors.db", ProxyOptions(**options))
     with serving(app) as proxy_url:

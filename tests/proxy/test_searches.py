@@ -128,6 +128,13 @@ def test_nothing_is_recorded_without_consent_on_any_page(tmp_path):
     assert len(list(store.export(ADA))) == before
 
 
+def test_later_pages_say_what_the_first_one_lacked(tmp_path):
+    with proxied(tmp_path, encoder="none") as (_, url, _):
+        pages = [call(url, "/i/_search", COAT | {"from": n, "size": 2}, **AS_ADA) for n in (0, 2, 4)]
+    assert {(page.outcome["rerank"], page.outcome["reason"]) for page in pages} == {("partial", "no_encoder")}
+    assert sorted(doc_id for page in pages for doc_id in page.ids) == [f"d{n}" for n in range(6)]
+
+
 def test_a_user_is_known_in_one_tenant_only(tmp_path):
     with proxied(tmp_path) as (_, url, _):
         assert call(url, "/i/_search", COAT, **AS_ADA).outcome["rerank"] == "full"

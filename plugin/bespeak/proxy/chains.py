@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bespeak.caching import RecentlyUsed
 from bespeak.records import Clause, Rewrite, UserKey
+from bespeak.statuses import RerankStatus
 
 MAX_CHAINS = 10_000
 LIFE_S = 600.0
@@ -27,6 +28,8 @@ class Chain:
     clauses: tuple[Clause, ...] = ()
     order: Sequence[int] = ()
     sides: bytes = b""
+    rerank: RerankStatus = RerankStatus.FULL  # of the first page, whose order the others follow
+    reason: str = ""  # what was left out of it
     untouched: bool = False
     consent: bool = True  # to recording the user's queries and hits
     begun: float = 0.0  # by the clock of `Chains`

@@ -182,7 +182,7 @@ class Personaliser:
             return Completed(answer, self._tell(chain, RerankStatus.OFF, Reason.BEYOND_WINDOW), reply.hits)
         if reading is None or chain.order:
             order = in_chain(reply, window, chain)
-            found = Order(order, RerankStatus.FULL, sides=sides_in_chain(reply, order, chain))
+            found = Order(order, chain.rerank, sides=sides_in_chain(reply, order, chain), reason=chain.reason)
         else:
             began = time.monotonic()
             found = await self._rank(personal, reading, reply, asker)
@@ -193,7 +193,8 @@ class Personaliser:
             text = write_page(reply, found.order, search, added)
         keys = array("q", (place_key(reply.hits[i]) for i in found.order[:window]))
         sides = bytes(found.sides.get(i, 0) for i in found.order[:window]) if found.sides else b""
-        self._chains.put(personal.user, personal.digest, replace(chain, order=keys, sides=sides))
+        chain = replace(chain, order=keys, sides=sides, rerank=found.status, reason=found.reason)
+        self._chains.put(personal.user, personal.digest, chain)
         page = found.order[search.offset : search.offset + search.size]
         shown = tuple(replace(reply.hits[i], noted=self._note(found, i)) for i in page)
         return Completed(text, outcome, shown)
