@@ -106,6 +106,7 @@ class Retrieved:
     hits: Hits  # the answer to the query with everything that was added
     liked: tuple[Document, ...] = ()  # documents of this index that the user liked
     added: tuple[Hit, ...] = ()  # hits that others' behaviour suggests
+    vector: Vector | None = None  # of the engine's search; None if it searched by words alone
 
 
 def retrieve(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> Retrieved:
@@ -113,15 +114,21 @@ def retrieve(engine: Engine, request: Request, info: IndexInfo, reading: Reading
     as_typed = engine.search(ask_as_typed(request, parts.settings))
     if reading.declined or reading.fault:
         return Retrieved(info, as_typed, as_typed)
-    hits = engine.search(ask(request, info, reading, parts))
+    query = ask(request, info, reading, parts)
+    hits = engine.search(query)
     doc_ids = liked_ids(reading.profile)
     liked = tuple(engine.fetch(request.index, doc_ids)) if doc_ids else ()
-    return Retrieved(info, as_typed, hits, liked, tuple(suggest(engine, request, info, reading, parts)))
+    return Retrieved(info, as_typed, hits, liked, tuple(suggest(engine, query, info, reading, parts)), query.vector)
 
 
 def liked_ids(profile: Profile) -> list[str]:
     """Ids of the documents whose vectors make up the user's vector, strongest preference first."""
     return [preference.doc_id for preference in profile.preferences[:MAX_PREFERENCES]]
+
+
+def liked_titles(profile: Profile) -> dict[str, str]:
+    """Titles of the same documents, by doc_id, as far as they are known."""
+    return {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
 
 
 def ask(request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> EngineQuery:
@@ -143,8 +150,9 @@ def ask_as_typed(request: Request, settings: Settings) -> EngineQuery:
     return EngineQuery(request.index, (Clause(request.query),), size=size, filters=request.filters)
 
 
-def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading, parts: Parts) -> list[Hit]:
-    """Hits to add in recall mode: documents that others' behaviour suggests and that hold all words of the query.
+def suggest(engine: Engine, query: EngineQuery, info: IndexInfo, reading: Reading, parts: Parts) -> list[Hit]:
+    """Hits to add to those of `query` in recall mode: documents that others' behaviour suggests and that hold all its
+    words.
 
     For a broad query, the engine's first hundred hits are nearly arbitrary and mostly lack them. Raises EngineError.
     """
@@ -152,7 +160,6 @@ def suggest(engine: Engine, request: Request, info: IndexInfo, reading: Reading,
     if learnt is None or parts.settings.mode != "recall":
         return []
     likely = learnt.best(reading.profile.preferences, LEARNT_WINDOWS * parts.settings.window)
-    query = ask(request, info, reading, parts)
     query = replace(query, vector=None, recall=False, size=len(likely), among=tuple(likely))
     holds = holds_query(reading, lambda hit: hit_text(hit.source, info.fields))
     found = {hit.doc_id: hit for hit in engine.search(query).hits if holds(hit)}
@@ -265,9 +272,7 @@ def prepare_window(retrieved: Retrieved, reading: Reading, parts: Parts) -> tupl
     inside = [i < settings.window or hit.doc_id in added for i, hit in enumerate(hits)]
     embedded = embed(hits, inside, retrieved, reading.profile, encoder)
     found = [replace(hit, vector=vector) for hit, vector in zip(hits, embedded.hits, strict=True)]
-    recall = settings.mode == "recall" and is_comparable(info, encoder)
-    asked = query_vector(reading, settings) if recall else None
-    chosen, rest = choose_window(found, asked.mixed.vector if asked else None, settings.window, added)
+    chosen, rest = choose_window(found, retrieved.vector, settings.window, added)
     return Window(chosen, embedded.liked, lambda hit: hit_text(hit.source, info.fields)), rest
 
 
@@ -298,8 +303,7 @@ def embed(
     ):
         vectors[i] = vector
     liked = {d.doc_id: d.vector for d in retrieved.liked if d.vector is not None and comparable}
-    texts = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
-    texts |= {d.doc_id: hit_text(d.source, info.fields) for d in retrieved.liked}
+    texts = liked_titles(profile) | {d.doc_id: hit_text(d.source, info.fields) for d in retrieved.liked}
     missing = [doc_id for doc_id in texts if doc_id not in liked]
     liked |= dict(zip(missing, embed_texts([texts[doc_id] for doc_id in missing], encoder), strict=True))
     return Embedded(tuple(vectors), liked, {info.index: info.fields})

@@ -106,7 +106,7 @@ def same_text(query: str) -> str:
 
 
 def decline_ranking(profile: Profile, gate_reason: Reason | None) -> Reason | None:
-    """Why the engine's order must stay; "" if it may change."""
+    """Why the engine's order must stay; None if it may change."""
     if not profile.consent:
         return Reason.REFUSED
     if profile.is_empty:

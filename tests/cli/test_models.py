@@ -8,6 +8,8 @@ from bespeak.models.catalogue import ModelRecord, default_model, describe_files,
 from bespeak_cli import cli
 
 HAS_TRAIN = importlib.util.find_spec("sentence_transformers") is not None
+# Torch brings gigabytes of packages, too much for every run: `.ci/train` runs these.
+needs_train = pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_export_without_the_extra_is_a_sentence(run, tmp_path):
 
 
 @pytest.mark.train
-@pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
+@needs_train
 @pytest.mark.filterwarnings("ignore")
 def test_export_of_a_folder_that_is_no_model_is_a_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()

@@ -9,6 +9,8 @@ from bespeak_cli import cli
 from bespeak_cli.training import report_stages, report_steps
 
 HAS_TRAIN = importlib.util.find_spec("torch") is not None
+# Torch brings gigabytes of packages, too much for every run: `.ci/train` runs these.
+needs_train = pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_without_the_extra_it_says_so(run, pairs, command):
 
 
 @pytest.mark.train
-@pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
+@needs_train
 def test_a_line_that_is_no_pair_is_a_sentence(run, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("{}\n")
     result = run("--data", tmp_path / "pairs.jsonl")
@@ -61,7 +63,7 @@ def test_a_line_that_is_no_pair_is_a_sentence(run, tmp_path):
 
 
 @pytest.mark.train
-@pytest.mark.skipif(not HAS_TRAIN, reason="needs the extra 'train'")
+@needs_train
 def test_pairs_whose_answers_are_not_known_are_a_sentence(run, pairs):
     result = run("--data", pairs, command="train-gain")
     assert result.exit_code == 1

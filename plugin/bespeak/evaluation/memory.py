@@ -157,7 +157,8 @@ def rank_topics(found: Readings, settings: Settings, depth: int = DEPTH) -> dict
         if engine.vectors is not None and parts.encoder is not None:
             rows = best(engine.vectors @ search_vector(reading, settings, parts.encoder), depth).tolist()
             rankings["dense"].append([found.collection.documents[row].doc_id for row in rows])
-        page = show_page(request, reading, Retrieved(engine.info, hits, hits), parts).page
+        retrieved = Retrieved(engine.info, hits, hits, vector=query.vector)
+        page = show_page(request, reading, retrieved, parts).page
         rankings["hybrid"].append([ranked.hit.doc_id for ranked in page])
     return rankings
 

@@ -140,7 +140,9 @@ def rank_topic(
         rows = best(vectors @ search_vector(search.reading, search.parts.settings, search.parts.encoder), DEPTH)
         return [collection.documents[row].doc_id for row in rows]
     found = engine.search(query)
-    page = show_page(search.request, search.reading, Retrieved(info, found, found), search.parts).page
+    page = show_page(
+        search.request, search.reading, Retrieved(info, found, found, vector=query.vector), search.parts
+    ).page
     return [ranked.hit.doc_id for ranked in page]
 
 

@@ -25,7 +25,7 @@ from bespeak.document import hit_text
 from bespeak.errors import EngineRefused
 from bespeak.models.encoder import encode_until
 from bespeak.parts import Parts, Profiles
-from bespeak.pipeline import Ranking, liked_ids, rank
+from bespeak.pipeline import Ranking, liked_ids, liked_titles, rank
 from bespeak.proxy.asking import Asker
 from bespeak.proxy.body.explanation import explain_search
 from bespeak.proxy.body.query import Typed
@@ -40,7 +40,7 @@ from bespeak.proxy.metrics import Metrics
 from bespeak.proxy.outcome import Completed, Declined, Fault, Outcome, stage
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.ranking.rerank import Window
-from bespeak.ranking.tuned import EMBEDDED_CHARS, MAX_PREFERENCES
+from bespeak.ranking.tuned import EMBEDDED_CHARS
 from bespeak.ranking.vectors import Embedded
 from bespeak.reading import (
     MAX_QUERY_CHARS,
@@ -282,7 +282,7 @@ class Personaliser:
         if self._documents is None or encoder is None:
             return Embedded((None,) * len(hits))
         found = await self._documents.embed(hits, liked_ids(profile), asker, deadline)
-        titles = {p.doc_id: p.title for p in profile.preferences[:MAX_PREFERENCES] if p.title}
+        titles = liked_titles(profile)
         missing = [doc_id for doc_id in titles if doc_id not in found.liked]
         if not missing or deadline.over:
             return found
