@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bespeak_cli.engine import CREDENTIAL_OPTIONS
+from bespeak_cli.engine import CREDENTIAL_OPTIONS, credentials
 
 if TYPE_CHECKING:
     from bespeak.profiles.stores import EventStore
@@ -50,20 +50,13 @@ def check_store_options(options: Mapping[str, Any], cluster_options: Sequence[st
 def open_store(data: Path, options: Mapping[str, Any], timeout_s: float = 5.0) -> EventStore:
     """The store that `--profiles` names; the caller closes it. `data` is the data folder."""
     from bespeak.errors import UsageError
+    from bespeak.library import Address
+    from bespeak.library import open_store as open_named
 
-    if options["profiles"] == "sqlite":
-        from bespeak.profiles.stores.sqlite import SqliteStore
-
-        return SqliteStore(data / "bespeak.db", timeout_s)
-    if not options["elasticsearch"]:
-        raise UsageError("--profiles elasticsearch needs the cluster's URL: add --elasticsearch URL")
-    from bespeak.profiles.stores.elastic import ElasticsearchStore
-    from bespeak_cli.engine import credentials
-
-    return ElasticsearchStore(
-        options["elasticsearch"],
-        api_key=options["api_key"],
-        basic=credentials(options["basic"]),
-        ca_file=options["ca_file"],
-        timeout_s=timeout_s,
-    )
+    address = None
+    if options["profiles"] == "elasticsearch":
+        if not options["elasticsearch"]:
+            raise UsageError("--profiles elasticsearch needs the cluster's URL: add --elasticsearch URL")
+        basic = credentials(options["basic"])
+        address = Address(options["elasticsearch"], options["api_key"], basic, options["ca_file"])
+    return open_named(data, options["profiles"], address, timeout_s)

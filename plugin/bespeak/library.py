@@ -160,19 +160,21 @@ def open_engine(folder: Path, address: Address | None) -> Engine:
     return ElasticsearchEngine(address.url, address.api_key, address.basic, address.ca_file)
 
 
-def open_store(folder: Path, profiles: Literal["sqlite", "elasticsearch"], address: Address | None) -> EventStore:
+def open_store(
+    folder: Path, profiles: Literal["sqlite", "elasticsearch"], address: Address | None, timeout_s: float = 5.0
+) -> EventStore:
     """The store of events: one file in a data folder, or indices of the cluster. Raises UsageError."""
     if profiles == "sqlite":
         from bespeak.profiles.stores.sqlite import SqliteStore
 
-        return SqliteStore(folder / "bespeak.db")
+        return SqliteStore(folder / "bespeak.db", timeout_s)
     if profiles != "elasticsearch":
         raise UsageError(f"profiles are kept in sqlite or elasticsearch, not in {profiles!r}")
     if address is None:
         raise UsageError("profiles in Elasticsearch need its URL: pass it as elasticsearch=")
     from bespeak.profiles.stores.elastic import ElasticsearchStore
 
-    return ElasticsearchStore(address.url, address.api_key, address.basic, address.ca_file)
+    return ElasticsearchStore(address.url, address.api_key, address.basic, address.ca_file, timeout_s=timeout_s)
 
 
 class Bespeak:

@@ -230,6 +230,7 @@ class Personaliser:
             [*order, *range(len(inside), len(reply.hits))],
             ranking.status if ranking else RerankStatus.OFF,
             ranking,
+            {index_of(ranked): ranked for ranked in ranking.hits} if ranking else {},
             placed,
             ranking.reason if ranking else "",
         )
@@ -373,13 +374,9 @@ class Order:
     order: list[int]
     status: RerankStatus
     ranking: Ranking | None = None
+    ranked: Mapping[int, Ranked] = field(default_factory=dict)  # the ranking's hits, by their index in the answer
     sides: Mapping[int, int] = field(default_factory=dict)  # in a comparison: the side that picked a hit, from 1
     reason: str = ""  # why something was left out
-
-    @property
-    def ranked(self) -> dict[int, Ranked]:
-        """The ranked hits, by their index in the answer."""
-        return {index_of(one): one for one in self.ranking.hits} if self.ranking else {}
 
 
 def too_long(typed: Typed) -> str:
