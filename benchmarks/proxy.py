@@ -6,8 +6,10 @@
 The first command prints two tables. In the first table the engine is an nginx that answers every request with the same
 2 KB of JSON, so that the figures show the proxy and not the engine. In the second it is Elasticsearch (the tests' node
 with its full JIT, or --upstream) with Python's documentation, asked for one page of ten. There Bespeak also
-personalises, for a user with a session, a window of 100 and all vectors in the cache: without a rewrite, with a cached
-rewrite, and with a new rewrite for each query (which is mostly late at more than one connection, and then left out).
+personalises, for a user with a session, a window of 100 and all vectors of hits in the cache: one query again and again
+and, without a rewriter, a new query each time, which leans on the session or stands alone; then with a cached rewrite,
+with a new rewrite for each query (which is mostly late at more than one connection, and then left out), and with a mix
+in which three new queries of ten lean on the session.
 CPU is that of the proxy's processes alone, from /proc. Ratios are to nginx, added times to the direct way, each at the
 same number of connections.
 
@@ -78,12 +80,12 @@ end
 """
 
 CHANGING = """
-local count, users, given, text = os.time() %% 100000 * 1000, %d, {}, wrk.body
+local count, users, texts, given = os.time() %% 100000 * 1000, %d, {%s}, {}
 for name, value in pairs(wrk.headers) do given[name] = value end
 request = function()
   count = count + 1
   for name, value in pairs(given) do wrk.headers[name] = string.format(value, count %% users) end
-  return wrk.format(nil, nil, nil, string.format(text, count))
+  return wrk.format(nil, nil, nil, string.format(texts[count %% #texts + 1], count))
 end
 """
 
@@ -96,11 +98,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Request:
-    """`%d` means a new number each time in the body, and the number of a user in a header."""
+    """`%d` means a new number each time in the body, and the number of a user in a header. The bodies take turns."""
 
     method: str
     path: str
-    body: str | None = None
+    bodies: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -124,7 +126,8 @@ class Figures:
 
 
 QUERY = {"query": {"match": {"text": "read a file line by line"}}, "size": 10}
-NEW_QUERY = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
+LEANING_QUERY = {"query": {"match": {"text": "and how do I read line %d of it"}}, "size": 10}
+ALONE_QUERY = {"query": {"match": {"text": "mean of %d random numbers"}}, "size": 10}
 """A new query each time."""
 USER_HEADERS = {"X-Bespeak-User": "u%d", "X-Bespeak-Session": "s"}
 N_USERS = 40
@@ -147,7 +150,7 @@ def main() -> None:
         engine = options.upstream or ending.enter_context(node())
         load_documentation(engine)
         ending.callback(ask, "DELETE", f"{engine}/{INDEX}")
-        plain = Request("POST", f"/{INDEX}/_search", json.dumps(QUERY))
+        plain = Request("POST", f"/{INDEX}/_search", (json.dumps(QUERY),))
         compare_routes("Elasticsearch", [*plain_routes(plain), *personal_routes(plain)], engine, options)
 
 
@@ -166,11 +169,16 @@ def plain_routes(request: Request) -> list[Route]:
 
 def personal_routes(request: Request) -> list[Route]:
     personal = replace(request, headers=USER_HEADERS)
-    new = replace(personal, body=json.dumps(NEW_QUERY))
+    leaning, alone = (json.dumps(query) for query in (LEANING_QUERY, ALONE_QUERY))
+    new, standing = replace(personal, bodies=(leaning,)), replace(personal, bodies=(alone,))
+    mixed = replace(personal, bodies=(alone, alone, leaning, alone, alone, leaning, alone, alone, leaning, alone))
     return [
-        Route("personal, no rewrite", personalised("none"), personal),
-        Route("personal, cached rewrite", personalised("model"), personal),
-        Route("personal, new rewrite", personalised("model"), new),
+        Route("same query, no rewriter", personalised("none"), personal),
+        Route("new query, no rewriter", personalised("none"), new),
+        Route("new query that stands alone", personalised("none"), standing),
+        Route("cached rewrite", personalised("model"), personal),
+        Route("new rewrite", personalised("model"), new),
+        Route("mix of new queries", personalised("model"), mixed),
     ]
 
 
@@ -204,11 +212,11 @@ def measure_once(server: Server, request: Request, connections: int, options: ar
 
 def load(url: str, request: Request, connections: int, seconds: int) -> dict[str, float]:
     """The report of wrk, which asks again on each connection as soon as it is answered."""
-    given = dict(request.headers) | ({"Content-Type": "application/json"} if request.body else {})
+    given = dict(request.headers) | ({"Content-Type": "application/json"} if request.bodies else {})
     headers = "\n".join(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in given.items())
-    body = json.dumps(request.body) if request.body else "nil"
+    body = json.dumps(request.bodies[0]) if request.bodies else "nil"
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        changing = CHANGING % N_USERS if request.headers else ""
+        changing = CHANGING % (N_USERS, ", ".join(map(json.dumps, request.bodies))) if request.headers else ""
         script.write(LOAD % (request.method, body, headers) + changing)
         script.flush()
         wrk = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url + request.path]
@@ -219,7 +227,7 @@ def load(url: str, request: Request, connections: int, seconds: int) -> dict[str
 
 def print_table(figures: Mapping[int, Mapping[str, Figures]]) -> None:
     print(
-        f"{'route':<24}{'conn':>5}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'+p50':>8}{'+p99':>8}"
+        f"{'route':<30}{'conn':>5}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'+p50':>8}{'+p99':>8}"
         f"{'CPU us':>9}{'x nginx':>9}{'RSS MB':>8}{'errors':>8}"
     )
     for count, by_name in figures.items():
@@ -227,7 +235,7 @@ def print_table(figures: Mapping[int, Mapping[str, Figures]]) -> None:
         for name, row in by_name.items():
             ratio = f"{row.cpu_us / nginx.cpu_us:.1f}" if row.cpu_us and nginx.cpu_us else "-"
             print(
-                f"{name:<24}{count:>5}{row.requests_per_s:>9.0f}{row.p50_ms:>9.2f}{row.p99_ms:>9.2f}"
+                f"{name:<30}{count:>5}{row.requests_per_s:>9.0f}{row.p50_ms:>9.2f}{row.p99_ms:>9.2f}"
                 f"{row.p50_ms - plain.p50_ms:>8.2f}{row.p99_ms - plain.p99_ms:>8.2f}"
                 f"{row.cpu_us:>9.0f}{ratio:>9}{row.rss_mb:>8.0f}{row.errors:>8.0f}"
             )
@@ -285,7 +293,7 @@ def wait_for_vectors(url: str) -> None:
     search = f"{url}/{INDEX}/_search"
     for n in range(N_USERS):
         ask("POST", search, QUERY, user_headers(n))
-    for body in (QUERY, NEW_QUERY):
+    for body in (QUERY, LEANING_QUERY):
         for _ in range(600):
             with ask("POST", search, body, user_headers(0)) as answer:
                 if "rerank=full" in answer.headers["X-Bespeak"]:

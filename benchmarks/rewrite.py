@@ -41,6 +41,7 @@ from bespeak.reading import rewrite_query
 from bespeak.records import Profile, UserKey
 from bespeak.rewriting.model import ROWS
 from bespeak.rewriting.opening import choose_rewriter
+from bespeak.session.reader import load_reader
 
 CHUNK = 128
 WARMING = 16
@@ -78,7 +79,8 @@ def choose_lines(path: Path, n_lines: int) -> list[bytes]:
 
 
 def one_by_one(lines: Sequence[bytes], cache: Path, cores: int, kept: bool) -> tuple[Spent, list[str]]:
-    rewriter = choose_rewriter("model", cache, threads=cores)
+    reader = load_reader(cache, cores)
+    rewriter = choose_rewriter("model", cache, threads=cores, context=reader)
     asked = [
         (one.query, one.history)
         for one in read_queries(1, lines, "jsonl")
@@ -86,9 +88,9 @@ def one_by_one(lines: Sequence[bytes], cache: Path, cores: int, kept: bool) -> t
     ]
     pairs = [(query, of_session(profile) if kept else profile) for query, profile in asked]
     for pair in pairs[:WARMING]:
-        rewrite_query(*pair, rewriter)
+        rewrite_query(*pair, rewriter, reader)
     clock = Clock()
-    made = [rewrite_query(*pair, rewriter).text for pair in pairs]
+    made = [rewrite_query(*pair, rewriter, reader).text for pair in pairs]
     return clock.per(len(pairs)), made
 
 

@@ -189,18 +189,17 @@ def show_memory(folder: Path, cache: Path, n_queries: int) -> None:
     """Prints the memory of this process, with everything loaded."""
     from bespeak.engines.embedded import EmbeddedEngine
     from bespeak.models.encoder import load_encoder
-    from bespeak.session.context import load_context
+    from bespeak.session.reader import load_reader
 
     ours = Ours(cache, 2)
     encoder = load_encoder(None, cache)
-    context = load_context(encoder, cache)
+    reader = load_reader(cache)
     with tempfile.TemporaryDirectory() as indices:
         engine = EmbeddedEngine(Path(indices))
         topics = chosen(folder, ours.scorer.tokenizer, n_queries)
         for topic in topics:
             encoder.encode([topic.text])
-            if context:
-                context.encode(topic.text, topic.profile)
+            reader.read(topic.text, topic.profile)
             ours.model.rewrite(topic.text, topic.profile)
         lines = Path("/proc/self/status").read_text().splitlines()
         memory_mb = {

@@ -9,6 +9,7 @@ from bespeak.statuses import (
     ORDER_REASONS,
     PART_REASONS,
     REWRITE_REASONS,
+    UNUSABLE_REASONS,
     DescribedValue,
     Ending,
     RerankStatus,
@@ -38,9 +39,14 @@ A status or reason means the same on the command line, in the proxy's header `X-
 
 ## Reasons for the query as typed
 
-The rewrite alone is left out; the hits may still be ranked for the user.
+The session plays no part in the answer. If the user liked something before, the hits are still ranked for them;
+otherwise the order is the engine's own.
 
 {only_rewrite}
+
+With `rewrite=unusable`, the rewrite alone is left out:
+
+{unusable}
 
 ## Reasons for a partial ranking
 
@@ -65,6 +71,7 @@ def reference() -> str:
         rerank=table("status", RerankStatus),
         order=table("reason", ORDER_REASONS),
         only_rewrite=table("reason", REWRITE_REASONS),
+        unusable=table("reason", UNUSABLE_REASONS),
         part=table("reason", PART_REASONS),
         stages=table("stage", Stage),
         endings=table("ending", Ending),

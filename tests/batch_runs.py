@@ -27,8 +27,8 @@ INPUT = [*(asking(n) for n in range(12)), "{", "", asking(12), '{"query": "alone
 """16 queries, two lines that are rejected and an empty one."""
 
 
-def make_tools(data: Path, rewriter: Any = LastTurn, **more: Any) -> Tools:
-    return Tools(rewriter(), SqliteStore(data / "bespeak.db"), **more)
+def make_tools(data: Path, rewriter: Any = LastTurn, context: Any = None, **more: Any) -> Tools:
+    return Tools(rewriter(), context, SqliteStore(data / "bespeak.db"), **more)
 
 
 @dataclass

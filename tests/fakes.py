@@ -12,9 +12,11 @@ import numpy as np
 from bespeak.engines import IndexInfo, RejectedDocument
 from bespeak.errors import IndexMissing
 from bespeak.reading import Reading
-from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey
+from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Rewrite, Term, UserKey, Vector
+from bespeak.session.reader import Context, Leaning, ReadWord
 from bespeak.statuses import RewriteStatus
 from bespeak.text.analysis import terms
+from bespeak.text.words import words
 
 ADA = UserKey("", "ada")
 
@@ -56,6 +58,45 @@ class ScriptedRewriter:
         pass
 
 
+class ScriptedReader:
+    """Says that a query leans on the words that a table gives for it; other queries stand alone."""
+
+    name = "scripted reader"
+
+    def __init__(self, table: Mapping[str, Sequence[str]], encoder: BagEncoder | None = None) -> None:
+        self.table, self._encoder = table, encoder or BagEncoder()
+        self.of = self._encoder.name
+        self.asked: list[str] = []
+
+    def read(self, query: str, profile: Profile) -> Context:
+        self.asked.append(query)
+        said = self.table.get(query, ())
+        added = tuple(ReadWord(word, *_place_of(word, profile), 0.9) for word in said)
+        dropped = tuple(ReadWord(word, "query", place, 0.0) for place, word in enumerate(words(query)))
+        leaning = Leaning(*(0.9 * any(one.source == source for one in added) for source in ("turn", "statement")))
+        return Context(leaning, added, dropped)
+
+    def encode(self, query: str, profile: Profile) -> Vector:
+        vector: Vector = self._encoder.encode([" ".join([query, *self.table.get(query, ())])])[0]
+        return vector
+
+    def knows_vector(self, query: str, profile: Profile) -> bool:
+        return False
+
+    def knows(self, query: str, profile: Profile) -> bool:
+        return False
+
+    def forget(self, user: UserKey) -> None:
+        self.asked.clear()
+
+
+def _place_of(word: str, profile: Profile) -> tuple[Literal["turn", "statement"], int]:
+    for place in range(len(profile.turns) - 1, -1, -1):
+        if word in words(f"{profile.turns[place].query} {profile.turns[place].response}"):
+            return "turn", place
+    return "statement", next(i for i, one in enumerate(profile.statements) if word in words(one.text))
+
+
 class MemoryEngine:
     """Counts matching words instead of BM25; otherwise as EngineQuery says."""
 
@@ -77,9 +118,9 @@ class MemoryEngine:
         for document in self.documents.values():
             if query.among and document.doc_id not in query.among:
                 continue
-            words = set(terms(document.source["text"]))
-            required = sum(c.weight * len(words & set(terms(c.text))) for c in query.required)
-            optional = sum(c.weight * len(words & set(terms(c.text))) for c in query.optional)
+            held = set(terms(document.source["text"]))
+            required = sum(c.weight * len(held & set(terms(c.text))) for c in query.required)
+            optional = sum(c.weight * len(held & set(terms(c.text))) for c in query.optional)
             if required or (query.recall and optional):
                 scores[document.doc_id] = required + optional
         order = sorted(scores, key=lambda doc_id: (-scores[doc_id], doc_id))[: query.size]

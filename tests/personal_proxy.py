@@ -21,8 +21,7 @@ from bespeak.proxy import Upstream
 from bespeak.proxy.assembly import ProxyOptions, assemble
 from bespeak.ranking.learning import LearntFolder
 from bespeak.records import UserKey
-from bespeak.session.context import ContextEncoder
-from bespeak.session.terms import TermPicker
+from bespeak.session.reader import ContextReader
 from bespeak.settings import Settings
 from fakes import BagEncoder, ScriptedRewriter
 from proxy_server import serving
@@ -160,8 +159,7 @@ def personal_proxy(
     settings: Settings | None = None,
     store: EventStore | None = None,
     learnt: LearntFolder | None = None,
-    terms: TermPicker | None = None,
-    context: ContextEncoder | None = None,
+    context: ContextReader | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, EventStore]]:
     """The URL of a proxy in front of `url`, and its store, which knows Ada."""
@@ -171,7 +169,7 @@ def personal_proxy(
     rewriter = rewriter or ScriptedRewriter({"coat": "silk coat", "shoe": "silk shoe"})
     settings = settings or Settings(window=20)
     encoder = None if encoder == "none" else encoder or BagEncoder()
-    parts = Parts(settings, rewriter, encoder, learnt=learnt, terms=terms, context=context)
+    parts = Parts(settings, rewriter, encoder, learnt=learnt, context=context)
     app = assemble(Upstream([url]), store, parts, folder / "vectors.db", ProxyOptions(**options))
     with serving(app) as proxy_url:
         yield proxy_url, store

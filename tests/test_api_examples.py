@@ -93,6 +93,6 @@ def test_the_guides_own_app_ranks_as_serve_does(in_folder):
     names = {}
     exec(snippet, names)
     parts = names["parts"]
-    assert None not in (parts.encoder, parts.context, parts.terms, parts.learnt)
+    assert None not in (parts.encoder, parts.context, parts.learnt)
     assert isinstance(names["app"], Proxy)
     asyncio.run(names["app"].close())

@@ -16,9 +16,10 @@ from bespeak import records
 from bespeak.errors import EngineError, IndexMissing, InputError, ModelError, StoreError, UsageError
 from bespeak.parts import Models, open_parts
 from bespeak.ranking.learning import learnt_path
+from bespeak.session import reader as session_reader
 from bespeak.settings import Settings
 from elasticsearch import Elasticsearch
-from fakes import BagEncoder, ScriptedRewriter
+from fakes import BagEncoder, ScriptedReader, ScriptedRewriter
 from histories import indices
 
 DISHES = (
@@ -164,7 +165,20 @@ def test_a_rewrite_alone_records_nothing(kitchen):
     assert actions(kitchen) == ["query"]
 
 
-def test_a_custom_rewriter_and_filters(opened):
+@pytest.fixture
+def reads_as(monkeypatch):
+    """Lets libraries that are opened later read sessions by a table."""
+
+    def use(table):
+        reader = ScriptedReader(table)
+        monkeypatch.setattr(session_reader, "load_reader", lambda cache, threads: reader)
+        return reader
+
+    return use
+
+
+def test_a_custom_rewriter_and_filters(opened, reads_as):
+    reads_as({"that": ["soup"]})
     library = opened(rewriter=ScriptedRewriter({"that": "that soup"}))
     library.index(({**dish, "course": "first" if dish["_id"] == "soup" else "main"} for dish in DISHES), to="dishes")
     library.remember("I like soup", "ada")
@@ -368,7 +382,16 @@ def test_after_forget_the_answer_is_that_of_a_stranger(kitchen):
     assert kitchen.profile("ada", session="s").is_empty
 
 
-def test_forget_clears_what_the_parts_remember(opened, tmp_path):
+def test_a_query_that_stands_alone_goes_out_as_typed(opened, reads_as):
+    reads_as({})
+    library = opened(rewriter=ScriptedRewriter({"that": "that soup"}))
+    library.index(DISHES, to="dishes")
+    library.remember("I like soup", "ada")
+    for rewrite in (library.search("that", index="dishes", user="ada").rewrite, library.rewrite("that", user="ada")):
+        assert (rewrite.text, rewrite.status, rewrite.reason) == ("that", "gated", "stands_alone")
+
+
+def test_forget_clears_what_the_parts_remember(opened, reads_as):
     class Remembers(ScriptedRewriter):
         forgotten = ()
 
@@ -382,7 +405,7 @@ def test_forget_clears_what_the_parts_remember(opened, tmp_path):
             self.read += len(texts)
             return super().encode(texts, kind)
 
-    rewriter, encoder = Remembers({}), Counts()
+    rewriter, encoder, reader = Remembers({}), Counts(), reads_as({"carrots": ["vegetarian"]})
     library = opened(rewriter=rewriter, encoder=encoder)
     library.index(DISHES, to="dishes")
     asked = {"query": "carrots", "index": "dishes", "user": "ada", "session": "s", "record": False}
@@ -393,6 +416,7 @@ def test_forget_clears_what_the_parts_remember(opened, tmp_path):
     assert encoder.read == before  # the query's vector was remembered
     library.forget("ada")
     library.remember("I am vegetarian", "ada")
+    assert reader.asked == []
     library.search(**asked)
     assert encoder.read > before
     assert rewriter.forgotten == (records.UserKey("", "ada"),)

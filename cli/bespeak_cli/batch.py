@@ -63,12 +63,15 @@ def make_tools(folders: Folders, options: dict[str, Any]) -> Tools:
     from bespeak.models.encoder import load_encoder
     from bespeak.rewriting.model import ROWS
     from bespeak.rewriting.opening import choose_rewriter
+    from bespeak.session.reader import load_reader
 
     cache, model = folders.cache, options["rewriter"] == "model"
     encoder = load_encoder(options["encoder"], cache) if model else None
-    check = open_check(folders, options)
+    threads, check = threads_each(options), open_check(folders, options)
+    context = load_reader(cache, threads)
     return Tools(
-        choose_rewriter(options["rewriter"], cache, threads=threads_each(options), encoder=encoder, joint=True),
+        choose_rewriter(options["rewriter"], cache, threads=threads, encoder=encoder, context=context, joint=True),
+        context,
         open_store(folders.data, options) if has_profiles(options) else None,
         check,
         form_of(shown(str(options["source"]))),

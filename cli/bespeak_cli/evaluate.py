@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bespeak.evaluation.measurement import Bench, Measured, Selection
     from bespeak.evaluation.regressions import ExpectedScores
     from bespeak.rewriting.rewriter import Rewriter
+    from bespeak.session.reader import ContextReader
 
 
 def split_names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -48,6 +49,8 @@ class NamesOption(click.Option):
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most this many queries (for MovieLens: users).")
 @click.option("--every", type=click.IntRange(min=1),
               help="Use every Nth query (for MovieLens: users whose id is divisible by N).")  # fmt: skip
+@click.option("--misplaced", is_flag=True,
+              help="Ask each query that is known to stand alone after the turns of another conversation.")  # fmt: skip
 @click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
 @mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -126,7 +129,7 @@ def measure_through(ctx: click.Context, options: dict[str, Any]) -> Measured:
     if is_movielens(options["data"]):
         raise click.UsageError("MovieLens is not measured through a proxy: leave --through out")
     selection = read_selection(options)
-    collection = read_collection(options["data"]).cut(selection.limit, selection.every)
+    collection = selection.of(read_collection(options["data"]))
     token = options["token_file"].read_text("utf-8").strip() if options["token_file"] else ""
     bench = make_bench(ctx, options | {"elasticsearch": options["through"]})
     return measure_proxy(collection, selection, RunningProxy(options["through"], token), bench)
@@ -160,6 +163,7 @@ def read_selection(options: dict[str, Any]) -> Selection:
         options["limit"],
         options["every"] or 1,
         options["examples"] or 0,
+        options["misplaced"],
     )
 
 
@@ -186,17 +190,17 @@ def open_index(ctx: click.Context, options: dict[str, Any]) -> Engine:
     return EmbeddedEngine(ctx.obj.cache / "evaluation" / "indices")
 
 
-def open_language_model(ctx: click.Context) -> Rewriter:
+def open_language_model(ctx: click.Context, context: ContextReader) -> Rewriter:
     """The language model, built if missing. Never another rewriter, whose scores would pass for the model's."""
     from bespeak.errors import ModelError
     from bespeak.rewriting.opening import choose_rewriter
     from bespeak_cli.parts import build_with_progress
 
     try:
-        return choose_rewriter("model", ctx.obj.cache)
+        return choose_rewriter("model", ctx.obj.cache, context=context)
     except ModelError:
         build_with_progress(ctx.obj.cache)
-        return choose_rewriter("model", ctx.obj.cache)
+        return choose_rewriter("model", ctx.obj.cache, context=context)
 
 
 def check_all(ctx: click.Context, options: dict[str, Any]) -> None:

@@ -128,5 +128,5 @@ def build(ctx: click.Context, adapter: Path | None) -> None:
     click.echo(str(build_with_progress(ctx.obj.cache)))
 
 
-for command in (training.train, training.train_gain, training.train_terms, training.train_context):
+for command in (training.train, training.train_gain, training.train_context, training.train_reader):
     models.add_command(command)

@@ -140,10 +140,10 @@ def describe_sessions(parts: Parts) -> str:
     from bespeak.errors import ModelError
 
     if parts.context is None:
-        return "by words picked from them" if parts.terms else "by their last turn"
-    name = parts.context.encoder.name
+        return "by their last turn"
+    name = parts.context.name
     try:
-        parts.context.encode(SAMPLE_QUERY, sample_profile())
+        parts.context.read(SAMPLE_QUERY, sample_profile())
     except ModelError as error:
         return f"{name}, which fails: {error}"
     return f"read by {name}"

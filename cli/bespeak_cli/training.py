@@ -126,24 +126,6 @@ def train_gain(ctx: click.Context, /, **options: Any) -> None:
     click.echo(str(folder))
 
 
-@click.command("train-terms")
-@pairs_option
-@click.option("--held-out", type=A_FILE, help="Pairs to score the result on.")
-@click.option("--out", type=A_FOLDER, required=True, help="Folder to write.")
-@seed_option
-def train_terms(data: tuple[Path, ...], held_out: Path | None, out: Path, seed: int) -> None:
-    """Train the network that picks the words of a session that a query depends on.
-
-    This takes minutes and needs no extra.
-    """
-    from bespeak.training.terms import train, write_terms
-
-    learnt = train(data, held_out, seed)
-    write_terms(learnt, out)
-    click.echo(f"Pairs by source: {learnt.sources}; average precision held out: {learnt.precision:.3f}", err=True)
-    click.echo(str(out / "terms.npz"))
-
-
 @click.command("train-context")
 @pairs_option
 @held_out_option
@@ -165,6 +147,34 @@ def train_context(ctx: click.Context, /, **options: Any) -> None:
     click.echo(
         f"Mean cosine to {scores.n_held_out} held-out rewrites: of the query as typed {scores.query:.3f}, "
         f"with its session {scores.context:.3f}",
+        err=True,
+    )
+    click.echo(str(folder))
+
+
+@click.command("train-reader")
+@pairs_option
+@held_out_option
+@out_option("in --cache-dir, where all commands use it instead of the shipped one")
+@passes_option(2.0)
+@click.option("--steps", type=click.IntRange(min=1), help="Stop after this many steps of 48 queries.")
+@seed_option
+@threads_option
+@click.pass_context
+def train_reader(ctx: click.Context, /, **options: Any) -> None:
+    """Train the reader that finds what of a session a query leans on.
+
+    An interrupted training resumes when you repeat the command. Needs the extra 'train'.
+    """
+    from bespeak.training.options import TrainingOptions
+    from bespeak.training.reader import train as train_model
+
+    folder = options.pop("out") or ctx.obj.cache / "models" / "reader"
+    scores = train_model(TrainingOptions(**options), folder, report_steps())
+    click.echo(
+        f"{scores.n_held_out} held-out queries: mean cosine to the rewrite {scores.context:.3f} (as typed "
+        f"{scores.query:.3f}), average precision of the added words {scores.words:.3f}, area under the curve of "
+        f"leaning {scores.leaning:.3f}",
         err=True,
     )
     click.echo(str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,23 +97,19 @@ def serve_options(ctx: click.Context) -> dict[str, Any]:
 
 def judge(ctx: click.Context, folder: Path, serving: dict[str, Any], settings: Sequence[Settings]) -> SettingScores:
     """What had to be computed for it is kept for the next time."""
-    from bespeak.evaluation.kept import KeptRewriter
-    from bespeak.evaluation.measurement import open_kept, open_kept_encoder, save_kept
+    from bespeak.evaluation.measurement import open_kept_parts, save_kept
     from bespeak.evaluation.memory import make_readings
     from bespeak.evaluation.topics import read_collection
     from bespeak.evaluation.tuning import judged
-    from bespeak.parts import Models
     from bespeak.rewriting.opening import choose_rewriter
-    from bespeak_cli.evaluate import make_bench, open_language_model
+    from bespeak_cli.evaluate import make_bench
     from bespeak_cli.progress import Progress
 
     collection, name = read_collection(folder), serving["rewriter"]
     bench = make_bench(ctx, serving)
-    made = open_language_model(ctx) if name == "model" else choose_rewriter(name, ctx.obj.cache)
-    rewriter = KeptRewriter(made, bench.kept, collection.digest)
-    parts = open_kept(
-        bench, Models(bench.cache, rewriter, open_kept_encoder(bench, collection.digest)), collection.digest
-    )
+    baseline = partial(choose_rewriter, name, ctx.obj.cache)
+    open_model = bench.open_model if name == "model" else lambda context: baseline(context=context)
+    parts = open_kept_parts(bench, collection.digest, open_model)
     try:
         readings = make_readings(collection, parts, Progress(f"{collection.name}: queries").update)
     finally:

@@ -282,8 +282,8 @@ class Bespeak:
         check_query(query)
         check_id("session", session)
         key = _user(tenant, user)
-        profile = self._store.profile(key, session, datetime.now(UTC))
-        return rewrite_query(query, profile, self._parts_for(key).rewriter, self._settings.rewrite_ms)
+        profile, parts = self._store.profile(key, session, datetime.now(UTC)), self._parts_for(key)
+        return rewrite_query(query, profile, parts.rewriter, parts.context, self._settings.rewrite_ms)
 
     # What is known about users.
 
@@ -383,7 +383,9 @@ class Bespeak:
                 )
                 self._parts = remember_vectors(bare)
             if user and not self._has_rewriter:
-                rewriter = open_rewriter(self._models, self._parts.encoder, self._store, self._warn)
+                rewriter = open_rewriter(
+                    self._models, self._parts.encoder, self._parts.context, self._store, self._warn
+                )
                 self._parts, self._has_rewriter = replace(self._parts, rewriter=rewriter), True
             return self._parts
 

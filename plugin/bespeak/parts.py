@@ -18,8 +18,7 @@ from bespeak.settings import Settings
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
     from bespeak.ranking.learning import Learnt
-    from bespeak.session.context import ContextEncoder
-    from bespeak.session.terms import TermPicker
+    from bespeak.session.reader import ContextReader
 
 
 class LearntSource(Protocol):
@@ -40,8 +39,7 @@ class Parts:
     rewriter: Rewriter
     encoder: Encoder | None
     learnt: LearntSource | None = None
-    terms: TermPicker | None = field(default=None, kw_only=True)
-    context: ContextEncoder | None = field(default=None, kw_only=True)
+    context: ContextReader | None = field(default=None, kw_only=True)
 
     def learnt_for(self, profile: Profile) -> tuple[Learnt | None, str]:
         """What was learnt from the users of the profile's tenant, and why it cannot be used."""
@@ -101,17 +99,19 @@ def open_parts(
     raises ModelError.
     """
     from bespeak.ranking.learning import LearntFolder
-    from bespeak.session.context import load_context
-    from bespeak.session.terms import load_terms
 
     encoder = open_encoder(models, warn)
-    rewriter = open_rewriter(models, encoder, rewrites, warn)
-    terms = _open(load_terms, "Without words picked from the session", warn)
-    context = None
-    if encoder is not None:
-        load = partial(load_context, encoder, models.cache, models.encoder_threads)
-        context = _open(load, "Without the session in the query's vector", warn)
-    return Parts(settings, rewriter, encoder, LearntFolder(learnt) if learnt else None, terms=terms, context=context)
+    context = open_context(models, warn)
+    rewriter = open_rewriter(models, encoder, context, rewrites, warn)
+    return Parts(settings, rewriter, encoder, LearntFolder(learnt) if learnt else None, context=context)
+
+
+def open_context(models: Models, warn: Warn | None = None) -> ContextReader | None:
+    """Opens the reader of sessions; None if it cannot be opened and `warn` is given. Otherwise raises ModelError."""
+    from bespeak.session.reader import load_reader
+
+    cost = "Without the session: every query goes out as typed, unless the language model rewrites it"
+    return _open(partial(load_reader, models.cache, models.encoder_threads), cost, warn)
 
 
 def open_encoder(models: Models, warn: Warn | None = None) -> Encoder | None:
@@ -127,16 +127,20 @@ def open_encoder(models: Models, warn: Warn | None = None) -> Encoder | None:
 
 
 def open_rewriter(
-    models: Models, encoder: Encoder | None, rewrites: RewriteCache | None = None, warn: Warn | None = None
+    models: Models,
+    encoder: Encoder | None,
+    context: ContextReader | None,
+    rewrites: RewriteCache | None = None,
+    warn: Warn | None = None,
 ) -> Rewriter:
     """Opens the rewriter. With `warn`, the words of the last turn replace a missing language model.
 
-    `encoder` chooses the statements to read if the user made more than the model can read. Without `warn`, raises
-    ModelError.
+    `encoder` chooses the statements to read if the user made more than the model can read, and `context` the words of
+    the session that a rewrite may use. Without `warn`, raises ModelError.
     """
     rewriter: Rewriter
     if isinstance(models.rewriter, str):
-        load = partial(choose_rewriter, models.rewriter, models.cache, encoder=encoder)
+        load = partial(choose_rewriter, models.rewriter, models.cache, encoder=encoder, context=context)
         cost = "Without the language model, with the words of the last turn instead"
         rewriter = _open(load, cost, warn) or LastTurn()
     else:
@@ -159,8 +163,7 @@ def remember_vectors(parts: Parts) -> Parts:
     from bespeak.models.encoder import RememberingEncoder
 
     encoder = RememberingEncoder(parts.encoder) if parts.encoder else None
-    context = replace(parts.context, encoder=RememberingEncoder(parts.context.encoder)) if parts.context else None
-    return replace(parts, encoder=encoder, context=context)
+    return replace(parts, encoder=encoder)
 
 
 def forget_user(parts: Parts, user: UserKey) -> None:
@@ -172,5 +175,3 @@ def forget_user(parts: Parts, user: UserKey) -> None:
         parts.encoder.forget(user)
     if parts.context:
         parts.context.forget(user)
-    if parts.terms:
-        parts.terms.forget(user)

@@ -1,4 +1,4 @@
-"""Reads a query for a user: the gate's decision, the rewrite, the words picked from the session, and the vectors.
+"""Reads a query for a user: what it leans on, the rewrite, the words picked from the session, and the vectors.
 
 Nothing here knows an engine or does I/O. `read` runs all steps; the proxy runs them one by one, each within its own
 budget.
@@ -30,14 +30,14 @@ from bespeak.statuses import REWRITE_REASONS, Reason, RewriteStatus
 from bespeak.text.words import fold
 
 if TYPE_CHECKING:
-    from bespeak.session.context import ContextEncoder
-    from bespeak.session.terms import TermPicker
+    from bespeak.session.reader import Context, ContextReader
 
 MAX_QUERY_CHARS = 10_000
 
 VectorName: TypeAlias = Literal["typed", "rewrite", "session", "picked", "last_turn"]
 """`typed` and `rewrite` encode one text each, `session` the query read with its session, `last_turn` the last turn's
-query and response. `picked`, used if no model reads the session, encodes the query followed by the picked words."""
+query and response. `picked`, used if the reader of the session was made for another encoder, encodes the query followed
+by the picked words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,17 @@ class Reading:
 
     query: str
     profile: Profile  # without the turns of this very query
-    gate: Reason | None  # why the query must not be rewritten
+    gate: Reason | None  # why the session plays no part, and the query goes out as typed
     declined: Reason | None  # why the engine's order must stay
     rewrite: Rewrite
-    picked: tuple[Term, ...] | None = None  # words of the session; None without a term picker
+    context: Context | None = None  # what of the session the query leans on; None if nothing reads it
     vectors: Mapping[VectorName, Vector] = field(default_factory=dict)  # empty without an encoder, or if it failed
     fault: str = ""  # why the encoder failed
+
+    @property
+    def picked(self) -> tuple[Term, ...] | None:
+        """Words of the session to search for; None if nothing reads it."""
+        return self.context.terms(self.profile) if self.context else None
 
     @property
     def has_clauses(self) -> bool:
@@ -67,17 +72,18 @@ class Reading:
 
     @property
     def last_turn(self) -> Turn | None:
-        return self.profile.turns[-1] if self.profile.turns else None
+        """The last turn, if the session plays a part."""
+        return self.profile.turns[-1] if self.profile.turns and not self.gate else None
 
 
 def read(query: str, profile: Profile, parts: Parts) -> Reading:
-    """Reads a query in full. If the encoder fails, `fault` says why; if the rewriter fails, its status does."""
+    """Reads a query in full. If an encoder fails, `fault` says why; if the rewriter fails, its status does."""
     reading = open_reading(query, profile)
-    if reading.declined:
-        return reading
-    reading = replace(reading, rewrite=rewrite_reading(reading, parts.rewriter, parts.settings.rewrite_ms))
-    reading = pick_terms(reading, parts.terms)
     try:
+        reading = read_context(reading, parts.context)
+        if reading.declined:
+            return reading
+        reading = replace(reading, rewrite=rewrite_reading(reading, parts.rewriter, parts.settings.rewrite_ms))
         return encode_reading(reading, parts)
     except ModelError as error:
         return replace(reading, fault=str(error))
@@ -86,9 +92,26 @@ def read(query: str, profile: Profile, parts: Parts) -> Reading:
 def open_reading(query: str, profile: Profile) -> Reading:
     """A reading that holds the gate's decision and nothing else yet. The gate is asked only here."""
     profile = without_query(profile, query)
-    reason = gate.decline_rewriting(query, profile)
-    rewrite = Rewrite(query, query, status=RewriteStatus.GATED, reason=reason or "")
-    return Reading(query, profile, reason, decline_ranking(profile, reason), rewrite)
+    return close_gate(Reading(query, profile, None, None, as_typed(query)), gate.decline_rewriting(query, profile))
+
+
+def as_typed(query: str, reason: Reason | None = None) -> Rewrite:
+    status = RewriteStatus.GATED if reason else RewriteStatus.OFF
+    return Rewrite(query, query, status=status, reason=reason or "")
+
+
+def close_gate(reading: Reading, reason: Reason | None) -> Reading:
+    """The reading in which the session plays no part, for this reason."""
+    declined = decline_ranking(reading.profile, reason)
+    return replace(reading, gate=reason, declined=declined, rewrite=as_typed(reading.query, reason))
+
+
+def read_context(reading: Reading, reader: ContextReader | None) -> Reading:
+    """The reading with what the query leans on; if that is nothing, its gate is closed. Raises Late and ModelError."""
+    if reading.gate or reader is None:
+        return reading
+    context = reader.read(reading.query, reading.profile)
+    return close_gate(reading, Reason.STANDS_ALONE) if context.stands_alone else replace(reading, context=context)
 
 
 def without_query(profile: Profile, query: str) -> Profile:
@@ -111,7 +134,9 @@ def decline_ranking(profile: Profile, gate_reason: Reason | None) -> Reason | No
         return Reason.REFUSED
     if profile.is_empty:
         return Reason.STRANGER
-    return None if gate_reason in REWRITE_REASONS else gate_reason
+    if gate_reason in REWRITE_REASONS and profile.preferences:  # what the user liked still counts
+        return None
+    return gate_reason
 
 
 def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
@@ -121,14 +146,12 @@ def rewrite_reading(reading: Reading, rewriter: Rewriter, budget_ms: float | Non
     return run_rewriter(reading.query, reading.profile, rewriter, budget_ms)
 
 
-def rewrite_query(query: str, profile: Profile, rewriter: Rewriter, budget_ms: float | None = None) -> Rewrite:
-    """The rewrite that a search would make of this query. Never raises."""
-    return rewrite_reading(open_reading(query, profile), rewriter, budget_ms)
-
-
-def pick_terms(reading: Reading, picker: TermPicker | None) -> Reading:
-    """The reading with the words of the session that the query leans on."""
-    return replace(reading, picked=picker.pick(reading.query, reading.profile)) if picker else reading
+def rewrite_query(
+    query: str, profile: Profile, rewriter: Rewriter, reader: ContextReader | None, budget_ms: float | None = None
+) -> Rewrite:
+    """The rewrite that a search would make of this query. Raises Late and ModelError if the session cannot be read."""
+    reading = read_context(open_reading(query, profile), reader)
+    return rewrite_reading(reading, rewriter, budget_ms)
 
 
 def encode_reading(reading: Reading, parts: Parts) -> Reading:
@@ -138,21 +161,22 @@ def encode_reading(reading: Reading, parts: Parts) -> Reading:
     texts = texts_to_encode(reading, parts)
     rows = parts.encoder.encode(list(texts.values()), kind="query")  # (n_texts, dim)
     vectors: dict[VectorName, Vector] = dict(zip(texts, rows, strict=True))
-    if reader := session_reader(reading, parts):
+    if reader := session_encoder(reading, parts):
         vectors["session"] = reader.encode(reading.query, reading.profile)
     return replace(reading, vectors=vectors)
 
 
 def is_remembered(reading: Reading, parts: Parts) -> bool:
     """Whether `encode_reading` will find every vector in memory, and so take no time."""
-    texts, reader = list(texts_to_encode(reading, parts).values()), session_reader(reading, parts)
+    texts, reader = list(texts_to_encode(reading, parts).values()), session_encoder(reading, parts)
     known = isinstance(parts.encoder, RememberingEncoder) and parts.encoder.knows(texts, "query")
-    return known and (reader is None or reader.knows(reading.query, reading.profile))
+    return known and (reader is None or reader.knows_vector(reading.query, reading.profile))
 
 
-def session_reader(reading: Reading, parts: Parts) -> ContextEncoder | None:
-    """The encoder that reads the session with this query; None if there is none, or the gate kept the query alone."""
-    return None if reading.gate else parts.context
+def session_encoder(reading: Reading, parts: Parts) -> ContextReader | None:
+    """What encodes the query with its session; None if the session plays no part, or its vector would not compare."""
+    same = parts.encoder and parts.context and parts.context.of == parts.encoder.name
+    return parts.context if reading.context and same else None
 
 
 def texts_to_encode(reading: Reading, parts: Parts) -> dict[VectorName, str]:
@@ -160,7 +184,7 @@ def texts_to_encode(reading: Reading, parts: Parts) -> dict[VectorName, str]:
     texts: dict[VectorName, str] = {"typed": reading.query}
     if reading.rewrite.changed:
         texts["rewrite"] = reading.rewrite.text
-    if reading.picked and not session_reader(reading, parts):
+    if reading.picked and not session_encoder(reading, parts):
         texts["picked"] = join_terms(reading.query, reading.picked)
     if reading.last_turn:
         texts["last_turn"] = turn_text(reading.last_turn)

@@ -26,6 +26,7 @@ class RewriteStatus(DescribedValue):
     GATED = "gated", "the query was left as typed; the reason says why"
     LATE = "late", "the rewriter took longer than its budget; the query went out as typed"
     FAILED = "failed", "the rewriter failed; the query went out as typed"
+    UNUSABLE = "unusable", "the rewriter wrote no usable rewrite; the query went out as typed; the reason says why"
     DROPPED = "dropped", "the rewrite found nothing useful in the index; the query went out as typed"
     OFF = "off", "no rewriter ran"
 
@@ -51,7 +52,7 @@ class Reason(DescribedValue):
     NO_IDS = "no_ids", "the answer would contain no ids"
     FORMAT = "format", "the answer would not be JSON"
     # The search itself.
-    NO_TEXT = "no_text", "the query contains no text"
+    NO_TEXT = "no_text", "the query contains no text, or no letter and no digit"
     AMBIGUOUS = "ambiguous", "the query contains several texts, and nothing says which one the user typed"
     UNREADABLE = "unreadable", "the body is not JSON, or is compressed by something other than gzip"
     TOO_LARGE = "too_large", "the body is longer than 16 MB"
@@ -72,11 +73,21 @@ class Reason(DescribedValue):
     OPERATORS = "operators", "the query uses query syntax"
     BEYOND_WINDOW = "beyond_window", "the page lies beyond the window that is ranked"
     ENGINE_REFUSED = "engine_refused", "Elasticsearch refused the search, and the client sees its refusal"
-    # Only the rewrite is left out.
+    # The session plays no part, and what the user liked still counts.
+    STANDS_ALONE = "stands_alone", "the query leans on nothing that the user said before"
     NO_HISTORY = "no_history", "the session has no earlier query and the user made no statement"
     TOO_LONG = "too_long", "the query has more than 60 words or 500 characters"
     OTHER_LANGUAGE = "other_language", "most of the query is not in Latin letters"
     RESTING = "resting", "the rewriter was late or failed five times in a row and rests for 30 s"
+    # What the language model wrote is no rewrite.
+    NO_END = "no_end", "it came to no end within 64 tokens"
+    STRAINED = "strained", "it would have had to write very different words from those that it wanted"
+    REPEATS_ITSELF = "repeats_itself", "it went round in circles"
+    REPEATS_PROMPT = "repeats_prompt", "it went on as if the conversation did"
+    REPEATS_ANSWER = "repeats_answer", "it wrote a whole earlier answer"
+    REPEATS_QUERY = "repeats_query", "it wrote an earlier query of the session"
+    SAYS_NOTHING = "says_nothing", "it has no word, or none of the words that say what the query is about"
+    OTHER_SCRIPT = "other_script", "it is in another script than the query"
     # Only a part of the ranking is left out.
     NO_ENCODER = "no_encoder", "there is no encoder, so hits are ranked by their words alone"
     LEARNT_UNREADABLE = (
@@ -85,11 +96,16 @@ class Reason(DescribedValue):
     )
 
 
-REWRITE_REASONS = (Reason.NO_HISTORY, Reason.TOO_LONG, Reason.OTHER_LANGUAGE, Reason.RESTING)
-"""The rewrite alone is left out; the hits may still be ranked."""
+REWRITE_REASONS = (Reason.STANDS_ALONE, Reason.NO_HISTORY, Reason.TOO_LONG, Reason.OTHER_LANGUAGE, Reason.RESTING)
+"""The session plays no part; the hits may still be ranked by what the user liked."""
+UNUSABLE_REASONS = (
+    Reason.NO_END, Reason.STRAINED, Reason.REPEATS_ITSELF, Reason.REPEATS_PROMPT, Reason.REPEATS_ANSWER,
+    Reason.REPEATS_QUERY, Reason.SAYS_NOTHING, Reason.OTHER_SCRIPT,
+)  # fmt: skip
+"""The rewrite alone is left out, because it is none."""
 PART_REASONS = (Reason.NO_ENCODER, Reason.LEARNT_UNREADABLE)
 """A part of the ranking is left out."""
-ORDER_REASONS = tuple(reason for reason in Reason if reason not in (*REWRITE_REASONS, *PART_REASONS))
+ORDER_REASONS = tuple(reason for reason in Reason if reason not in (*REWRITE_REASONS, *UNUSABLE_REASONS, *PART_REASONS))
 """The order stays the engine's own."""
 
 

@@ -86,7 +86,7 @@ def test_a_failing_rewrite_is_not_cached_and_a_cached_one_is_dropped(tmp_path, s
     engine.create("things", ("text",), None, None)
     engine.load("things", DOCUMENTS)
     engine.refresh("things")
-    tools = Tools(ScriptedRewriter({"tea": "green tea", "coffee": "zeppelin"}), store)
+    tools = Tools(ScriptedRewriter({"tea": "green tea", "coffee": "zeppelin"}), None, store)
     asked = [QueryLine(1, None, "tea", ADA, "s"), QueryLine(2, None, "coffee", ADA, "s")]
     profiles = [find_profile(one, store) for one in asked]
     checked = replace(tools, check=RewriteCheck(engine, "things"))

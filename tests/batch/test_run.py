@@ -12,9 +12,12 @@ import zstandard
 
 from batch_runs import INPUT, Runs
 from bespeak.batch.output import StreamOutput
+from bespeak.batch.report import STATUSES
 from bespeak.batch.run import rewrite_file
 from bespeak.errors import InputError, UsageError
 from bespeak.rewriting.rewriter import Unchanged
+from bespeak.statuses import RewriteStatus
+from fakes import ScriptedReader
 
 OUTPUTS = ("out.jsonl", "out.jsonl.rejected")
 
@@ -41,6 +44,17 @@ def test_each_query_gives_a_line_in_the_order_of_the_input(runs):
     assert state.tally.statuses == {"full": 15, "gated": 1}
     assert state.tally.rejected == {"broken JSON": 1, "not a JSON object": 1}
     assert runs.names() == ["in.jsonl", "out.jsonl", "out.jsonl.progress", "out.jsonl.rejected"]
+
+
+def test_the_report_has_words_for_every_status():
+    assert set(STATUSES) == set(RewriteStatus) - {RewriteStatus.CACHED}  # which it counts beside its status
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_queries_that_stand_alone_are_counted(runs, n_workers):
+    state = runs.run(context=ScriptedReader({}), n_workers=n_workers)
+    assert state.tally.statuses == {"gated": 16}
+    assert state.tally.gates == {"stands_alone": 15, "no_history": 1}
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4])

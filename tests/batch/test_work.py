@@ -15,10 +15,11 @@ from bespeak.profiles.events import new_event
 from bespeak.profiles.stores.sqlite import SqliteStore
 from bespeak.reading import open_reading
 from bespeak.records import Profile, Rewrite, Turn, UserKey
-from fakes import ADA
+from fakes import ADA, ScriptedReader
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 BOB = UserKey("", "bob")
+READER = ScriptedReader({"and red?": ["hats"]})
 
 
 class Noting:
@@ -33,6 +34,8 @@ class Noting:
         self.asked.append((query, profile.user, profile.session_id))
         if query == "fails":
             raise ModelError("it fails")
+        if query == "strange":
+            return Rewrite(query, query, (), "unusable", "no_end", "noting 1")
         return Rewrite(query, f"{query} {profile.turns[-1].query}", (), "full", model="noting 1")
 
     def warm(self, profile):
@@ -77,7 +80,7 @@ def test_a_query_that_the_store_knows_is_not_its_own_history(store):
 def test_a_paused_user_is_not_personalised_by_the_lines_history(store):
     store.set_consent(ADA, False)
     asked = [QueryLine(1, None, "q", ADA, "s"), QueryLine(2, None, "q", ADA, "s", own("tea", user=ADA))]
-    rewrites, _ = find_rewrites(asked, [find_profile(one, store) for one in asked], Tools(Noting(), store))
+    rewrites, _ = find_rewrites(asked, [find_profile(one, store) for one in asked], Tools(Noting(), None, store))
     assert [(rewrite.status, rewrite.reason) for rewrite in rewrites] == [("gated", "refused")] * 2
 
 
@@ -92,16 +95,43 @@ def test_rewrites_from_stored_history_are_cached_and_others_are_not(store, concu
     ]
     profiles = [find_profile(one, store) for one in asked]
     first, second = Noting(), Noting()
-    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, store, concurrency=concurrency))
+    rewrites, from_cache = find_rewrites(asked, profiles, Tools(first, None, store, concurrency=concurrency))
     assert from_cache == 0
     assert [rewrite.text for rewrite in rewrites] == [
         "and red? red ones", "and red? tea", '"quoted"', "fails", "and red? red ones",
     ]  # fmt: skip
     assert [rewrite.status for rewrite in rewrites] == ["full", "full", "gated", "failed", "full"]
-    again, from_cache = find_rewrites(asked, profiles, Tools(second, store, concurrency=concurrency))
+    again, from_cache = find_rewrites(asked, profiles, Tools(second, None, store, concurrency=concurrency))
     assert again == rewrites
     assert from_cache == 2
     assert [query for query, _, _ in second.asked] == ["and red?", "fails"]
+
+
+def test_a_query_that_stands_alone_is_left_as_typed_and_not_cached(store):
+    asked = [QueryLine(n, None, query, ADA, "s") for n, query in enumerate(("and red?", "tea from Ghent"), 1)]
+    profiles, tools = [find_profile(one, store) for one in asked], Tools(Noting(), READER, store)
+    for n_cached in (0, 1):
+        rewrites, from_cache = find_rewrites(asked, profiles, tools)
+        assert [(rewrite.text, rewrite.status, rewrite.reason) for rewrite in rewrites] == [
+            ("and red? red ones", "full", ""), ("tea from Ghent", "gated", "stands_alone"),
+        ]  # fmt: skip
+        assert from_cache == n_cached
+    assert [query for query, _, _ in tools.rewriter.asked] == ["and red?"]
+
+
+def test_an_unusable_rewrite_is_cached_as_such(store):
+    asked = [QueryLine(1, None, "strange", ADA, "s")]
+    profiles, tools = [find_profile(one, store) for one in asked], Tools(Noting(), None, store)
+    (first,), _ = find_rewrites(asked, profiles, tools)
+    assert (first.text, first.status, first.reason) == ("strange", "unusable", "no_end")
+    assert find_rewrites(asked, profiles, tools) == ([first], 1)
+    assert len(tools.rewriter.asked) == 1
+
+
+def test_an_output_depends_on_who_reads_the_sessions():
+    facts = {"model": "noting 1", "profiles": "here", "form": "jsonl"}
+    assert Tools(Noting(), None, None).describe("here") == facts
+    assert Tools(Noting(), READER, None).describe("here") == facts | {"sessions": "scripted reader"}
 
 
 def test_equal_queries_are_rewritten_once_and_queries_of_a_session_follow_each_other():

@@ -69,7 +69,8 @@ def test_a_table_fits_80_columns_and_stdout_holds_nothing_else(run, folder):
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert re.search(r"^human +lexical +1\.000 \[1\.000 1\.000\]", result.stdout, re.MULTILINE)
     assert re.search(r"^last-turn +hybrid .*\d%$", result.stdout, re.MULTILINE)
-    assert result.stdout.startswith("data small, queries 2, conversations 1, encoder ")
+    said = " ".join(result.stdout.split())
+    assert re.match("data small, queries 2, conversations 1, read as standing alone [01], encoder ", said)
     assert "queries: 100%, 2 of 2" in result.stderr
 
 
@@ -100,13 +101,22 @@ def test_the_next_run_uses_what_was_kept(run, folder, tmp_path):
 def test_the_lexical_stage_needs_no_encoder(run, folder, tmp_path):
     result = run("--data", folder, "--system", "raw,last-turn,human", "--stage", "lexical")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("data small, queries 2, conversations 1\n")
+    assert re.match(r"data small, queries 2, conversations 1, read as standing alone [01]\n", result.stdout)
     assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
 def test_a_part_of_the_queries(run, folder):
     found = json.loads(run("--data", folder, "--system", "raw", "--limit", 1, "--format", "json").stdout)
     assert found["queries"] == 1
+
+
+def test_queries_that_stand_alone_are_asked_after_another_conversation(run, folder):
+    rows = [row | {"_id": f"{n}_1"} for n, row in enumerate(QUERIES)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n0_1\td1\t1\n1_1\td2\t1\n")
+    found = json.loads(run("--data", folder, "--system", "raw", "--misplaced", "--format", "json").stdout)
+    assert (found["queries"], found["conversations"]) == (1, 1)  # nothing was said before the other one
+    assert found["read as standing alone"] in (0, 1)
 
 
 def test_movielens_shows_each_length_of_history(run, cinema):
@@ -128,6 +138,7 @@ def test_movielens_shows_each_length_of_history(run, cinema):
         (["--every", "0"], 2, "x>=1"),
         (["--examples", "3", "--system", "raw"], 2, "--examples shows rewrites: add rewrite"),
         (["--encoder", "nowhere", "--system", "raw"], 1, "Error: "),
+        (["--misplaced"], 1, "has no query that is known to stand alone"),
     ],
 )
 def test_a_wrong_option_is_a_sentence(run, folder, arguments, code, said):
@@ -150,6 +161,7 @@ def test_profiles_are_for_interleaving_alone(run, folder):
 
 def test_movielens_has_no_stages_and_systems_of_its_own(run, cinema):
     assert "MovieLens has no stages" in run("--data", cinema, "--stage", "lexical").stderr
+    assert "MovieLens has no conversations" in run("--data", cinema, "--misplaced").stderr
     result = run("--data", cinema, "--system", "raw")
     assert (result.exit_code, "choose from engine, user" in result.stderr) == (2, True)
 

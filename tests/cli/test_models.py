@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from bespeak.models.catalogue import ModelRecord, default_model, describe_files, manifest, write_record
+from bespeak.session.reader import MODEL as READER
 from bespeak_cli import cli
 
 HAS_TRAIN = importlib.util.find_spec("sentence_transformers") is not None
@@ -33,6 +34,7 @@ def test_list_shows_shipped_and_made_models(run, made):
     result = run("list")
     assert result.exit_code == 0
     assert f"* {default_model('encoder')}  encoder  " in result.stdout
+    assert f"  {READER}  context-reader  " in result.stdout
     assert f"  mine  encoder  0 MB  MIT  {made}\n" in result.stdout
     assert "models build" in result.stderr
 

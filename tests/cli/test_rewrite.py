@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import resource
 import shutil
 import signal
@@ -70,7 +71,7 @@ def file(tmp_path):
     (tmp_path / "data").mkdir()
     add_users(tmp_path / "data")
     path = tmp_path / "in.jsonl"
-    path.write_text("\n".join(lines_of(1_500)))
+    path.write_text("\n".join(lines_of(600)))
     return path
 
 
@@ -162,32 +163,32 @@ def test_the_report_is_printed_and_written(tmp_path, file):
     done = run(tmp_path, file, "--output", tmp_path / "out.jsonl", "--report", tmp_path / "report.html")
     assert done.exit_code == 0, done.output
     assert done.stdout == ""
-    assert "1,470 queries in " in done.stderr
-    assert "  gated       150" in done.stderr
-    assert "30 lines rejected\n  30          100.0%      broken JSON" in done.stderr
+    assert "588 queries in " in done.stderr
+    assert re.search(r"^  gated +60 ", done.stderr, re.MULTILINE)
+    assert "12 lines rejected\n  12          100.0%      broken JSON" in done.stderr
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "<h1>1,470 queries in " in page
+    assert "<h1>588 queries in " in page
     assert "last-turn 1" in page
     again = run(tmp_path, file, "--output", tmp_path / "out.jsonl")  # nothing to do, and stderr again
     assert counts(again.stderr) == counts(done.stderr)
 
 
 def test_it_fills_the_cache_that_the_proxy_reads(tmp_path, file):
-    file.write_text('{"query": "what of the silk?", "user": "u1", "session": "s"}\n')
+    file.write_text('{"query": "and how much is it?", "user": "u1", "session": "s"}\n')
     assert run(tmp_path, file, "--output", tmp_path / "out.jsonl").exit_code == 0
     store = SqliteStore(tmp_path / "data" / "bespeak.db")
     profile = store.profile(UserKey("", "u1"), "s", datetime.now(UTC))
-    served = CachedRewriter(LastTurn(), store).rewrite("what of the silk?", profile)
+    served = CachedRewriter(LastTurn(), store).rewrite("and how much is it?", profile)
     store.close()
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (served.status, served.text) == ("cached", row["rewrite"])
-    assert row["rewrite"] == "what of the silk? scarves Ghent 1"
+    assert row["rewrite"] == "and how much is it? silk scarves Ghent 1"
 
 
 def test_cached_rewrites_are_counted_and_written_as_new_ones(tmp_path, file):
     run(tmp_path, file, "--output", tmp_path / "one.jsonl")
     second = run(tmp_path, file, "--output", tmp_path / "two.jsonl")
-    assert "600 of the full rewrites came from the cache" in second.stderr
+    assert "240 of the full rewrites came from the cache" in second.stderr
     assert read(tmp_path / "two.jsonl") == read(tmp_path / "one.jsonl")
 
 
@@ -299,10 +300,10 @@ def test_rewrites_that_find_nothing_are_dropped(tmp_path, file, place, request):
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     dropped = [row for row in rows if row["status"] == "dropped"]
-    assert len(dropped) == 600  # those that the store's history gives no such word
+    assert len(dropped) == 240  # those that the store's history gives no such word
     assert all(row["rewrite"] == row["query"] and not row["terms"] for row in dropped)
     assert {row["reason"] for row in dropped} == {"finds nothing"}
-    assert "  dropped     600 " in done.stderr
+    assert "  dropped     240 " in done.stderr
 
 
 def test_a_missing_index_for_the_check_is_reported_before_anything_is_written(tmp_path, file):

@@ -6,7 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from click.testing import CliRunner
 
+from bespeak.models.catalogue import default_model
+from bespeak.session.reader import MODEL
 from bespeak_cli import cli
+from fakes import ScriptedReader
 
 DISHES = {
     "stew": "A vegetarian stew of beans and carrots for cold evenings.",
@@ -81,14 +84,18 @@ def test_a_stranger_is_not_an_error_and_sees_the_engines_order(run):
     assert json.loads(stranger.stdout)["rerank"] == "off"
 
 
-def test_a_statement_moves_what_it_concerns(run, data):
-    before = page(run("carrots for the evening", "--user", "ada", "--format", "json"))
+def test_a_statement_moves_what_a_query_that_leans_on_it_finds(run, data, monkeypatch):
+    reader = ScriptedReader({"dish with carrots": ["vegetarian"]})
+    monkeypatch.setattr("bespeak.session.reader.load_reader", lambda *_: reader)
+    asked = ["--user", "ada", "--format", "json"]
+    before = page(run("dish with carrots", *asked))
     remembered = ["--data-dir", str(data), "remember", "--user", "ada", "I am vegetarian"]
     assert CliRunner().invoke(cli, remembered).exit_code == 0
-    after = run("dish with carrots", "--user", "ada", "--format", "json")
+    after, alone = run("dish with carrots", *asked), run("carrots", *asked)
     assert json.loads(after.stdout)["rerank"] == "full"
-    assert before
-    assert page(after)
+    assert set(page(after)[:2]) == {"stew", "soup"} != set(before[:2])
+    told = json.loads(alone.stdout)
+    assert (told["rewrite"]["reason"], told["rerank"], told["reason"]) == ("stands_alone", "off", "stands_alone")
 
 
 def test_the_queries_of_a_session_are_its_turns(run):
@@ -209,12 +216,16 @@ def test_a_data_folder_that_cannot_be_made(tmp_path):
 
 
 @pytest.mark.model
-def test_the_encoder_that_chooses_what_the_language_model_reads_is_part_of_its_version(data, rewriter_cache):
+def test_the_models_that_choose_what_the_language_model_reads_are_part_of_its_version(data, rewriter_cache):
     folders = ["--data-dir", str(data), "--cache-dir", str(rewriter_cache)]
-    assert CliRunner().invoke(cli, [*folders, "remember", "I am vegetarian.", "--user", "ada"]).exit_code == 0
-    asked = ["search", "any stews?", "--index", "dishes", "--user", "ada", "--rewriter", "model", "--format", "json"]
-    result = CliRunner().invoke(cli, [*folders, *asked, "--rewrite-ms", "60000"])
-    assert "bge-small-en-v1.5" in json.loads(result.stdout)["rewrite"]["model"]
+    session = ["--index", "dishes", "--user", "ada", "--session", "s", "--format", "json"]
+    first = CliRunner().invoke(cli, [*folders, "search", "vegetarian stew", *session, "--rewriter", "none"])
+    assert first.exit_code == 0
+    asked = ["search", "and how much is it?", *session, "--rewriter", "model", "--rewrite-ms", "60000"]
+    rewrite = json.loads(CliRunner().invoke(cli, [*folders, *asked]).stdout)["rewrite"]
+    assert rewrite["status"] in ("full", "unusable")
+    assert f"{default_model('encoder')}@" in rewrite["model"]
+    assert f"{MODEL}@" in rewrite["model"]
 
 
 def test_a_model_that_cannot_be_built_is_replaced_by_the_last_turn(run, monkeypatch):

@@ -23,8 +23,15 @@ import pytest
 from click.testing import CliRunner
 
 from bespeak.engines.elastic import ElasticsearchEngine
+from bespeak.errors import ModelError
+from bespeak.parts import Parts
+from bespeak.rewriting.rewriter import Unchanged
+from bespeak.session.reader import MODEL
+from bespeak.settings import Settings
 from bespeak_cli import cli
+from bespeak_cli.startup import describe_sessions
 from elasticsearch_node import new_index_name
+from fakes import ScriptedReader
 from personal_proxy import call, load_things
 from proxy_server import PATIENCE_S, raw_engine, serving
 
@@ -38,6 +45,7 @@ ASKED = [
     {"user_id": "ada", "session_id": "s", "query_id": "q1", "user_query": "silk scarf"},
     {"user_id": "ada", "session_id": "s", "query_id": "q1", "action_name": "answer", "message": "silk is light"},
 ]
+LEANING = "what about a coat of it?"
 
 
 @dataclass
@@ -176,6 +184,7 @@ def test_it_reports_what_it_is_in_front_of(tmp_path):
         assert f"{engine.url}: Elasticsearch 9.1.0, cluster shop" in proxy.said
         assert str(tmp_path / "data" / "bespeak.db") in proxy.said
         assert "10% of the users" in proxy.said
+        assert f"sessions   read by {MODEL}@" in proxy.said
         assert call(proxy.url, "/_bespeak/share").json == {"share": 0.1}
         assert proxy.end() == ""
 
@@ -223,6 +232,23 @@ def test_it_reports_profiles_that_cannot_be_read_without_the_password(tmp_path):
         said = proxy.said + proxy.end()
     assert "hush" not in said
     assert "Traceback" not in said
+
+
+class FaultyReader(ScriptedReader):
+    def read(self, query, profile):
+        raise ModelError("its file is damaged")
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        (None, "by their last turn"),
+        (ScriptedReader({}), "read by scripted reader"),
+        (FaultyReader({}), "scripted reader, which fails: its file is damaged"),
+    ],
+)
+def test_it_reports_how_sessions_are_read(context, said):
+    assert describe_sessions(Parts(Settings(), Unchanged(), None, context=context)) == said
 
 
 # Stopping.
@@ -364,7 +390,7 @@ def test_rewrites_of_a_batch_are_served_from_the_cache(tmp_path):
 
 @pytest.mark.elasticsearch
 def test_searches_are_personalised_and_profiles_outlive_the_process(tmp_path, elasticsearch_url, index):
-    coat = {"query": {"match": {"text": "coat"}}, "size": 30}
+    coat = {"query": {"match": {"text": LEANING}}, "size": 30}
     with served(tmp_path, "--upstream", elasticsearch_url) as proxy:
         first = ask(proxy.url, f"/{index}/_search", coat, **ADA)
         own = call(elasticsearch_url, f"/{index}/_search", coat)
@@ -389,7 +415,7 @@ def test_searches_are_personalised_and_profiles_outlive_the_process(tmp_path, el
 def test_users_are_trusted_by_signature_and_routes_by_token(tmp_path, elasticsearch_url, index):
     (tmp_path / "key").write_text("k" * 40)
     (tmp_path / "token").write_text("t" * 40 + "\n")
-    coat = {"query": {"match": {"text": "coat"}}}
+    coat = {"query": {"match": {"text": LEANING}}}
     options = ["--user-key", tmp_path / "key", "--token-file", tmp_path / "token", "--host", "0.0.0.0"]
     with served(tmp_path, "--upstream", elasticsearch_url, *options) as proxy:
         url = proxy.url.replace("0.0.0.0", "127.0.0.1")
@@ -407,7 +433,7 @@ def test_users_are_trusted_by_signature_and_routes_by_token(tmp_path, elasticsea
 
 @pytest.mark.elasticsearch
 def test_two_proxies_share_profiles_in_the_cluster(tmp_path, elasticsearch_url, index):
-    coat = {"query": {"match": {"text": "coat"}}}
+    coat = {"query": {"match": {"text": LEANING}}}
     user = new_index_name()  # nobody else's, whatever the cluster holds
     who = {"X_Bespeak_User": user, "X_Bespeak_Session": "s"}
     options = ["--upstream", elasticsearch_url, "--profiles", "elasticsearch"]

@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from bespeak.training.gain import StageProgress
+from bespeak.training.options import ReaderScores, TrainingOptions
 from bespeak_cli import cli
 from bespeak_cli.training import report_stages, report_steps
 
@@ -37,6 +38,12 @@ def test_wrong_usage(run, arguments):
     assert run(*arguments).exit_code == 2
 
 
+def test_wrong_usage_of_train_context(run, pairs):
+    assert run(command="train-context").exit_code == 2
+    assert run("--data", pairs, "--held-out", "missing.jsonl", command="train-context").exit_code == 2
+    assert run("--data", pairs, "--steps", "0", command="train-context").exit_code == 2
+
+
 def test_wrong_usage_of_train_gain(run, pairs):
     assert run(command="train-gain").exit_code == 2
     assert run("--data", pairs, "--turns", "0", command="train-gain").exit_code == 2
@@ -45,7 +52,7 @@ def test_wrong_usage_of_train_gain(run, pairs):
 
 # Either side is skipped where the other one runs: the extra, torch and all, is there or it is not.
 @pytest.mark.skipif(HAS_TRAIN, reason="the extra 'train' is installed")
-@pytest.mark.parametrize("command", ["train", "train-gain"])
+@pytest.mark.parametrize("command", ["train", "train-gain", "train-context"])
 def test_without_the_extra_it_says_so(run, pairs, command):
     result = run("--data", pairs, command=command)
     assert result.exit_code == 1
@@ -69,6 +76,25 @@ def test_pairs_whose_answers_are_not_known_are_a_sentence(run, pairs):
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: no query of --data has a known answer: ")
     assert result.stdout == ""
+
+
+def test_train_reader_says_how_well_it_reads(run, pairs, tmp_path, monkeypatch):
+    asked = []
+
+    def train(options, out, report):
+        asked.append((options, out))
+        return ReaderScores(query=0.8, context=0.9, words=0.75, leaning=0.95, n_held_out=120)
+
+    monkeypatch.setattr("bespeak.training.reader.train", train)
+    given = ("--data", pairs, "--held-out", pairs, "--passes", "0.5", "--steps", "7", "--seed", "3")
+    result = run(*given, command="train-reader")
+    out = tmp_path / "cache" / "models" / "reader"
+    assert asked == [(TrainingOptions((pairs,), pairs, 0.5, 3, steps=7), out)]
+    assert result.stdout == f"{out}\n"
+    assert result.stderr == (
+        "120 held-out queries: mean cosine to the rewrite 0.900 (as typed 0.800), average precision of the added words "
+        "0.750, area under the curve of leaning 0.950\n"
+    )
 
 
 class Step:

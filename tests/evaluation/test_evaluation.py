@@ -13,24 +13,31 @@ from bespeak.engines.embedded import EmbeddedEngine
 from bespeak.errors import InputError, UsageError
 from bespeak.evaluation import movielens, systems
 from bespeak.evaluation.kept import KeptEncoder, KeptRewriter
+from bespeak.evaluation.measurement import Bench, open_kept_parts, save_kept
 from bespeak.evaluation.measures import Estimate
 from bespeak.evaluation.measures import judge as judge_run
-from bespeak.evaluation.memory import Bm25, best, embed, make_readings, ndcg, rank_topics, score_settings
+from bespeak.evaluation.memory import (
+    Bm25,
+    best,
+    embed,
+    make_readings,
+    ndcg,
+    rank_topics,
+    read_to_rank,
+    score_settings,
+)
 from bespeak.evaluation.movielens import Rating, cut_ratings, genre_queries, read_movielens
 from bespeak.evaluation.regressions import check_scores, read_expected, verdict_on
 from bespeak.evaluation.systems import Cell, cells_of, check_names, load_collection, read_topic, run_all
 from bespeak.evaluation.topics import Collection, Topic, read_collection
-from bespeak.models.catalogue import asset_folder
-from bespeak.models.encoder import open_tokenizer
 from bespeak.parts import Parts
 from bespeak.pipeline import Retrieved, ask, liked_ids, show_page
 from bespeak.reading import query_vector, read
 from bespeak.records import Clause, Document, EngineQuery, Profile, Request, Rewrite
 from bespeak.rewriting.rewriter import Unchanged
-from bespeak.session.context import MODEL, ContextEncoder
-from bespeak.session.terms import load_terms
 from bespeak.settings import Settings, Weights
-from fakes import ADA, BagEncoder, ScriptedRewriter
+from bespeak.statuses import Reason
+from fakes import ADA, BagEncoder, ScriptedReader, ScriptedRewriter
 
 # Reading
 
@@ -83,6 +90,30 @@ def test_topics_can_be_limited(tmp_path):
     assert [t.query_id for t in collection.cut(every=3).topics] == ["q0", "q3", "q6"]
     assert [t.query_id for t in collection.cut(2, 3).topics] == ["q0", "q3"]
     assert collection.cut(2, 3).judged.keys() == {"q0", "q3"}
+
+
+def test_queries_that_stand_alone_can_be_asked_after_another_conversation(tmp_path):
+    queries = [
+        {"_id": "a_1", "text": "trains to Ghent"},
+        {"_id": "a_2", "text": "any quiet ones?", "history": [{"query": "hotels"}], "human_rewrite": "quiet hotels"},
+        {"_id": "b_2", "text": "and there?", "history": [{"query": "tea"}], "statements": ["I sleep badly."]},
+        {"_id": "b_3", "text": "tea in GHENT", "history": [{"query": "tea"}, {"query": "rice"}], "entities": ["Ghent"]},
+    ]
+    qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"{row['_id']}\td2\t1\n" for row in queries)
+    found = read_collection(write_collection(tmp_path, queries=queries, qrels=qrels)).misplaced()
+    assert [(topic.query_id, topic.text) for topic in found.topics] == [
+        ("a_1", "trains to Ghent"), ("a_2", "quiet hotels"), ("b_3", "tea in GHENT"),
+    ]  # fmt: skip
+    asked = [{query for query, _ in topic.history} for topic in found.topics]
+    assert [queries <= {"tea", "rice"} for queries in asked[:2]] == [True, True]
+    assert asked[2] == {"hotels"}
+    assert {topic.statements for topic in found.topics} == {()}
+    assert found.judged.keys() == {"a_1", "a_2", "b_3"}
+
+
+def test_without_a_query_that_is_known_to_stand_alone_none_can_be_misplaced(tmp_path):
+    with pytest.raises(InputError, match="has no query that is known to stand alone"):
+        read_collection(write_collection(tmp_path)).misplaced()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +241,15 @@ def test_a_rewrite_is_kept_by_query_profile_and_version(tmp_path):
     assert newer.asked == ["quiet ones"]
 
 
+@pytest.mark.parametrize(("made", "kept"), [("full", "full"), ("cached", "full"), ("unusable", "unusable")])
+def test_rewrites_that_last_are_kept(tmp_path, made, kept):
+    first, again = KeptRewriter(CountingRewriter(made), tmp_path, "x"), CountingRewriter()
+    first.rewrite("q", Profile())
+    first.save()
+    assert KeptRewriter(again, tmp_path, "x").rewrite("q", Profile()).status == kept
+    assert again.asked == []
+
+
 @pytest.mark.parametrize("status", ["late", "failed"])
 def test_unfinished_rewrites_are_not_kept(tmp_path, status):
     rewriter = CountingRewriter(status)
@@ -217,6 +257,27 @@ def test_unfinished_rewrites_are_not_kept(tmp_path, status):
     for _ in range(2):
         kept.rewrite("q", Profile())
     assert len(rewriter.asked) == 2
+
+
+def test_what_is_measured_with_keeps_its_results_and_reads_sessions(tmp_path):
+    opened = []
+
+    def open_model(context):
+        opened.append(context)
+        return CountingRewriter()
+
+    bench = Bench(tmp_path, Settings(), None, lambda: None, open_model, lambda label: lambda done, size: None, print)
+    parts = open_kept_parts(bench, "x", open_model)
+    assert opened == [parts.context]
+    assert (type(parts.encoder), type(parts.rewriter)) == (KeptEncoder, KeptRewriter)
+    assert parts.context.of == parts.encoder.name
+    parts.encoder.encode(["one"])
+    parts.rewriter.rewrite("q", Profile())
+    assert not bench.kept.exists()
+    save_kept(parts)
+    assert len(list(bench.kept.iterdir())) == 2
+    bare = open_kept_parts(bench, "x", None, with_encoder=False)
+    assert (bare.encoder, bare.rewriter.name, bare.context.name) == (None, "none", parts.context.name)
 
 
 # Signals
@@ -285,17 +346,27 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
-@pytest.mark.parametrize("terms", [None, load_terms()], ids=["plain", "terms"])
+def leaning(collection):
+    """Two words of the last answer for each query but the first ones, which stand alone."""
+    return {topic.text: topic.history[-1][1].split()[:2] for topic in collection.topics[3:] if topic.history}
+
+
+READERS = {
+    "unread": lambda collection: None,
+    "read": lambda collection: ScriptedReader(leaning(collection), GaussEncoder()),
+    "read for another encoder": lambda collection: ScriptedReader(leaning(collection), BagEncoder(name="other")),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, terms, reads):
+def test_tuning_ranks_as_the_pipeline_does(tmp_path, settings, reader):
     collection, encoder = random_collection(), GaussEncoder()
-    tokenizer = open_tokenizer(asset_folder("onnx_models") / MODEL, 1_000)
-    context = ContextEncoder(encoder, tokenizer) if reads else None
+    context = reader(collection)
     rewriter = ScriptedRewriter({t.text: f"{t.text} breakfast view" for t in collection.topics[::2]})
     engine = EmbeddedEngine(tmp_path)
     load_collection(collection, engine, encoder, "random")
-    parts = Parts(settings, rewriter, encoder, terms=terms, context=context)
+    parts = Parts(settings, rewriter, encoder, context=context)
     runs = run_all(collection, ["rewrite"], systems.STAGES, engine, "random", parts)
     found = rank_topics(make_readings(collection, parts), settings)
     for stage in systems.STAGES:
@@ -353,6 +424,29 @@ def test_the_vector_of_last_turn_is_the_query_and_half_of_the_turn(ghent):
     expected = (query + 0.5 * turn) / np.linalg.norm(query + 0.5 * turn)
     assert asked.vector == pytest.approx(expected, abs=1e-6)
     assert query_vector(found.reading, found.parts.settings).mixed.vector == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_stands_alone_goes_out_as_typed_and_is_ranked_to_be_measured(ghent):
+    collection, engine, parts = ghent
+    topic, parts = collection.topics[0], replace(parts, context=ScriptedReader({}))
+    served = read(topic.text, topic.profile, parts)
+    measured = read_to_rank(topic.text, topic.profile, parts)
+    assert (served.declined, served.vectors) == (Reason.STANDS_ALONE, {})
+    assert (measured.gate, measured.declined, set(measured.vectors)) == (Reason.STANDS_ALONE, None, {"typed"})
+    for name in ("session", "rewrite", "rewrite-alone"):
+        found = read_topic(name, topic, "ghent", parts)
+        asked = ask(found.request, engine.describe("ghent"), found.reading, found.parts)
+        assert (asked.required, asked.optional) == ((Clause(topic.text),), ())
+        assert asked.vector == pytest.approx(parts.encoder.encode([topic.text])[0], abs=1e-6)
+
+
+def test_a_query_that_leans_on_the_session_is_asked_with_its_words(ghent):
+    collection, engine, parts = ghent
+    topic, parts = collection.topics[0], replace(parts, context=ScriptedReader({"any quiet ones?": ["hotels"]}))
+    found = read_topic("session", topic, "ghent", parts)
+    asked = ask(found.request, engine.describe("ghent"), found.reading, found.parts)
+    assert asked.required == (Clause("any quiet ones?"),)
+    assert "hotels" in [clause.text for clause in asked.optional]
 
 
 def measure(collection, names, stages, engine, parts, **options):

@@ -7,10 +7,12 @@ import pytest
 from bespeak.errors import UsageError
 from bespeak.evaluation.examples import find_examples, origin
 from bespeak.evaluation.topics import Collection, Topic
+from bespeak.parts import Parts
 from bespeak.records import Document, Term
 from bespeak.rewriting.grounding import attribute
+from bespeak.settings import Settings
 from bespeak_cli.examples import as_examples, examples_data
-from fakes import ScriptedRewriter
+from fakes import ScriptedReader, ScriptedRewriter
 
 TOPICS = (
     Topic(
@@ -46,10 +48,11 @@ def runs(system="rewrite", stage="hybrid"):
     }
 
 
-def found(n=5, **options):
+def found(n=5, context=None, **options):
     documents = tuple(Document(f"d{i}", {"text": "x"}) for i in (1, 2))
     collection = Collection("small", documents, ("text",), TOPICS, {topic.query_id: {"d1": 1} for topic in TOPICS})
-    return find_examples(collection, Attributing(REWRITES), runs(**options), n)
+    parts = Parts(Settings(), Attributing(REWRITES), None, context=context)
+    return find_examples(collection, parts, runs(**options), n)
 
 
 def test_only_rewrites_that_gained_or_lost_at_the_stage_hybrid_are_shown():
@@ -60,6 +63,12 @@ def test_only_rewrites_that_gained_or_lost_at_the_stage_hybrid_are_shown():
     assert [one.query_id for one in examples.worst] == ["1-2"]
     assert [one.last_query for one in examples.best] == ["trains"]
     assert {kind: one.n_rewrites for kind, one in examples.common.items()} == {"best": 1, "worst": 1, "all": 3}
+
+
+def test_a_query_that_stands_alone_has_no_rewrite_to_show():
+    examples = found(context=ScriptedReader({"what does Zappa cost": ["bands"]}))
+    assert (examples.best, [one.query_id for one in examples.worst]) == ((), ["1-2"])
+    assert examples.common["all"].n_rewrites == 1
 
 
 def test_without_hybrid_the_first_stage_counts():

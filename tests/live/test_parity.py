@@ -29,12 +29,11 @@ from bespeak.ranking.behaviour import gather
 from bespeak.ranking.interleaving import Comparison, Side
 from bespeak.ranking.learning import LearntFolder, learn, learnt_path, write_learnt
 from bespeak.records import Document, Request, Term, UserKey
-from bespeak.session.terms import load_terms
 from bespeak.settings import Settings, Weights
 from bespeak.statuses import RerankStatus
 from bespeak_cli import cli
 from elasticsearch_node import new_index_name
-from fakes import ADA, BagEncoder, ScriptedRewriter
+from fakes import ADA, BagEncoder, ScriptedReader, ScriptedRewriter
 from personal_proxy import call
 from proxy_server import serving
 
@@ -63,6 +62,11 @@ class BrokenEncoder(BagEncoder):
         if kind == "query":
             raise ModelError("the encoder is out of memory")
         return super().encode(texts, kind)
+
+
+class BrokenReader(ScriptedReader):
+    def read(self, query, profile):
+        raise ModelError("the reader is out of memory")
 
 
 def turn(query, *answers, minutes=5, query_id="q1"):
@@ -98,12 +102,33 @@ def crowd():
 
 
 PARTS = Parts(CALM, REWRITER, BagEncoder())
-PICKING = replace(PARTS, terms=load_terms())
+LEANS = {"is the coat light?": ["silk", "scarf"], "coat for me": ["felt", "blue"], "coat for winter": ["silk"]}
+READING = replace(PARTS, context=ScriptedReader(LEANS))
 CASES = {
     "a session": Case([*SESSION, *SAID, *LIKED]),
     "no encoder": Case([*SESSION, *LIKED], parts=replace(PARTS, encoder=None), rerank="partial"),
     "a broken encoder": Case([*SESSION, *LIKED], parts=replace(PARTS, encoder=BrokenEncoder()), rerank="failed"),
-    "picked words": Case([*SESSION, *SAID, *LIKED], query="is the coat light?", parts=PICKING, rewritten=False),
+    "a reader": Case([*SESSION, *SAID, *LIKED], query="is the coat light?", parts=READING, rewritten=False),
+    "a reader and a rewrite": Case([*SESSION, *SAID], parts=READING),
+    "a reader of statements": Case([*SESSION, *SAID], query="coat for me", parts=READING, rewritten=False),
+    "a reader for another encoder": Case(
+        [*SESSION, *SAID, *LIKED],
+        query="is the coat light?",
+        parts=replace(PARTS, context=ScriptedReader(LEANS, BagEncoder(name="other"))),
+        rewritten=False,
+    ),
+    "a reader without an encoder": Case(
+        SESSION,
+        query="is the coat light?",
+        parts=replace(READING, encoder=None),
+        rerank="partial",
+        rewritten=False,
+    ),
+    "a query that stands alone": Case([*SESSION, *SAID], query="coat", parts=READING, rerank="off", rewritten=False),
+    "standing alone, something liked": Case([*SESSION, *LIKED], query="coat", parts=READING, rewritten=False),
+    "a broken reader": Case(
+        [*SESSION, *LIKED], parts=replace(PARTS, context=BrokenReader({})), rerank="failed", rewritten=False
+    ),
     "something learnt": Case([*SESSION, *LIKED], query="coat", learns=True),
     "a repeated query": Case([*SESSION, *LIKED, *turn("coat for winter", "a red one", minutes=2, query_id="q2")]),
     "no session": Case(LIKED, rewritten=False),
@@ -234,7 +259,7 @@ def test_pages_of_every_face_follow_one_another(elasticsearch_url, index, tmp_pa
 
 def test_evaluation_ranks_as_search_does(elasticsearch_url, index, tmp_path):
     """Without preferences, since topics have none; with both engines of evaluation."""
-    case = Case([*SAID, *SESSION], parts=PICKING)
+    case = Case([*SAID, *SESSION], parts=READING)
     expected = Faces(elasticsearch_url, index, tmp_path, case).search("recall")
     topic = Topic("t", case.query, ("I love felt and blue.",), (("silk scarf", "silk is light"),))
     documents = tuple(Document(doc_id, {"text": text}) for doc_id, text in texts().items())
@@ -274,7 +299,8 @@ def test_each_side_of_a_comparison_ranks_as_search_does(elasticsearch_url, index
 
 
 def test_the_commands_and_the_library_agree_with_the_proxy(elasticsearch_url, tmp_path):
-    """With the shipped encoder, and the last turn's words as the rewriter."""
+    """With the shipped encoder and reader, and the last turn's words as the rewriter."""
+    query = "what about a coat of it?"
     index, models = new_index_name(), Models(tmp_path / "cache", "last-turn")
     options = ["--elasticsearch", elasticsearch_url]
     file = tmp_path / "coats.jsonl"
@@ -289,26 +315,26 @@ def test_the_commands_and_the_library_agree_with_the_proxy(elasticsearch_url, tm
     run("remember", "I love felt and blue.", "--user", "ada")
     asked = ["--index", index, "--user", "ada", "--session", "s", "--rewriter", "last-turn", *options]
     run("search", "silk scarf", *asked)
-    command = json.loads(run("search", "coat for winter", *asked, "--format", "json", "--size", str(N_DOCS)))
-    again = json.loads(run("search", "coat for winter", *asked, "--format", "json", "--size", str(N_DOCS)))
+    command = json.loads(run("search", query, *asked, "--format", "json", "--size", str(N_DOCS)))
+    again = json.loads(run("search", query, *asked, "--format", "json", "--size", str(N_DOCS)))
     with bespeak.open(tmp_path / "data", elasticsearch=elasticsearch_url, rewriter="last-turn") as library:
-        found = library.search("coat for winter", index=index, user="ada", session="s", size=N_DOCS)
-        rewrite = library.rewrite("coat for winter", user="ada", session="s")
+        found = library.search(query, index=index, user="ada", session="s", size=N_DOCS)
+        rewrite = library.rewrite(query, user="ada", session="s")
         store = SqliteStore(tmp_path / "data" / "bespeak.db")
         parts = open_parts(models, CALM, rewrites=store)
         app = assemble(Upstream([elasticsearch_url]), store, parts, tmp_path / "vectors.db")
         with serving(app) as url:
-            body = {"query": {"match": {"text": "coat for winter"}}, "size": N_DOCS,
+            body = {"query": {"match": {"text": query}}, "size": N_DOCS,
                     "ext": {"bespeak": {"mode": "recall", "explain": True}}}  # fmt: skip
             served = call(url, f"/{index}/_search", body, X_Bespeak_User="ada", X_Bespeak_Session="s")
-            asked = {"query": "coat for winter", "user": "ada", "session": "s"}
+            asked = {"query": query, "user": "ada", "session": "s"}
             alone = call(url, "/_bespeak/rewrite", asked).json
     ours = served.json["bespeak"]
     ids = [hit["doc_id"] for hit in command["hits"]]
     assert ids == [hit["doc_id"] for hit in again["hits"]] == [one.hit.doc_id for one in found.page] == served.ids
     assert command["rerank"] == found.rerank == ours["rerank"] == "full"
     texts_found = {command["rewrite"]["text"], found.rewrite.text, rewrite.text, ours["rewrite"]["text"], alone["text"]}
-    assert texts_found == {"coat for winter silk scarf"}
+    assert texts_found == {f"{query} silk scarf"}
     evidence = [[(e["column"], e["text"], e["event_id"]) for e in hit["evidence"]] for hit in command["hits"]]
     assert any(evidence)
     assert evidence == [[(e["column"], e["text"], e["event_id"]) for e in hit["because"]] for hit in ours["hits"]]

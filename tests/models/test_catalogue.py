@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from bespeak.models.catalogue import (
     verify,
     write_record,
 )
+from bespeak.session.reader import MODEL
 from conftest import CHECKOUT
 
 
@@ -56,8 +58,9 @@ def test_a_shipped_model_is_intact_and_lists_all_its_files(name):
     assert {"CARD.md", "LICENSE"} <= set(manifest()[name].files)
 
 
-def test_the_default_encoder_is_shipped():
+def test_the_default_encoder_and_the_context_reader_are_shipped():
     assert model_folder(default_model("encoder")).is_dir()
+    assert [name for name, record in manifest().items() if record.kind == "context-reader"] == [MODEL]
 
 
 def test_a_kind_that_is_not_shipped_has_no_default():
@@ -66,7 +69,7 @@ def test_a_kind_that_is_not_shipped_has_no_default():
 
 
 def test_the_wheel_carries_templates_and_models(tmp_path):
-    """Built and unpacked elsewhere, the package finds both inside itself and loads its encoder."""
+    """Built and unpacked elsewhere, the package finds both inside itself and loads its encoder and its reader."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(tmp_path), str(CHECKOUT)], check=True)
     site = tmp_path / "site"
@@ -74,7 +77,9 @@ def test_the_wheel_carries_templates_and_models(tmp_path):
         wheel.extractall(site)
     code = (
         "from bespeak.models.catalogue import asset_folder; from bespeak.models.encoder import load_encoder\n"
-        "print(asset_folder('templates'), asset_folder('onnx_models'), load_encoder().dim, sep='\\n')"
+        "from bespeak.session.reader import load_reader; from bespeak.training.scenarios import FOLDER\n"
+        "print(asset_folder('templates'), asset_folder('onnx_models'), load_encoder().dim, sep='\\n')\n"
+        "print(load_reader().of == load_encoder().name, FOLDER)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     found = subprocess.run(
@@ -82,7 +87,12 @@ def test_the_wheel_carries_templates_and_models(tmp_path):
     )
     package = (site / "bespeak").resolve()
     dim = json.loads((package / "onnx_models" / default_model("encoder") / "config.json").read_text())["dim"]
-    assert found.stdout.splitlines() == [str(package / "templates"), str(package / "onnx_models"), str(dim)]
+    texts = package / "training" / "made"
+    assert found.stdout.splitlines() == [
+        str(package / "templates"), str(package / "onnx_models"), str(dim), f"True {texts}"
+    ]  # fmt: skip
+    written = [path.name for path in (CHECKOUT / "plugin" / "bespeak" / "training" / "made").glob("*.txt")]
+    assert sorted(written) == sorted(path.name for path in texts.iterdir())
 
 
 def test_the_checkout_is_found_if_the_package_holds_no_assets():
@@ -110,6 +120,22 @@ def test_a_file_cut_short_is_named_with_both_sizes(model, cache):
     (model / "model.onnx").write_bytes(b"01234")
     with pytest.raises(ModelError, match=r"model\.onnx .* has 5 bytes instead of 10, so it was cut short: "):
         verify(model, cache)
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("encoder", "export"),
+        ("context-reader", "train-reader"),
+        ("context-encoder", "train-context"),
+        ("rewriter", "build"),
+    ],
+)
+def test_a_damaged_model_is_made_again_by_the_command_that_made_it(model, kind, command):
+    write_record(model, replace(read_record(model), kind=kind))
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=f"'bespeak models {command}'"):
+        verify(model)
 
 
 def test_a_missing_file_is_named(model):

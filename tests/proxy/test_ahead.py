@@ -9,16 +9,14 @@ from datetime import UTC, datetime
 import pytest
 
 from bespeak.deadline import Deadline, Late
-from bespeak.models.catalogue import asset_folder
-from bespeak.models.encoder import open_tokenizer
 from bespeak.proxy.ahead import ReadAhead, with_turn
 from bespeak.proxy.bounds import Bounds
 from bespeak.proxy.chains import Chains
 from bespeak.records import Profile, Turn
-from bespeak.session.context import MODEL, ContextEncoder
-from bespeak.session.terms import load_terms
+from bespeak.session import reader as session_reader
+from bespeak.session.reader import load_reader, run_reader
 from bespeak.settings import Settings
-from fakes import ADA, BagEncoder, ScriptedRewriter
+from fakes import ADA, ScriptedRewriter
 from personal_proxy import call, coats, personal_proxy
 from proxy_server import PATIENCE_S, serving
 
@@ -62,9 +60,9 @@ def turns(profile):
 def proxied(tmp_path):
     """A proxy with this rewriter, for one block."""
 
-    def make(rewriter):
+    def make(rewriter, **parts):
         settings = Settings(window=4, profile_ms=5000, rewrite_ms=5000, rerank_ms=5000)
-        return personal_proxy(engine_url, tmp_path / "p", rewriter=rewriter, settings=settings)
+        return personal_proxy(engine_url, tmp_path / "p", rewriter=rewriter, settings=settings, **parts)
 
     with serving(coats) as engine_url:
         yield make
@@ -276,33 +274,13 @@ def test_the_query_becomes_the_latest_turn():
     assert turns(with_turn(KNOWN, "coat")) == [("silk scarf", "silk is light"), ("coat", "")]
 
 
-def test_a_session_vector_is_remembered_until_a_user_is_forgotten(tmp_path):
-    counted = Counted()
-    context = ContextEncoder(counted, open_tokenizer(asset_folder("onnx_models") / MODEL, 1_000))
-    with serving(coats) as engine, personal_proxy(engine, tmp_path / "p", context=context) as (proxy, _):
+def test_a_session_that_was_read_is_remembered_until_a_user_is_forgotten(proxied, monkeypatch):
+    runs = []
+    monkeypatch.setattr(session_reader, "run_reader", lambda *given: runs.append(given) or run_reader(*given))
+    with proxied(Warming(), context=load_reader()) as (url, _):
         for _ in range(2):
-            call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
-        assert len(counted.texts) == len(set(counted.texts)) == 1
-        assert counted.texts[0].startswith("coat [SEP] ")
-        call(proxy, "/_bespeak/profile/bob", method="DELETE")
-        call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
-        assert len(counted.texts) == 2
-
-
-class Counted(BagEncoder):
-    def __init__(self):
-        super().__init__()
-        self.texts = []
-
-    def encode(self, texts, kind="document"):
-        self.texts += texts
-        return super().encode(texts, kind)
-
-
-def test_statements_read_for_picking_are_kept_until_a_user_is_forgotten(tmp_path):
-    terms = load_terms()
-    with serving(coats) as engine, personal_proxy(engine, tmp_path / "p", terms=terms) as (proxy, _):
-        call(proxy, "/i/_search", {"query": {"match": {"text": "coat"}}}, **AS_ADA)
-        assert len(terms._statements) == 1
-        call(proxy, "/_bespeak/profile/ada", method="DELETE")
-        assert len(terms._statements) == 0
+            searched(url, "is it warm")
+        assert len(runs) == 1
+        call(url, "/_bespeak/profile/bob", method="DELETE")
+        searched(url, "is it warm")
+        assert len(runs) == 2

@@ -2,6 +2,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bespeak.proxy.metrics import MAX_REASONS, Metrics
 from bespeak.proxy.recording import RecorderCounts
+from bespeak.statuses import Reason
 
 
 def samples(metrics):
@@ -27,14 +28,18 @@ def test_requests_are_counted_by_outcome():
 
 def test_statuses_and_seconds():
     metrics = Metrics()
-    metrics.rewritten("full", 0.3)
+    metrics.rewritten("full", seconds=0.3)
     metrics.rewritten("cached")
+    metrics.rewritten("gated", "stands_alone")
+    metrics.rewritten("unusable", Reason.STRAINED, 0.2)
     metrics.reranked("partial", 0.004)
     metrics.engine_answered(0.02)
     found = samples(metrics)
-    assert found["bespeak_rewrites_total", "full"] == found["bespeak_rewrites_total", "cached"] == 1
+    assert {key[1:]: n for key, n in found.items() if key[0] == "bespeak_rewrites_total"} == {
+        ("", "full"): 1, ("", "cached"): 1, ("gated", "stands_alone"): 1, ("strained", "unusable"): 1
+    }  # fmt: skip
     assert found["bespeak_reranks_total", "partial"] == 1
-    assert (found["bespeak_rewrite_seconds_count",], found["bespeak_rewrite_seconds_sum",]) == (1, 0.3)
+    assert (found["bespeak_rewrite_seconds_count",], found["bespeak_rewrite_seconds_sum",]) == (2, 0.5)
     assert (found["bespeak_rerank_seconds_bucket", "0.005"], found["bespeak_rerank_seconds_bucket", "0.0025"]) == (1, 0)
     assert found["bespeak_engine_seconds_count",] == 1
 
@@ -61,12 +66,15 @@ def test_no_text_from_a_client_becomes_a_label():
     metrics = Metrics()
     metrics.declined("vegan cake for ada@example.org")
     metrics.failed("Ünknown")
+    metrics.rewritten("late", "not done in 3000 ms")
+    metrics.rewritten("failed", "cannot rewrite vegan cake for ada@example.org")
     for n in range(3 * MAX_REASONS):
         metrics.declined(f"made_up_{n}")
     found = [key for key in samples(metrics) if key[0] == "bespeak_requests_total"]
     assert ("bespeak_requests_total", "declined", "other") in found
     assert ("bespeak_requests_total", "failed", "other") in found
     assert len(found) <= MAX_REASONS + 2
+    assert {key[1:] for key in samples(metrics) if key[0] == "bespeak_rewrites_total"} == {("", "late"), ("", "failed")}
     assert b"ada" not in metrics.text()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import logging
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,13 +12,16 @@ from urllib.parse import quote
 
 import pytest
 
+from bespeak.deadline import Late
+from bespeak.errors import ModelError
 from bespeak.profiles.events import new_event
 from bespeak.proxy.asking import MAX_ANSWER_BYTES
 from bespeak.proxy.exchanges import MAX_PERSONAL_SEARCHES
 from bespeak.ranking.interleaving import Comparison, Side
-from bespeak.records import UserKey
+from bespeak.records import Rewrite, UserKey
 from bespeak.settings import Settings, Weights
-from fakes import BagEncoder
+from bespeak.statuses import Reason, RewriteStatus
+from fakes import BagEncoder, ScriptedReader
 from personal_proxy import ADA, call, personal_proxy
 from proxy_server import connected, exchange, read_all, request, serving, split
 
@@ -76,9 +80,9 @@ class Engine:
 
 
 @contextlib.contextmanager
-def proxied(tmp_path, engine=None, window=6, **options):
+def proxied(tmp_path, engine=None, window=6, rerank_ms=5000, **options):
     engine = engine or Engine()
-    settings = Settings(window=window, profile_ms=5000, rerank_ms=5000)
+    settings = Settings(window=window, profile_ms=5000, rerank_ms=rerank_ms)
     with serving(engine) as url, personal_proxy(url, tmp_path / "p", settings=settings, **options) as (proxy, store):
         yield engine, proxy, store
 
@@ -335,3 +339,188 @@ def test_compared_sides_share_pages_that_fit_and_say_who_placed_each_hit(tmp_pat
     placed = [noted[doc_id]["side"] for doc_id in pages[0].ids + pages[1].ids]
     assert len(set(placed)) == (1 if split else 2)
     assert split or sorted(placed) == ["engine"] * 3 + ["words"] * 3
+
+
+# What a query leans on. Bea searched for silk scarfs in this session and liked nothing; Ada liked linen too.
+
+AS_BEA = {"X_Bespeak_User": "bea", "X_Bespeak_Session": "s"}
+
+
+@contextlib.contextmanager
+def reading_sessions(tmp_path, reader, **options):
+    """Two functions, of which one sends a search through the proxy and one past it; the engine and the store."""
+    with proxied(tmp_path, context=reader, **options) as (engine, url, store), serving(engine) as engine_url:
+        now = datetime.now(UTC)
+        store.add([new_event(BEA, "query", now, session_id="s", query_id="q1", text="silk scarf")])
+
+        def ask(text="coat", offset=0, size=3, **whose):
+            body = {"query": {"match": {"text": text}}, "from": offset, "size": size}
+            return call(url, "/i/_search", body, **(whose or AS_BEA)), call(engine_url, "/i/_search", body)
+
+        yield ask, engine, store
+
+
+def recorded(store, query_id, n_events):
+    """The events of a search, which are written after its answer."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if len(found := [e for e in store.export(BEA) if e.query_id == query_id]) >= n_events:
+            break
+        time.sleep(0.05)
+    return found
+
+
+def test_a_query_that_stands_alone_gets_the_engines_answer_and_is_recorded(tmp_path):
+    reader = ScriptedReader({})
+    with reading_sessions(tmp_path, reader) as (ask, engine, store):
+        (first, own_first), (second, own_second) = ask(), ask(offset=3)
+        bodies = [asked[-1] for asked in engine.asked]
+        events = recorded(store, first.outcome["query_id"], 7)
+    assert (first.body, second.body) == (own_first.body, own_second.body)
+    assert bodies[0::2] == bodies[1::2]  # nothing else was asked, and nothing was added
+    for page in (first, second):
+        told = {name: page.outcome[name] for name in ("rewrite", "rerank", "reason")}
+        assert told == {"rewrite": "gated", "rerank": "off", "reason": "stands_alone"}
+    assert first.outcome["query_id"] == second.outcome["query_id"]
+    assert [event.text for event in events if event.action == "query"] == ["coat"]
+    assert sorted(event.doc_id for event in events if event.action == "impression") == first.ids + second.ids
+    assert reader.asked == ["coat"]
+
+
+def test_a_query_that_stands_alone_is_still_ranked_by_what_the_user_liked(tmp_path):
+    with reading_sessions(tmp_path, ScriptedReader({})) as (ask, engine, _):
+        ours, own = ask(size=6, **AS_ADA)
+        assert not any(b"silk" in asked[-1] for asked in engine.asked)  # of her session
+    told = {name: ours.outcome[name] for name in ("rewrite", "rerank", "reason")}
+    assert told == {"rewrite": "gated", "rerank": "full", "reason": "stands_alone"}
+    assert sorted(ours.ids) == sorted(own.ids)
+    assert ours.ids.index("d4") < own.ids.index("d4")  # linen
+
+
+def test_a_query_that_leans_on_the_session_is_searched_with_its_words(tmp_path):
+    with reading_sessions(tmp_path, ScriptedReader({"coat": ["silk"]})) as (ask, engine, _):
+        ours, own = ask(size=6)
+        assert any(b"silk" in asked[-1] for asked in engine.asked)
+    assert (ours.outcome["rewrite"], ours.outcome["rerank"]) == ("full", "full")
+    assert "reason" not in ours.outcome
+    assert ours.ids.index("d2") < own.ids.index("d2")  # silk
+
+
+@pytest.mark.parametrize(
+    ("text", "whose", "reason"),
+    [
+        ('"coat"', AS_ADA, "quoted"),
+        ("coat " * 61, AS_ADA, "too_long"),
+        ("coat AND hat", AS_ADA, "operators"),
+        ("coat", {"X_Bespeak_User": "nobody"}, "stranger"),
+    ],
+)
+def test_a_session_is_not_read_for_a_query_that_leans_on_none(tmp_path, text, whose, reason):
+    reader = ScriptedReader({})
+    with reading_sessions(tmp_path, reader) as (ask, _, _):
+        assert ask(text, **whose)[0].outcome["reason"] == reason
+    assert reader.asked == []
+
+
+def test_a_control_users_session_is_not_read(tmp_path):
+    reader = ScriptedReader({})
+    with reading_sessions(tmp_path, reader, share=0.0) as (ask, _, _):
+        assert ask()[0].outcome["reason"] == "control"
+    assert reader.asked == []
+
+
+class FaultyReader(ScriptedReader):
+    def __init__(self, error):
+        super().__init__({"coat": ["silk"]})
+        self.error = error
+
+    def read(self, query, profile):
+        super().read(query, profile)
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ModelError("damaged"), "encode"), (MemoryError(), "encode"), (ValueError(), "encode"), (Late(), "encode_late")],
+)
+def test_a_reader_that_fails_or_is_late_leaves_the_engines_answer(tmp_path, caplog, error, reason):
+    with reading_sessions(tmp_path, FaultyReader(error)) as (ask, _, _):
+        for offset, rerank in ((0, "failed"), (3, "off")):
+            ours, own = ask(offset=offset)
+            assert ours.body == own.body
+            assert (ours.outcome["rerank"], ours.outcome["reason"]) == (rerank, reason)
+    assert "coat" not in caplog.text
+
+
+def test_a_hanging_reader_costs_only_the_budget(tmp_path):
+    released = threading.Event()
+
+    class Hanging(ScriptedReader):
+        def read(self, query, profile):
+            released.wait(30)
+            return super().read(query, profile)
+
+    with reading_sessions(tmp_path, Hanging({"coat": ["silk"]}), rerank_ms=150) as (ask, _, _):
+        ours, own = ask()
+        assert ours.body == own.body
+        assert (ours.outcome["rerank"], ours.outcome["reason"]) == ("failed", "encode_late")
+        released.set()
+
+
+def test_a_reader_that_keeps_failing_rests_for_a_while(tmp_path):
+    reader = FaultyReader(MemoryError())
+    with reading_sessions(tmp_path, reader) as (ask, _, _):
+        reasons = [ask()[0].outcome["reason"] for _ in range(7)]
+    assert reasons == ["encode"] * 5 + ["encode_resting"] * 2
+    assert len(reader.asked) == 5
+
+
+def test_a_reader_that_works_does_not_keep_a_failing_encoder_from_resting(tmp_path):
+    class Faulty(BagEncoder):
+        def encode(self, texts, kind="document"):
+            if kind == "query":
+                raise MemoryError
+            return super().encode(texts, kind)
+
+    with reading_sessions(tmp_path, ScriptedReader({"coat": ["silk"]}), encoder=Faulty()) as (ask, _, _):
+        reasons = [ask()[0].outcome["reason"] for _ in range(7)]
+    assert reasons == ["encode"] * 5 + ["encode_resting"] * 2
+
+
+@pytest.mark.parametrize(
+    ("reader", "status", "said"),
+    [
+        (ScriptedReader({}), 200, {"text": "coat", "status": "gated", "reason": "stands_alone"}),
+        (ScriptedReader({"coat": ["silk"]}), 200, {"text": "silk coat", "status": "full", "reason": ""}),
+        (FaultyReader(ModelError("damaged")), 503, {"status": 503}),
+    ],
+    ids=["alone", "leaning", "faulty"],
+)
+def test_the_session_is_read_for_a_rewrite_without_a_search_too(tmp_path, reader, status, said):
+    with proxied(tmp_path, context=reader) as (_, url, _):
+        reply = call(url, "/_bespeak/rewrite", {"query": "coat", "user": "ada", "session": "s"})
+    assert reply.status == status
+    assert reply.json | said == reply.json
+
+
+def test_unusable_rewrites_are_no_faults(tmp_path):
+    class Unusable:
+        name, version = "unusable", "1"
+
+        def rewrite(self, query, profile, budget_ms=None):
+            return Rewrite(query, query, status=RewriteStatus.UNUSABLE, reason=Reason.STRAINED, model="unusable 1")
+
+        def warm(self, profile):
+            pass
+
+        def forget(self, user):
+            pass
+
+    explained = COAT | {"ext": {"bespeak": {"explain": True}}}
+    with proxied(tmp_path, rewriter=Unusable()) as (_, url, _):
+        pages = [call(url, "/i/_search", explained | {"size": 1 + n}, **AS_ADA) for n in range(6)]
+        metrics = call(url, "/_bespeak/metrics").body.decode()
+    assert {(page.outcome["rewrite"], page.outcome["rerank"]) for page in pages} == {("unusable", "full")}
+    assert {page.json["bespeak"]["rewrite"]["reason"] for page in pages} == {"strained"}
+    assert 'bespeak_breaker_open{stage="rewrite"} 0.0' in metrics
+    assert 'bespeak_rewrites_total{reason="strained",status="unusable"} 6.0' in metrics

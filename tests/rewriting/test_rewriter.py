@@ -5,11 +5,13 @@ import pytest
 
 from bespeak.errors import ModelError, StoreError
 from bespeak.models.catalogue import ModelRecord, describe_files, write_record
+from bespeak.profiles.stores.text import read_rewrite, rewrite_text
 from bespeak.records import Preference, Profile, Rewrite, Statement, Term, Turn, UserKey
 from bespeak.rewriting.decoding import DECODING
 from bespeak.rewriting.model import MODEL, find_model, made_from
 from bespeak.rewriting.opening import choose_rewriter
-from bespeak.rewriting.rewriter import CachedRewriter, LastTurn, Unchanged, run_rewriter
+from bespeak.rewriting.rewriter import LASTING, CachedRewriter, LastTurn, Unchanged, run_rewriter
+from bespeak.statuses import Reason, RewriteStatus
 from fakes import ADA, ScriptedRewriter
 
 PROFILE = Profile(ADA, turns=(Turn("who broke up the band", "Frank Zappa, in late 1969", "t1"),), version="p1")
@@ -18,6 +20,16 @@ PROFILE = Profile(ADA, turns=(Turn("who broke up the band", "Frank Zappa, in lat
 class Kept(dict):
     get_rewrite = dict.get
     put_rewrite = dict.__setitem__
+
+
+class KeptAsText(Kept):
+    """Keeps rewrites as the stores do."""
+
+    def get_rewrite(self, key):
+        return read_rewrite(self[key]) if key in self else None
+
+    def put_rewrite(self, key, rewrite):
+        self[key] = rewrite_text(rewrite)
 
 
 class Broken(Kept):
@@ -35,13 +47,14 @@ class Broken(Kept):
 class Counting(ScriptedRewriter):
     """Counts what it is asked."""
 
-    def __init__(self, version="1", status="full"):
+    def __init__(self, version="1", status=RewriteStatus.FULL, reason=""):
         super().__init__({})
-        self.version, self.status, self.asked = version, status, 0
+        self.version, self.status, self.reason, self.asked = version, status, reason, 0
 
     def rewrite(self, query, profile, budget_ms=None):
         self.asked += 1
-        return Rewrite(query, f"{query} Zappa", status=self.status, model=f"scripted {self.version}")
+        text = f"{query} Zappa" if self.status == "full" else query
+        return Rewrite(query, text, status=self.status, reason=self.reason, model=f"scripted {self.version}")
 
     def forget(self, user):
         pass
@@ -99,6 +112,24 @@ def test_a_rewrite_is_made_once():
     assert (first.status, second) == ("full", replace(first, status="cached"))
 
 
+@pytest.mark.parametrize("kept", [Kept, KeptAsText])
+def test_a_text_that_is_no_rewrite_is_not_made_again(kept):
+    rewriter = Counting(status=RewriteStatus.UNUSABLE, reason=Reason.STRAINED)
+    cached = CachedRewriter(rewriter, kept())
+    first, second = (cached.rewrite("and when?", PROFILE) for _ in range(2))
+    assert rewriter.asked == 1
+    assert first == second
+    assert second.status is RewriteStatus.UNUSABLE
+    assert (second.text, second.reason) == ("and when?", Reason.STRAINED)
+
+
+def test_words_in_place_of_an_unusable_text_keep_their_reason():
+    cached = CachedRewriter(Counting(reason=Reason.NO_END), KeptAsText())
+    first, second = (cached.rewrite("and when?", PROFILE) for _ in range(2))
+    assert (first.status, first.reason) == ("full", "no_end")
+    assert second == replace(first, status=RewriteStatus.CACHED)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -131,8 +162,8 @@ def test_the_cache_keeps_queries_and_models_apart():
     assert CachedRewriter(Counting("2"), kept).rewrite("and when?", PROFILE).status == "full"
 
 
-@pytest.mark.parametrize("status", ["late", "failed", "off"])
-def test_only_complete_rewrites_are_kept(status):
+@pytest.mark.parametrize("status", sorted(set(RewriteStatus) - set(LASTING)))
+def test_only_rewrites_that_would_come_out_the_same_are_kept(status):
     kept = Kept()
     assert CachedRewriter(Counting(status=status), kept).rewrite("and when?", PROFILE).status == status
     assert not kept

@@ -111,7 +111,6 @@ def test_an_identifier_is_left_alone(query):
         "+cats -dogs",
         "cats -dogs",
         "pyth*",
-        "*:*",
         "te?t",
         "roam~",
         '"jakarta apache"~10',
@@ -122,6 +121,11 @@ def test_an_identifier_is_left_alone(query):
 )
 def test_an_engines_syntax_is_left_alone(query):
     assert decline_rewriting(query, KNOWN) == "operators"
+
+
+@pytest.mark.parametrize("query", ["?", "...", "*:*", "🎉 !", '" "'])
+def test_a_query_without_a_letter_or_digit_is_left_alone(query):
+    assert decline_rewriting(query, KNOWN) == "no_text"
 
 
 @pytest.mark.parametrize("query", ['"to be or not to be"', "'exact words'", "“curly”", "«guillemets»", '  "spaces"  '])

@@ -145,15 +145,18 @@ def test_words_of_one_origin_stand_together():
     [
         ("gated", "quoted", "= searched as typed: the whole query is quoted"),
         ("gated", "something new", "= searched as typed: something new"),
+        ("gated", "stands_alone", "= searched as typed: the query leans on nothing that the user said before"),
+        ("unusable", "no_end",
+         "= searched as typed: the rewriter wrote no usable rewrite (it came to no end within 64 tokens)"),
         ("late", "", "= searched as typed: the rewriter took too long"),
         ("failed", "out of memory", "= searched as typed: the rewriter failed (out of memory)"),
         ("off", "", "= searched as typed: no rewriter"),
         ("full", "", "= searched as typed: nothing to add"),
     ],
-)
+)  # fmt: skip
 def test_an_unchanged_query_says_why(status, reason, expected):
     shown = replace(result(*PAGE), rewrite=Rewrite("q", "q", (), status, reason))
-    assert expected in render(shown, "text").splitlines()
+    assert expected in render(shown, "text", width=120).splitlines()
 
 
 @pytest.mark.parametrize("format_", ["text", "explain", "md", "html", "json"])

@@ -1,4 +1,4 @@
-"""The shipped tokenizer, and a network of the base's form that is narrow, with weights at random."""
+"""The shipped tokenizer, a narrow network of the base's form with weights at random, and few written conversations."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,8 @@ from tokenizers import Tokenizer
 from bespeak.models.catalogue import asset_folder
 from bespeak.rewriting.gemma import HEAD, N_HEADS, N_LAYERS
 from bespeak.rewriting.model import MODEL
+from bespeak.training import mixture, reader
+from bespeak.training.scenarios import read_conversations
 
 WIDTH, WIDE = 16, 24
 SHAPES = {
@@ -14,6 +16,39 @@ SHAPES = {
     "attn_output": (WIDTH, N_HEADS * HEAD), "ffn_gate": (WIDE, WIDTH), "ffn_up": (WIDE, WIDTH),
     "ffn_down": (WIDTH, WIDE),
 }  # fmt: skip
+
+
+WRITTEN = """\
+S I live in Ghent.
+Q two person tent
+A The Vango Banshee is a two person tent, and it is sold all over the country.
+> is {it=the Vango Banshee} waterproof
+= garden gnome
+> shops {near me=in Ghent}
+
+S I am vegan.
+> {=vegan }chili
+"""
+QUERIES = {
+    "keywords": ["oak table", "bread knife"],
+    "chat": ["how are you"],
+    "nothing": ["how much are they"],
+    "greetings": ["hello => Hi!"],
+}
+
+
+@pytest.fixture
+def written():
+    """Two written conversations."""
+    return list(read_conversations(WRITTEN, "tents.txt"))
+
+
+@pytest.fixture
+def little_written(written, monkeypatch):
+    """In place of the shipped conversations and queries, which take a minute."""
+    for module in (mixture, reader):
+        monkeypatch.setattr(module, "written_conversations", lambda: list(written))
+        monkeypatch.setattr(module, "written_queries", lambda: QUERIES)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from bespeak.training.pairs import Conversation, PastTurn, Target
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
 pytestmark = pytest.mark.train
 
-from bespeak.training.fit import PAIRS, Fit, cross_entropy, mean_cross_entropy, rate, steps  # noqa: E402
+from bespeak.training.fit import PAIRS, Fit, Schedule, cross_entropy, mean_cross_entropy, rate, steps  # noqa: E402
 from bespeak.training.network import RANK, Network, new_adapter, to_arrays  # noqa: E402
 
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
@@ -157,6 +157,13 @@ def test_the_rate_rises_and_falls():
     assert found.index(max(found)) in (20, 21, 22, 23, 24)
     assert found[50] == pytest.approx(0.5)
     assert found[-1] == pytest.approx(0.03)
+
+
+def test_a_rate_may_fall_slowly_and_then_steeply():
+    schedule = Schedule(2.0, 1, 0.01, bend=(0.8, 0.5))
+    found = [rate(step, 100, schedule) / 2 for step in (0, 40, 80, 90, 99)]
+    assert found == pytest.approx([1, 0.75, 0.5, 0.25, 0.025])
+    assert [rate(step, 100, Schedule(2.0, 1, 0.01)) for step in (20, 60)] == pytest.approx([1.6, 0.8])
 
 
 def test_steps_hold_every_sequence_in_its_order(sequences):

@@ -30,6 +30,8 @@ from bespeak.training.options import GainOptions, MeanGains
 from bespeak.training.pairs import Conversation, PastTurn
 from fakes import BagEncoder
 
+pytestmark = pytest.mark.usefixtures("little_written")
+
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
 
 

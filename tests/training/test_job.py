@@ -12,6 +12,8 @@ from bespeak.training.job import CHECKPOINT, prepare, run_name, thinned, train
 from bespeak.training.mixture import SOURCE_WEIGHTS
 from bespeak.training.options import CrossEntropies, TrainingOptions
 
+pytestmark = pytest.mark.usefixtures("little_written")
+
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
 
 

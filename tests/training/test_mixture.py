@@ -5,6 +5,8 @@ import pytest
 from bespeak.training import mixture
 from bespeak.training.pairs import Conversation, PastTurn, Target
 
+pytestmark = pytest.mark.usefixtures("little_written")
+
 TOPICS = ("whales", "glaciers", "bridges", "violins", "comets", "orchids", "castles", "beetles")
 
 ASKED = ("How old are {}?", "Who first described {}?", "Why do people love {}?")
@@ -39,14 +41,28 @@ def test_sources_are_used_in_proportion_to_their_weights(tokenizer):
     assert 20 <= people["camrest"] <= 60  # 200 * 2 / 10
 
 
-def test_every_kind_of_change_is_made_and_counted(tokenizer):
+def test_every_kind_of_change_is_made_and_counted(tokenizer, monkeypatch):
+    monkeypatch.setattr(mixture, "ALONE_SHARE", 1.0)
     made = mixture.sequences(list(conversations("own", 300)), tokenizer, 0)
     counts = mixture.counts(made)
-    assert set(counts["kind"]) == {"person", "whole", "switch", "personal"}
+    assert set(counts["kind"]) == {"person", "whole", "switch", "personal", "written", "chat", "nothing"}
     assert set(counts["change"]) >= {"shuffled", "dropped", "crossed", "unanswered", "titled"}
     n_targets = sum(len(sequence.targets) for sequence in made)
     assert sum(counts["source"].values()) == sum(counts["kind"].values()) == n_targets
-    assert counts["source"]["made"] == pytest.approx(0.06 / 1.06 * n_targets, abs=1)
+    assert counts["source"]["made"] == pytest.approx(0.06 * counts["source"]["own"], abs=1)
+
+
+def test_written_conversations_and_some_queries_that_stand_alone_are_read_too(tokenizer, monkeypatch):
+    def asked():
+        made = mixture.sequences(list(conversations("own", 3)), tokenizer, 0)
+        return Counter(target.query for s in made if s.source == "written" for target in s.targets)
+
+    assert asked()["chili"] == mixture.WRITTEN_TIMES
+    monkeypatch.setattr(mixture, "ALONE_SHARE", 1.0)
+    alone = {"oak table", "bread knife", "how are you", "how much are they"}
+    assert all(asked()[query] == 1 for query in alone)
+    monkeypatch.setattr(mixture, "ALONE_SHARE", 0.0)
+    assert alone.isdisjoint(asked())
 
 
 def test_held_out_conversations_are_not_varied(tokenizer):

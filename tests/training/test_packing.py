@@ -5,8 +5,7 @@ import pytest
 
 from bespeak.records import Profile, Statement, Turn
 from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, LAST_ANSWER_TOKENS, prompt
-from bespeak.rewriting.grounding import Lexicon
-from bespeak.training.packing import UNLABELLED, Layout, alternatives, pack, unsaid_share
+from bespeak.training.packing import UNLABELLED, Layout, Lexicon, alternatives, pack, unsaid_share
 from bespeak.training.pairs import Conversation, PastTurn, Target
 
 TURNS = (

@@ -1,7 +1,6 @@
 import random
 
-from bespeak.rewriting.grounding import Lexicon
-from bespeak.training.packing import standing
+from bespeak.training.packing import Lexicon, standing
 from bespeak.training.personal import FIELDS, personal_conversations
 
 OTHERS = ("I collect stamps.", "My aunt paints.", "I never fly.")

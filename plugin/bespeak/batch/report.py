@@ -15,6 +15,7 @@ STATUSES = {
     "full": "rewritten, or found to need nothing",
     "gated": "left as typed by the gate",
     "dropped": "as typed: the rewrite finds nothing useful",
+    "unusable": "as typed: the rewriter wrote no usable rewrite",
     "failed": "as typed: the rewriter failed",
     "late": "as typed: the rewriter took too long",
     "off": "as typed: no rewriter",

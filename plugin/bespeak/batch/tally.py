@@ -28,7 +28,7 @@ class Tally:
     sources: Mapping[str, int] = field(default_factory=dict)  # terms, by where they come from
     rejected: Mapping[str, int] = field(default_factory=dict)  # lines, by kind of reason
     changed: int = 0  # rewrites that differ from their query
-    from_cache: int = 0  # rewrites with status `full` that came from the cache
+    from_cache: int = 0  # rewrites that came from the cache
     work_s: float = 0.0  # spent on chunks by all processes together
     slowest: tuple[SlowChunk, ...] = ()
 

@@ -17,9 +17,10 @@ from bespeak.batch.rewriting import rewrite_all
 from bespeak.batch.tally import Tally, tally
 from bespeak.errors import InputError, StoreError
 from bespeak.profiles.stores import EventStore
-from bespeak.reading import Reading, open_reading
+from bespeak.reading import Reading, open_reading, read_context
 from bespeak.records import Profile, Rewrite
-from bespeak.rewriting.rewriter import RewriteKey, Rewriter, model_of, version_read
+from bespeak.rewriting.rewriter import LASTING, RewriteKey, Rewriter, model_of, version_read
+from bespeak.session.reader import ContextReader
 from bespeak.statuses import RewriteStatus
 
 Given = TypeVar("Given")
@@ -31,6 +32,7 @@ class Tools:
     """What chunks are rewritten with, opened once in each process. Without a store, no line may name a user."""
 
     rewriter: Rewriter
+    context: ContextReader | None
     store: EventStore | None
     check: RewriteCheck | None = None
     form: Form = "jsonl"
@@ -49,6 +51,8 @@ class Tools:
     def describe(self, profiles: str) -> dict[str, str]:
         """Everything besides the input that the output depends on; `profiles` names the store."""
         facts = {"model": model_of(self.rewriter), "profiles": profiles, "form": self.form}
+        if self.context:
+            facts["sessions"] = self.context.name
         if self.check:
             facts["check"] = f"{self.check.index} ({self.check.mode}), {self.check.engine.location}"
         return facts
@@ -77,7 +81,8 @@ class ChunkResult(NamedTuple):
 def rewrite_chunk(chunk: Chunk, tools: Tools) -> ChunkResult:
     """The result of one chunk.
 
-    Raises StoreError and EngineError: if the store does not answer, the user's line is not rewritten as a stranger's.
+    Raises StoreError, EngineError and ModelError: if the store does not answer, the user's line is not rewritten as a
+    stranger's.
     """
     began = time.perf_counter()
     rows = list(read_queries(chunk.first_no, chunk.lines, tools.form))
@@ -120,9 +125,10 @@ def find_profile(line: QueryLine, store: EventStore | None) -> Profile:
 def find_rewrites(lines: Sequence[QueryLine], profiles: Sequence[Profile], tools: Tools) -> tuple[list[Rewrite], int]:
     """The rewrites in order, and how many of them came from the cache.
 
-    A cached rewrite has status `full`, as when it was made, so that the output does not depend on earlier runs.
+    A cached rewrite has the status with which it was made, so that the output does not depend on earlier runs.
     """
-    readings = [open_reading(line.query, profile) for line, profile in zip(lines, profiles, strict=True)]
+    opened = (open_reading(line.query, profile) for line, profile in zip(lines, profiles, strict=True))
+    readings = [read_context(reading, tools.context) for reading in opened]
     keys = [find_key(*pair, tools.rewriter) for pair in zip(lines, readings, strict=True)]
     cached = _read_cache(keys, tools)
     rest = [place for place, key in enumerate(keys) if key not in cached]
@@ -149,16 +155,16 @@ def _read_cache(keys: Iterable[RewriteKey | None], tools: Tools) -> dict[Rewrite
         return {}
     once = [key for key in dict.fromkeys(keys) if key]
     found = zip(once, tools.each(tools.store.get_rewrite, once), strict=True)
-    return {key: replace(rewrite, status=RewriteStatus.FULL) for key, rewrite in found if rewrite}
+    return {key: rewrite for key, rewrite in found if rewrite}
 
 
 def _update_cache(
     rewrites: Mapping[RewriteKey | None, Rewrite], cached: Mapping[RewriteKey | None, Rewrite], tools: Tools
 ) -> None:
-    """Drops cached rewrites that failed the check, and keeps new ones that are full."""
+    """Drops cached rewrites that failed the check, and keeps new ones that last."""
     store = tools.store
     if store is None:
         return
     tools.each(store.drop_rewrite, [key for key in cached if key and rewrites[key].status == RewriteStatus.DROPPED])
-    new = [key for key in rewrites if key and key not in cached and rewrites[key].status == RewriteStatus.FULL]
+    new = [key for key in rewrites if key and key not in cached and rewrites[key].status in LASTING]
     tools.each(lambda key: store.put_rewrite(key, rewrites[key]), new)

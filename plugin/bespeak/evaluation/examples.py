@@ -10,9 +10,9 @@ from bespeak.errors import UsageError
 from bespeak.evaluation.measures import Run, judge
 from bespeak.evaluation.systems import BASELINE, UNHURRIED_MS, Runs
 from bespeak.evaluation.topics import Collection, Topic
+from bespeak.parts import Parts
 from bespeak.reading import rewrite_query
 from bespeak.records import Profile, Rewrite, Term
-from bespeak.rewriting.rewriter import Rewriter
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 
 Origin: TypeAlias = Literal["last query", "last answer", "earlier turns", "statements", "function words", "nowhere"]
@@ -66,7 +66,7 @@ class Examples:
 
 def find_examples(
     collection: Collection,
-    rewriter: Rewriter,
+    parts: Parts,
     runs: Runs,
     n: int,
 ) -> Examples:
@@ -80,7 +80,7 @@ def find_examples(
     typed, rewritten = (_values(collection, runs[name, stage]) for name in (BASELINE, system))
     found = []
     for topic in collection.topics:
-        rewrite = rewrite_query(topic.text, topic.profile, rewriter, UNHURRIED_MS)
+        rewrite = rewrite_query(topic.text, topic.profile, parts.rewriter, parts.context, UNHURRIED_MS)
         if rewrite.changed:
             found.append(_example(topic, rewrite, typed[topic.query_id], rewritten[topic.query_id]))
     by_gain = sorted(found, key=lambda one: (-one.gain, one.query_id))

@@ -17,6 +17,7 @@ import numpy as np
 from bespeak.errors import StoreError
 from bespeak.files import replacing
 from bespeak.records import Matrix, Profile, Rewrite, Term, UserKey, Vector
+from bespeak.rewriting.rewriter import LASTING
 from bespeak.statuses import RewriteStatus
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ class KeptRewriter:
         if key in self._rewrites:
             return self._rewrites[key]
         made = self._rewriter.rewrite(query, profile, budget_ms)
-        if made.status in (RewriteStatus.FULL, RewriteStatus.CACHED):
-            self._rewrites[key] = replace(made, status=RewriteStatus.FULL)
+        if made.status in (*LASTING, RewriteStatus.CACHED):
+            status = RewriteStatus.FULL if made.status == RewriteStatus.CACHED else made.status
+            self._rewrites[key] = replace(made, status=status)
         return made
 
     def warm(self, profile: Profile) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from bespeak.engines import Engine
 from bespeak.errors import UsageError
@@ -18,11 +18,14 @@ from bespeak.evaluation.measures import check_installed
 from bespeak.evaluation.memory import embed
 from bespeak.evaluation.systems import STAGES, SYSTEMS, Cell, cells_of, check_names, load_collection, run_all
 from bespeak.evaluation.through import MODES, RunningProxy, measure_served
-from bespeak.evaluation.topics import Collection, read_collection
+from bespeak.evaluation.topics import Collection, Topic, read_collection
 from bespeak.models.encoder import load_encoder
-from bespeak.parts import Models, Parts, open_parts
+from bespeak.parts import Parts
+from bespeak.reading import open_reading, read_context
 from bespeak.rewriting.rewriter import Rewriter, Unchanged, model_of
+from bespeak.session.reader import ContextReader, load_reader
 from bespeak.settings import Settings
+from bespeak.statuses import Reason
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
@@ -40,6 +43,15 @@ class Selection:
     limit: int | None = None  # queries or users, at most
     every: int = 1  # use every Nth query, or the users whose id is divisible by N
     n_examples: int = 0  # best and worst rewrites to show
+    misplaced: bool = False  # ask each query that stands alone after another conversation's turns
+
+    def of(self, collection: Collection) -> Collection:
+        """The selected part of the collection. Raises InputError if that is nothing."""
+        return (collection.misplaced() if self.misplaced else collection).cut(self.limit, self.every)
+
+
+OpenModel: TypeAlias = Callable[[ContextReader], Rewriter]
+"""Opens a rewriter that may use what the reader says of a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,7 @@ class Bench:
     settings: Settings
     encoder: str | None  # name or folder; None: the shipped one
     open_engine: Callable[[], Engine]
-    open_model: Callable[[], Rewriter]
+    open_model: OpenModel
     report: Callable[[str], Report]  # by label, such as "queries"
     say: Callable[[str], object]  # shows a sentence to the user
 
@@ -73,7 +85,9 @@ def measure(folder: Path, selection: Selection, bench: Bench) -> Measured:
     Raises UsageError if the data lack what is selected, InputError if they cannot be read, ModelError, EngineError.
     """
     if not movielens.is_movielens(folder):
-        return measure_topics(read_collection(folder).cut(selection.limit, selection.every), selection, bench)
+        return measure_topics(selection.of(read_collection(folder)), selection, bench)
+    if selection.misplaced:
+        raise UsageError("MovieLens has no conversations: leave --misplaced out")
     if selection.n_examples:
         raise UsageError("MovieLens has no rewrites: leave --examples out")
     if selection.stages:
@@ -94,9 +108,19 @@ def measure_topics(collection: Collection, selection: Selection, bench: Bench) -
         runs = run_all(collection, names, stages, engine, index, parts, bench.report("queries"))
         examples = None
         if selection.n_examples:
-            examples = find_examples(collection, parts.rewriter, runs, selection.n_examples)
-    counts = {"queries": len(collection.topics), "conversations": len(set(collection.groups.values()))}
+            examples = find_examples(collection, parts, runs, selection.n_examples)
+        n_alone = sum(stands_alone(topic, parts.context) for topic in collection.topics)
+    counts = {
+        "queries": len(collection.topics),
+        "conversations": len(set(collection.groups.values())),
+        "read as standing alone": n_alone,
+    }
     return Measured(cells_of(runs, collection, names), describe(collection.name, counts, parts), examples)
+
+
+def stands_alone(topic: Topic, reader: ContextReader | None) -> bool:
+    """Whether the topic goes out as typed because it leans on nothing."""
+    return read_context(open_reading(topic.text, topic.profile), reader).gate == Reason.STANDS_ALONE
 
 
 def measure_proxy(collection: Collection, selection: Selection, proxy: RunningProxy, bench: Bench) -> Measured:
@@ -122,11 +146,8 @@ def measure_proxy(collection: Collection, selection: Selection, proxy: RunningPr
 @contextmanager
 def _topic_parts(collection: Collection, names: Sequence[str], stages: Sequence[str], bench: Bench) -> Iterator[Parts]:
     """The parts that these systems need; what they computed is kept, even if measuring fails."""
-    encoder = open_kept_encoder(bench, collection.digest) if set(stages) != {"lexical"} else "none"
-    rewriter: Rewriter = Unchanged()
-    if REWRITTEN & set(names):
-        rewriter = KeptRewriter(bench.open_model(), bench.kept, collection.digest)
-    parts = open_kept(bench, Models(bench.cache, rewriter, encoder), collection.digest)
+    open_model = bench.open_model if REWRITTEN & set(names) else None
+    parts = open_kept_parts(bench, collection.digest, open_model, with_encoder=set(stages) != {"lexical"})
     try:
         yield parts
     finally:
@@ -161,18 +182,17 @@ def open_kept_encoder(bench: Bench, label: str) -> KeptEncoder:
     return KeptEncoder(load_encoder(bench.encoder, bench.cache), bench.kept, label, bench.report("vectors"))
 
 
-def open_kept(bench: Bench, models: Models, label: str) -> Parts:
-    """Opens the parts so that the context encoder keeps its vectors too, and rewrites may take as long as they need."""
-    parts = open_parts(models, systems.unhurried(bench.settings))
-    if parts.context is None:
-        return parts
-    kept = KeptEncoder(parts.context.encoder, bench.kept, label, bench.report("sessions"))
-    return replace(parts, context=replace(parts.context, encoder=kept))
+def open_kept_parts(bench: Bench, label: str, open_model: OpenModel | None, with_encoder: bool = True) -> Parts:
+    """The parts to measure with. They keep vectors and rewrites; a rewrite may take as long as it needs."""
+    context = load_reader(bench.cache)
+    rewriter = KeptRewriter(open_model(context), bench.kept, label) if open_model else Unchanged()
+    encoder = open_kept_encoder(bench, label) if with_encoder else None
+    return Parts(systems.unhurried(bench.settings), rewriter, encoder, context=context)
 
 
 def save_kept(parts: Parts) -> None:
     """Saves the vectors and rewrites of the parts that keep them."""
-    for part in (parts.encoder, parts.rewriter, parts.context and parts.context.encoder):
+    for part in (parts.encoder, parts.rewriter):
         if isinstance(part, KeptEncoder | KeptRewriter):
             part.save()
 

@@ -20,9 +20,10 @@ from bespeak.evaluation.topics import Collection
 from bespeak.models.encoder import Encoder
 from bespeak.parts import Parts
 from bespeak.pipeline import Retrieved, ask, show_page
-from bespeak.reading import Reading, query_vector, read
-from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Request, Vector
+from bespeak.reading import Reading, encode_reading, query_vector, read
+from bespeak.records import Clause, Document, EngineQuery, Hit, Hits, Matrix, Profile, Request, Vector
 from bespeak.settings import Settings
+from bespeak.statuses import Reason
 from bespeak.text import analysis
 
 K1, B = 1.2, 0.75
@@ -136,11 +137,22 @@ class Readings:
     engine: CollectionEngine
 
 
+def read_to_rank(query: str, profile: Profile, parts: Parts) -> Reading:
+    """The reading, of which the order by meaning is measured even if the query stands alone.
+
+    A search would then show the engine's own order, as to a stranger.
+    """
+    reading = read(query, profile, parts)
+    if reading.gate == reading.declined == Reason.STANDS_ALONE:
+        return encode_reading(replace(reading, declined=None), parts)
+    return reading
+
+
 def make_readings(collection: Collection, parts: Parts, report: Report = silent) -> Readings:
     """Reads every topic, for any settings to rank later. Pass a KeptRewriter and a KeptEncoder for speed."""
     readings = []
     for done, topic in enumerate(collection.topics, 1):
-        readings.append(read(topic.text, topic.profile, parts))
+        readings.append(read_to_rank(topic.text, topic.profile, parts))
         report(done, len(collection.topics))
     return Readings(collection, parts, tuple(readings), CollectionEngine(collection, parts.encoder))
 

@@ -10,11 +10,11 @@ from bespeak.engines import Engine
 from bespeak.errors import IndexMissing, InputError, UsageError
 from bespeak.evaluation.kept import Report, silent
 from bespeak.evaluation.measures import MEASURES, Estimate, Gain, Qrels, Run, compare, estimate, judge
-from bespeak.evaluation.memory import DEPTH, best, embed, search_vector
+from bespeak.evaluation.memory import DEPTH, best, embed, read_to_rank, search_vector
 from bespeak.evaluation.topics import Collection, Topic
 from bespeak.parts import Parts
 from bespeak.pipeline import Retrieved, ask, show_page
-from bespeak.reading import Reading, read, rewrite_query
+from bespeak.reading import Reading, rewrite_query
 from bespeak.records import Document, Matrix, Request
 from bespeak.rewriting.rewriter import LastTurn, Unchanged
 from bespeak.settings import Settings
@@ -101,24 +101,24 @@ def read_topic(system: str, topic: Topic, index: str, parts: Parts) -> TopicSear
         raise InputError(f"query {topic.query_id} has no human_rewrite: leave the system human out for these data")
     text = {"raw": topic.text, "human": topic.human_rewrite}.get(system)
     if text is None:
-        text = rewrite_query(topic.text, topic.profile, parts.rewriter, parts.settings.rewrite_ms).text
+        text = rewrite_query(topic.text, topic.profile, parts.rewriter, parts.context, parts.settings.rewrite_ms).text
     return make_search(text, topic, index, without_session(parts))
 
 
 def make_search(text: str, topic: Topic, index: str, parts: Parts) -> TopicSearch:
-    return TopicSearch(Request(text, index, size=DEPTH), read(text, topic.profile, parts), parts)
+    return TopicSearch(Request(text, index, size=DEPTH), read_to_rank(text, topic.profile, parts), parts)
 
 
 def without_session(parts: Parts) -> Parts:
     """The same parts without those that use the history."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=0.0)
-    return replace(parts, rewriter=Unchanged(), settings=settings, terms=None, context=None)
+    return replace(parts, rewriter=Unchanged(), settings=settings, context=None)
 
 
 def _last_turn(topic: Topic, index: str, parts: Parts) -> TopicSearch:
     """The query with the last turn's salient words; its vector is the query's plus half of the last turn's."""
     settings = replace(parts.settings, last_turn_weight=0.0, last_turn_share=LAST_TURN_SHARE)
-    parts = replace(parts, rewriter=LastTurn(), settings=settings, terms=None, context=None)
+    parts = replace(parts, rewriter=LastTurn(), settings=settings, context=None)
     search = make_search(topic.text, topic, index, parts)
     vectors = dict(search.reading.vectors)
     vectors.pop("rewrite", None)

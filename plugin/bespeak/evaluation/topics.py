@@ -1,8 +1,8 @@
 """A judged collection of documents and conversational queries, read from its folder.
 
 `corpus.jsonl` holds `_id`, `text` and perhaps `title`. `queries.jsonl` (`_id`, `text`, `statements`, `history` of
-`query` and `response`, and perhaps `human_rewrite`) and `qrels.tsv` (a header, then query, document and grade) are in
-`dev/` or beside the corpus.
+`query` and `response`, and perhaps `human_rewrite` and `entities`) and `qrels.tsv` (a header, then query, document and
+grade) are in `dev/` or beside the corpus.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from bespeak.errors import InputError
 from bespeak.records import Document, Profile, Statement, Turn, UserKey
 
 FIELDS = ("title", "text")
+FOREIGN_STEP = 7919
+"""A large prime, so that neighbouring queries are not put after neighbouring conversations."""
 CONVERSATION = re.compile(r"(.+?)(?:_|<::>)\d+")
 """Query ids that name their conversation: `1-1_3`, `18ef26<::>7`."""
 
@@ -33,6 +35,14 @@ class Topic:
     statements: tuple[str, ...] = ()
     history: tuple[tuple[str, str], ...] = ()  # (query, response), oldest first
     human_rewrite: str | None = None
+    names: tuple[str, ...] = ()  # of what the query is about
+
+    @property
+    def whole(self) -> str | None:
+        """The query in a form that stands alone, if one is known."""
+        if self.human_rewrite or not self.history:
+            return self.human_rewrite or self.text
+        return self.text if any(name.casefold() in self.text.casefold() for name in self.names) else None
 
     @property
     def conversation(self) -> str:
@@ -83,6 +93,22 @@ class Collection:
         """The collection with every Nth topic (`every`), from the first, and at most `limit` of them."""
         return replace(self, topics=self.topics[::every][:limit])
 
+    def misplaced(self) -> Collection:
+        """The queries that stand alone, each asked after the turns of another conversation.
+
+        Raises InputError if there is none.
+        """
+        told = [topic for topic in self.topics if topic.history]
+        found = []
+        for place, topic in enumerate(self.topics):
+            others = [other for other in told if other.conversation != topic.conversation]
+            if topic.whole and others:
+                other = others[place * FOREIGN_STEP % len(others)]
+                found.append(replace(topic, text=topic.whole, statements=(), history=other.history, human_rewrite=None))
+        if not found:
+            raise InputError(f"{self.name} has no query that is known to stand alone: it needs `human_rewrite`")
+        return replace(self, topics=tuple(found))
+
 
 def read_collection(folder: Path) -> Collection:
     """Reads a collection without the topics that nobody judged. Raises `InputError`."""
@@ -125,7 +151,8 @@ def _document(row: Mapping[str, Any]) -> Document:
 
 def _topic(row: Mapping[str, Any]) -> Topic:
     history = tuple((turn.get("query") or "", turn.get("response") or "") for turn in row.get("history") or ())
-    return Topic(row["_id"], row["text"], tuple(row.get("statements") or ()), history, row.get("human_rewrite"))
+    names = tuple(row.get("entities") or ())
+    return Topic(row["_id"], row["text"], tuple(row.get("statements") or ()), history, row.get("human_rewrite"), names)
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:

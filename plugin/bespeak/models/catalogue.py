@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, TypeAlias
 from bespeak.errors import ModelError
 from bespeak.files import replacing
 
-ModelKind: TypeAlias = Literal["encoder", "context-encoder", "rewriter", "terms"]
+ModelKind: TypeAlias = Literal["encoder", "context-encoder", "context-reader", "rewriter"]
 
 MANIFEST = "manifest.json"
 RECORD = "model.json"
@@ -183,7 +183,7 @@ def remedy(record: ModelRecord) -> str:
         return "install bespeak again"
     if record.kind == "rewriter":
         return "run 'bespeak models build'"
-    command = "train-context" if record.kind == "context-encoder" else "export"
+    command = {"context-encoder": "train-context", "context-reader": "train-reader"}.get(record.kind, "export")
     return f"delete its folder and run 'bespeak models {command}' again"
 
 

@@ -85,12 +85,12 @@ def is_learnt(parts: Parts, tenant: str) -> bool:
 
 
 def rewriting(store: EventStore, parts: Parts, models: Bounds) -> AskRewrite:
-    """The rewrite for the route `rewrite`. Raises Late, Busy and StoreError."""
+    """The rewrite for the route `rewrite`. Raises Late, Busy, ModelError and StoreError."""
 
     async def rewrite(query: str, user: UserKey | None, session_id: str) -> Rewrite:
         profile = await asyncio.to_thread(store.profile, user, session_id, datetime.now(UTC))
         return await models.run(
-            lambda within: rewrite_query(query, profile, parts.rewriter, within.left_s * 1000),
+            lambda within: rewrite_query(query, profile, parts.rewriter, parts.context, within.left_s * 1000),
             parts.settings.rewrite_ms,
         )
 

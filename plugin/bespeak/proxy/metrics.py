@@ -11,6 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from bespeak.statuses import Reason
+
 if TYPE_CHECKING:
     from bespeak.proxy.recording import RecorderCounts
 
@@ -35,7 +37,9 @@ class Metrics:
             ("outcome", "reason"),
             registry=registry,
         )
-        self._rewrites = Counter("bespeak_rewrites", "Rewrites by status.", ("status",), registry=registry)
+        self._rewrites = Counter(
+            "bespeak_rewrites", "Rewrites by status and reason.", ("status", "reason"), registry=registry
+        )
         self._reranks = Counter("bespeak_reranks", "Reranked answers by status.", ("status",), registry=registry)
         self._seconds = {
             name: Histogram(f"bespeak_{name}_seconds", description, buckets=SECONDS, registry=registry)
@@ -65,9 +69,9 @@ class Metrics:
         """A search that was sent on untouched because this stage failed."""
         self._requests.labels("failed", self._label(stage)).inc()
 
-    def rewritten(self, status: str, seconds: float | None = None) -> None:
+    def rewritten(self, status: str, reason: str = "", seconds: float | None = None) -> None:
         """`seconds` only if the rewriter was asked."""
-        self._rewrites.labels(self._label(status)).inc()
+        self._rewrites.labels(self._label(status), self._label(reason) if reason in set(Reason) else "").inc()
         if seconds is not None:
             self._seconds["rewrite"].observe(seconds)
 

@@ -49,7 +49,7 @@ from bespeak.reading import (
     encode_reading,
     is_remembered,
     open_reading,
-    pick_terms,
+    read_context,
     rewrite_reading,
 )
 from bespeak.records import Clause, Hit, Profile, Ranked, Rewrite, UserKey, Vector
@@ -108,9 +108,14 @@ class Personaliser:
         """`documents` is None without an encoder: hits are then ordered by their words alone."""
         self._upstream, self._profiles, self._parts, self._documents = upstream, profiles, parts, documents
         self._shared, self._rules, self._chains = shared, rules, shared.chains
-        self._rewriting, self._reranking, self._profiling = Breaker(), Breaker(), Breaker()
+        self._rewriting, self._reranking, self._profiling, self._reading = (Breaker() for _ in range(4))
         self._damage = ""
-        for name, breaker in (("rewrite", self._rewriting), ("rerank", self._reranking), ("profile", self._profiling)):
+        for name, breaker in (
+            ("profile", self._profiling),
+            ("session", self._reading),
+            ("rewrite", self._rewriting),
+            ("rerank", self._reranking),
+        ):
             shared.metrics.watch_breaker(name, partial(getattr, breaker, "open"))
 
     async def prepare(self, search: Search, user: UserKey, session_id: str, control: bool) -> PersonalSearch | Declined:
@@ -144,13 +149,29 @@ class Personaliser:
             status = RewriteStatus.OFF if is_control else RewriteStatus.GATED
             rewrite = Rewrite(reading.query, reading.query, status=status, reason=reason)
             return reading, Chain(query_id(search), rewrite, untouched=True)
+        reading = await self._read_context(reading)
+        if reading.declined:
+            self._shared.metrics.rewritten(reading.rewrite.status, reading.rewrite.reason)
+            return reading, Chain(query_id(search), reading.rewrite, untouched=True)
         began = time.monotonic()
         rewrite = await self._rewrite(reading)
         ran = rewrite.status not in (RewriteStatus.GATED, RewriteStatus.OFF)
-        self._shared.metrics.rewritten(rewrite.status, time.monotonic() - began if ran else None)
+        self._shared.metrics.rewritten(rewrite.status, rewrite.reason, time.monotonic() - began if ran else None)
         with stage(Stage.PLAN):
-            reading = pick_terms(replace(reading, rewrite=rewrite), self._parts.terms)
+            reading = replace(reading, rewrite=rewrite)
             return reading, Chain(query_id(search), rewrite, clauses(reading, self._parts.settings))
+
+    async def _read_context(self, reading: Reading) -> Reading:
+        """The reading with what the query leans on. Raises Fault."""
+        reader, budget_ms = self._parts.context, self._parts.settings.rerank_ms
+        if reading.gate or reader is None:
+            return reading
+        with stage(Stage.ENCODE):
+            if reader.knows(reading.query, reading.profile):
+                return read_context(reading, reader)
+        run = in_time(lambda _: read_context(reading, reader), budget_ms)
+        encodings = self._shared.runs.encodings
+        return await self._guarded(Stage.ENCODE, self._reading, lambda: encodings.run(run, budget_ms))
 
     def leave(self, search: Search, user: UserKey, session_id: str, outcome: Outcome) -> None:
         """Keeps later pages in the engine's order too, so that no hit appears twice or never."""

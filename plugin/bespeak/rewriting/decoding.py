@@ -15,13 +15,15 @@ from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 from bespeak.models.encoder import RememberingEncoder
 from bespeak.records import Profile, Rewrite, Turn, UserKey
-from bespeak.rewriting.grounding import Grounded, Lexicon, attribute, sources
+from bespeak.rewriting.grounding import attribute, sources
 from bespeak.rewriting.model import MODEL
-from bespeak.rewriting.rewriter import failed, model_of
+from bespeak.rewriting.rewriter import model_of
 from bespeak.rewriting.scorer import Floats, SessionKey, n_common
+from bespeak.rewriting.skeleton import POINTING, Draft, Skeleton, replaceable
 from bespeak.session.gate import is_other_script
+from bespeak.session.reader import IS_ADDED
 from bespeak.session.statements import all_fit, choose_statements
-from bespeak.statuses import RewriteStatus
+from bespeak.statuses import Reason, RewriteStatus
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from bespeak.models.encoder import Encoder
+    from bespeak.session.reader import Context, ContextReader
 
 END, START = 1, 2  # ids of control tokens
 N_CONTROL = 4  # control tokens have the lowest ids, and are never written
-DECODING = 5
+DECODING = 6
 """Raise this when the same model decodes differently, so that cached rewrites are made again."""
 
 # Lengths in tokens, as in the adapter's training.
@@ -44,13 +47,10 @@ ANSWER_CHARS = 1_000
 MAX_NEW_TOKENS = 64
 STATEMENTS_REMEMBERED = 2_000
 """Vectors of statements that are kept in memory, 1.5 KB each."""
-POINTING = {
-    *("one", "ones", "two", "three", "both", "first", "second", "third", "last", "next"),
-    *("former", "latter", "other", "others", "previous", "mentioned"),
-}
-"""Words of a query that its rewrite may replace by names."""
 DERAILED = 8.0
 """A word is taken back if a token inside it is e^8 times less likely than another: the model meant a different word."""
+MOST_STRAIN = 40.0
+"""How much less likely, in nats, the tokens may be together than those that the model wanted in their places."""
 
 
 class Feed(Protocol):
@@ -90,30 +90,52 @@ class LanguageModel:
 
     name = MODEL
 
-    def __init__(self, scorer: Scorer, version: str, grounded: bool = True, encoder: Encoder | None = None) -> None:
-        """`encoder` selects the statements to read when not all of them fit."""
-        self._scorer, self._grounded = scorer, grounded
+    def __init__(
+        self,
+        scorer: Scorer,
+        version: str,
+        grounded: bool = True,
+        encoder: Encoder | None = None,
+        context: ContextReader | None = None,
+    ) -> None:
+        """`encoder` selects the statements to read when not all of them fit, `context` the words that may be added."""
+        self._scorer, self._grounded, self._context = scorer, grounded, context
         self._encoder = RememberingEncoder(encoder, STATEMENTS_REMEMBERED) if encoder else None
-        names = (version, "" if grounded else "free", encoder.name if encoder else "")
+        names = (version, "" if grounded else "free", encoder.name if encoder else "", context.name if context else "")
         self.version = " ".join(name for name in names if name)
 
     def rewrite(self, query: str, profile: Profile, budget_ms: float | None = None) -> Rewrite:
         tokenizer, deadline = self._scorer.tokenizer, Deadline.after_ms(budget_ms)
         try:
             with deadline.held():
-                profile = self._with_fitting_statements(query, profile)
-            follow = Grounded(Lexicon(query, sources(query, profile))) if self._grounded else None
+                context = self._context.read(query, profile) if self._context else None
+                read = self._with_fitting_statements(query, profile)
+            skeleton = make_skeleton(query, profile, context)
+            follow = Draft(skeleton) if self._grounded else None
             session_key = (profile.user, profile.session_id) if profile.user else None
             with self._scorer.begin(budget_ms, session_key) as feed:
-                text = decode(feed, prompt(query, profile, tokenizer), Pieces(tokenizer), follow)
+                text = decode(feed, prompt(query, read, tokenizer), Pieces(tokenizer), follow)
         except Late as late:
             reason = str(late) if budget_ms is None else f"not done in {budget_ms:.0f} ms"
             return Rewrite(query, query, status=RewriteStatus.LATE, reason=reason, model=model_of(self))
-        if reason := refuse_text(text, query, profile):
-            return failed(query, self, reason)
+        except Strained:
+            return self._in_words(query, profile, context, skeleton, Reason.STRAINED)
+        if flaw := refuse_text(text, query, profile):
+            return self._in_words(query, profile, context, skeleton, flaw)
         if [fold(word) for word in words(text)] == [fold(word) for word in words(query)]:
             text = query
         return Rewrite(query, text, attribute(text, query, profile), RewriteStatus.FULL, model=model_of(self))
+
+    def _in_words(
+        self, query: str, profile: Profile, context: Context | None, skeleton: Skeleton, flaw: Reason
+    ) -> Rewrite:
+        """The query followed by the words that it surely leans on; as typed if there are none."""
+        likely = context.likely(IS_ADDED) if context else []
+        said = [word.text for word in likely if fold(word.text) in skeleton.needed]  # not one that was negated
+        if not said:
+            return Rewrite(query, query, status=RewriteStatus.UNUSABLE, reason=flaw, model=model_of(self))
+        text = " ".join([query.rstrip(" .?!"), *said])
+        return Rewrite(query, text, attribute(text, query, profile), RewriteStatus.FULL, flaw, model_of(self))
 
     def warm(self, profile: Profile) -> None:
         if profile.user is None:
@@ -138,6 +160,15 @@ class LanguageModel:
         size = _statement_size(self._scorer.tokenizer)
         chosen = choose_statements(query, profile, size, STATEMENT_TOKENS - 1, self._encoder)
         return profile if len(chosen) == len(profile.statements) else replace(profile, statements=chosen)
+
+
+def make_skeleton(query: str, profile: Profile, context: Context | None) -> Skeleton:
+    """What a rewrite must have, and what it may, according to what the query leans on."""
+    if context is None:
+        return Skeleton(query, sources(profile), may_go=replaceable(query, {}))
+    gone = {word.place: word.probability for word in context.dropped}
+    must_add = [fold(word.text) for word in context.likely(IS_ADDED)]
+    return Skeleton(query, sources(profile), context.may_add(), replaceable(query, gone), must_add)
 
 
 def _statement_size(tokenizer: Tokenizer) -> Callable[[str], int]:
@@ -211,50 +242,57 @@ class Pieces:
         return self._known[token_id]
 
 
-class Draft(NamedTuple):
-    """A text in progress: the text so far, what may follow, and the model's scores of the next token."""
+class Strained(Exception):
+    """The model wants to write something else than it may."""
 
-    written: bytes
-    follow: Grounded | None
+
+class Written(NamedTuple):
+    """A text in progress: what was written, what may follow, the model's scores of the next token, and the strain."""
+
+    text: bytes
+    follow: Draft | None
     scores: Floats
     past: Any
+    strain: float = 0.0
 
 
-def decode(feed: Feed, token_ids: Sequence[int], pieces: Pieces, follow: Grounded | None) -> str:
+def decode(feed: Feed, token_ids: Sequence[int], pieces: Pieces, follow: Draft | None) -> str:
     """The model's continuation: always the best token, among those that `follow` allows if it is given.
 
     If `follow` forces a word to end very differently from what the model wants, the word is taken back and begun with
-    another token. A text without an end within 64 tokens gets a line end, which no rewrite has. Raises Late.
+    another token. A text without an end within 64 tokens gets a line end, which no rewrite has. Raises Late, and
+    Strained.
     """
-    draft = word = Draft(b"", follow, *feed(token_ids, None))  # `word`: the draft where the current word begins
+    written = word = Written(b"", follow, *feed(token_ids, None))  # `word`: where the current word begins
     refused: set[int] = set()  # tokens that the word must not begin with
     first = -1  # the token that it begins with
     for _ in range(MAX_NEW_TOKENS):
-        token_id, after = next_token(draft.scores, pieces, draft.follow, refused if draft is word else set())
-        if draft is not word and _derailed(draft, token_id, pieces):
+        token_id, after = next_token(written.scores, pieces, written.follow, refused if written is word else set())
+        if written is not word and _derailed(written, token_id, pieces):
             refused.add(first)
-            draft = word
+            written = word
             continue
         if token_id == END:
-            return draft.written.decode("utf-8", "replace").strip()
-        if draft is word or pieces[token_id].startswith(b" "):
-            if draft is not word:
-                word, refused = draft, set()
+            return written.text.decode("utf-8", "replace").strip()
+        if written is word or pieces[token_id].startswith(b" "):
+            if written is not word:
+                word, refused = written, set()
             first = token_id
-        draft = Draft(draft.written + pieces[token_id], after, *feed([token_id], draft.past))
-    return draft.written.decode("utf-8", "replace").strip() + "\n"
+        strain = written.strain + float(written.scores.max() - written.scores[token_id])
+        if strain > MOST_STRAIN:
+            raise Strained
+        written = Written(written.text + pieces[token_id], after, *feed([token_id], written.past), strain)
+    return written.text.decode("utf-8", "replace").strip() + "\n"
 
 
-def _derailed(draft: Draft, token_id: int, pieces: Pieces) -> bool:
+def _derailed(written: Written, token_id: int, pieces: Pieces) -> bool:
     """Whether the token continues a word although another token is far likelier."""
     inside = token_id != END and not pieces[token_id].startswith(b" ")
-    return inside and bool(draft.scores.max() - draft.scores[token_id] > DERAILED)
+    return inside and bool(written.scores.max() - written.scores[token_id] > DERAILED)
 
 
-def next_token(
-    scores: Floats, pieces: Pieces, follow: Grounded | None, refused: set[int]
-) -> tuple[int, Grounded | None]:
-    """The best token that may come next, and what may follow it. Raises ModelError if no token may."""
+def next_token(scores: Floats, pieces: Pieces, follow: Draft | None, refused: set[int]) -> tuple[int, Draft | None]:
+    """The best token that may come next, and what may follow it. Raises Strained and ModelError if no token may."""
     for token_id in _best_first(scores):
         if token_id == END and (follow is None or follow.may_end()):
             return token_id, follow
@@ -264,6 +302,8 @@ def next_token(
             return token_id, None
         if after := follow.after(pieces[token_id]):
             return token_id, after
+    if follow and (follow.n_words or refused):
+        raise Strained
     raise ModelError("no token may come next: the tokenizer lacks single bytes, so run 'bespeak models build'")
 
 
@@ -277,28 +317,26 @@ def _best_first(scores: Floats) -> Iterator[int]:
     yield from (i for i in np.argsort(-scores, kind="stable").tolist() if i not in seen)
 
 
-def refuse_text(text: str, query: str, profile: Profile) -> str:
-    """Why a model's text cannot be a rewrite; "" if it can."""
-    if text.endswith("\n"):
-        return "the model found no end"
-    if not words(text):
-        return "the model said nothing"
-    if re.search(r"(?:^|\s)[QAR]:(?:\s|$)|\n", text):
-        return "the model repeated its prompt"
+def refuse_text(text: str, query: str, profile: Profile) -> Reason | None:
+    """Why a model's text cannot be a rewrite; None if it can."""
     folded = [fold(word) for word in words(text)]
-    if _loops(folded):
-        return "the model repeated itself"
-    if any(_contains(folded, [fold(w) for w in words(turn.response)]) for turn in profile.turns):
-        return "the model repeated an answer"
-    if is_other_script(text) != is_other_script(query):
-        return "the model wrote in another script"
     earlier = [[fold(word) for word in words(turn.query)] for turn in profile.turns]
-    if folded in earlier and folded != [fold(word) for word in words(query)]:
-        return "the model repeated an earlier query"
     subject_words = subjects(query)
-    if subject_words and not subject_words & subjects(text):
-        return "the model dropped what was asked"
-    return ""
+    if text.endswith("\n"):
+        return Reason.NO_END
+    if not folded or (subject_words and not subject_words & subjects(text)):
+        return Reason.SAYS_NOTHING
+    if re.search(r"(?:^|\s)[QAR]:(?:\s|$)|\n", text):
+        return Reason.REPEATS_PROMPT
+    if _loops(folded):
+        return Reason.REPEATS_ITSELF
+    if any(_contains(folded, [fold(w) for w in words(turn.response)]) for turn in profile.turns):
+        return Reason.REPEATS_ANSWER
+    if is_other_script(text) != is_other_script(query):
+        return Reason.OTHER_SCRIPT
+    if folded in earlier and folded != [fold(word) for word in words(query)]:
+        return Reason.REPEATS_QUERY
+    return None
 
 
 def subjects(text: str) -> set[str]:

@@ -10,6 +10,7 @@ from bespeak.rewriting.rewriter import LastTurn, Rewriter, Unchanged
 
 if TYPE_CHECKING:
     from bespeak.models.encoder import Encoder
+    from bespeak.session.reader import ContextReader
 
 
 def choose_rewriter(
@@ -18,11 +19,13 @@ def choose_rewriter(
     grounded: bool = True,
     threads: int = 2,
     encoder: Encoder | None = None,
+    context: ContextReader | None = None,
     joint: bool = False,
 ) -> Rewriter:
     """The rewriter of this name.
 
-    `encoder` picks the statements to read when the user has more than the model can read. `joint` lets several threads
+    `encoder` picks the statements to read when the user has more than the model can read, `context` the words of the
+    session that a rewrite may use. `joint` lets several threads
     of one job share runs of the model; the rewrites are the same. Raises ModelError if the language model is not built,
     damaged, or built from old parts.
     """
@@ -38,5 +41,5 @@ def choose_rewriter(
 
             folder, version = find_model(cache_dir)
             scorer = JointScorer(folder, threads) if joint else OnnxScorer(folder, threads)
-            return LanguageModel(scorer, f"{version}.{DECODING}", grounded, encoder)
+            return LanguageModel(scorer, f"{version}.{DECODING}", grounded, encoder, context)
     assert_never(name)

@@ -129,8 +129,12 @@ def salient(turn: Turn, query: str, n_words: int) -> list[str]:
     return [word for word in scores if word in best]
 
 
+LASTING = (RewriteStatus.FULL, RewriteStatus.UNUSABLE)
+"""Statuses of rewrites that would come out the same again, and so are worth keeping."""
+
+
 class CachedRewriter:
-    """Asks the cache first, and stores what another rewriter makes, if it is complete and for a known user."""
+    """Asks the cache first, and stores what another rewriter makes, if it lasts and is for a known user."""
 
     def __init__(self, rewriter: Rewriter, cache: RewriteCache) -> None:
         self._rewriter, self._cache = rewriter, cache
@@ -142,11 +146,11 @@ class CachedRewriter:
         key = RewriteKey(profile.user, version_read(profile), model_of(self), query)
         try:
             if found := self._cache.get_rewrite(key):
-                return replace(found, status=RewriteStatus.CACHED)
+                return replace(found, status=RewriteStatus.CACHED) if found.status == RewriteStatus.FULL else found
         except StoreError as error:
             return _with_note(self._rewriter.rewrite(query, profile, budget_ms), error)
         made = self._rewriter.rewrite(query, profile, budget_ms)
-        if made.status != "full":
+        if made.status not in LASTING:
             return made
         try:
             self._cache.put_rewrite(key, made)

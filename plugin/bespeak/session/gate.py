@@ -26,6 +26,8 @@ def decline_rewriting(query: str, profile: Profile) -> Reason | None:
 
 
 def _form(query: str) -> Reason | None:
+    if not any(c.isalnum() for c in query):
+        return Reason.NO_TEXT
     if len(query) > MAX_CHARS or len(query.split()) > MAX_WORDS:
         return Reason.TOO_LONG
     if _QUOTED.fullmatch(query):

@@ -116,6 +116,7 @@ def describe_rewrite(rewrite: Rewrite) -> str:
         "gated": reason or "the query needs no rewrite",
         "late": "the rewriter took too long",
         "failed": f"the rewriter failed{f' ({reason})' if reason else ''}",
+        "unusable": f"the rewriter wrote no usable rewrite ({reason})",
         "dropped": "the rewrite finds nothing useful",
         "off": "no rewriter",
     }

@@ -47,3 +47,16 @@ def inner_words(word: str) -> list[str]:
     """
     parts = [part for part in _PARTS.split(word) if part]
     return parts if len(parts) > 1 and all(part.isalpha() and len(part) > 1 for part in parts) else []
+
+
+NEGATIONS = frozenset("not no never without except excluding neither nor none nobody nothing non cannot".split())  # noqa: SIM905
+
+
+def is_negation(word: str) -> bool:
+    """Whether the word reverses the meaning of the next one.
+
+    >>> [is_negation(word) for word in ("without", "don't", "Nothing", "note")]
+    [True, True, True, False]
+    """
+    folded = fold(word.strip(_EDGES))
+    return folded in NEGATIONS or folded.endswith("n't")

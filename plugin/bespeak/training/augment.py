@@ -126,12 +126,13 @@ def with_switch(conversation: Conversation, others: Sequence[str], rng: random.R
     """The conversation with an unrelated query that stands alone, and so must not be rewritten."""
     said = _topic_stems(conversation) | stems(*conversation.statements)
     tried = rng.sample(others, min(len(others), 8))
-    found = [text for text in tried if stems(text).isdisjoint(said) and not _refers(text)][:1]
+    found = [text for text in tried if stems(text).isdisjoint(said) and not refers(text)][:1]
     place = rng.randint(min(1, len(conversation.turns)), len(conversation.turns))
     return _with_targets(conversation, [Target(place, text, text, "switch") for text in found])
 
 
-def _refers(text: str) -> bool:
+def refers(text: str) -> bool:
+    """Whether a pronoun of the text may point outside of it."""
     return not _UNRESOLVED.isdisjoint(fold(word) for word in words(text))
 
 
@@ -157,7 +158,7 @@ def _elided(query: str, before: str, rng: random.Random) -> str:
     'What are the causes?'
     """
     found = _ENDING_PHRASE.match(query)
-    if not found or _refers(query):
+    if not found or refers(query):
         return ""
     what, left = words(found["what"]), stems(found["head"])
     named = [fold(word) for word in words(before)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from bespeak.session.context import MAX_TOKENS
+from bespeak.session.reader import HEADS
+from bespeak.session.sections import MAX_TOKENS
 from bespeak.training.candidates import SAMPLES
-from bespeak.training.options import CrossEntropies, GainOptions, MeanCosines, MeanGains, TrainingOptions
+from bespeak.training.options import CrossEntropies, GainOptions, MeanCosines, MeanGains, ReaderScores, TrainingOptions
 
 LICENCES = {
     "canard": "CC BY-SA 4.0 (aagohary/canard, dev split)",
@@ -26,6 +27,8 @@ LICENCES = {
     "followup": "Apache-2.0 (SivilTaram/FollowUp)",
     "mtrag": "Apache-2.0 (IBM/mt-rag-benchmark); rewrites by a language model, as far as is known",
     "made": "made from lists by bespeak (Apache-2.0)",
+    "written": "conversations written for bespeak, with the help of a language model (Apache-2.0)",
+    "plain": "rewrites of the other sources, without a session",
 }
 """Licences of the sources that Bespeak knows."""
 
@@ -121,6 +124,47 @@ English only. It reads 60 tokens of the last answer, and no other answer. Its ve
 depends on.
 """
 
+READER_CARD = """\
+# context-reader
+
+Reads a query with the session before it (at most {max_tokens} tokens: the query, the last turn, earlier queries,
+statements) and says what of it the query leans on. English.
+
+| file | content |
+| --- | --- |
+| `model.onnx` | in: `input_ids`, `attention_mask`, `token_type_ids`; out: `vector`, `heads` (tokens, {n_heads}) |
+| `tokenizer.json` | the tokenizer of bge-small-en-v1.5-int8 |
+| `config.json` | the encoder it belongs to, the query prefix |
+
+Tokens of the session have type 1. `vector` compares with the document vectors of bge-small-en-v1.5-int8; `heads` are
+logits of {heads}.
+
+**Origin.** BAAI/bge-small-en-v1.5, MIT licence, as shipped with Bespeak: a student of {n_layers} of its 12 layers. All
+their weights were trained; the embeddings are as they were. Matrices are int8 by output channel, with one bit unused.
+
+## How it was made
+    {command}
+
+On {n_examples} examples. The vector was trained towards the encoder's vector of a person's rewrite, or of the query
+itself where nothing is added (1 - cosine), and, where the conversation continues, of the answer, against {n_negatives}
+negatives (InfoNCE, temperature {temperature}); the heads by cross-entropy. The project's `docs/training.md` describes
+how conversations are varied.
+
+| source | examples | licence |
+| --- | --- | --- |
+{sources}
+
+{terms}
+
+## Scores
+On {n_held_out} held-out queries: mean cosine to the vector of the rewrite {context:.3f} (the query as typed
+{query:.3f}); average precision of the words that a person added {words:.3f}; queries that lean on something are told
+from others with an area under the ROC curve of {leaning:.3f}. Its effect on retrieval: `docs/ranking.md`.
+
+## Limits
+English only. It reads 60 tokens of the last answer, and no other answer.
+"""
+
 
 SHARE_ALIKE = "As its weights derive from CC BY-SA data, the model is offered under CC BY-SA 4.0."
 OTHER_TERMS = "The model's licence follows from the licences of these data and the MIT licence of its base."
@@ -141,6 +185,27 @@ def context_card(
         n_examples=sum(counts.values()),
         terms=SHARE_ALIKE if any("CC BY-SA" in LICENCES.get(name, "") for name in counts) else OTHER_TERMS,
         sources=licensed(counts),
+        **asdict(scores),
+    )
+
+
+def reader_card(
+    options: TrainingOptions, counts: Mapping[str, int], scores: ReaderScores, recipe: Mapping[str, float]
+) -> str:
+    """`counts`: examples by source; `recipe`: `n_layers`, `n_negatives` and `temperature`."""
+    files = [f"--data {path.name}" for path in options.data]
+    held_out = [f"--held-out {options.held_out.name}"] if options.held_out else []
+    steps = [f"--steps {options.steps}"] if options.steps else []
+    how = [f"--passes {options.passes:g}", *steps, f"--seed {options.seed}"]
+    return READER_CARD.format(
+        command=" ".join(["bespeak models train-reader", *files, *held_out, *how]),
+        max_tokens=MAX_TOKENS,
+        heads=", ".join(HEADS),
+        n_heads=len(HEADS),
+        n_examples=sum(counts.values()),
+        terms=SHARE_ALIKE if any("CC BY-SA" in LICENCES.get(name, "") for name in counts) else OTHER_TERMS,
+        sources=licensed(counts),
+        **recipe,
         **asdict(scores),
     )
 

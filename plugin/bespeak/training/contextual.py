@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,8 @@ from bespeak.models.catalogue import (
 )
 from bespeak.models.encoder import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
 from bespeak.records import Profile, Statement, Turn
-from bespeak.session.context import MAX_CHARS, MAX_TOKENS, session_text
+from bespeak.session.context import session_text
+from bespeak.session.sections import MAX_CHARS, MAX_TOKENS, sections
 from bespeak.training.answers import encode_all
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import context_card
@@ -177,7 +178,7 @@ def examples_of(varied: Conversation, original: Conversation, reading: EncoderIn
     made = []
     for target in varied.targets:
         if target.n_before or varied.statements:
-            text = session_text(target.query, profile_of(varied, target.n_before), reading.tokenizer)
+            text = session_text(sections(target.query, profile_of(varied, target.n_before), reading.tokenizer))
             answer = answer_to(target, original)
             made.append(
                 TrainingExample(text, reading.tokens(text), target.query, target.rewrite, answer, varied.source)
@@ -199,6 +200,16 @@ def answer_to(target: Target, original: Conversation) -> str:
     return turn.response if turn.query == target.query and len(turn.response) >= SHORTEST_ANSWER else ""
 
 
+class HasTargets(Protocol):
+    """An example with the texts that its vector should be near."""
+
+    @property
+    def rewrite(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class TargetVectors:
     """The target vectors: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
@@ -209,7 +220,7 @@ class TargetVectors:
     answer_rows: dict[str, int]
 
     @classmethod
-    def of(cls, learnt: Iterable[TrainingExample], encoder: Encoder, kept: Path) -> TargetVectors:
+    def of(cls, learnt: Iterable[HasTargets], encoder: Encoder, kept: Path) -> TargetVectors:
         """Encodes the examples' targets; the answers' vectors are kept in the file `kept`."""
         learnt = list(learnt)
         rewrites = list(dict.fromkeys(example.rewrite for example in learnt))

@@ -35,11 +35,12 @@ P = TypeVar("P")
 
 
 class Schedule(NamedTuple):
-    """The learning rate: a linear rise, then a linear fall."""
+    """The learning rate: a linear rise, then a linear fall, which may be slow at first and steep at the end."""
 
     highest: float
     warm_up_steps: int
     lowest: float  # at the end, as a share of the highest
+    bend: tuple[float, float] = (0.0, 1.0)  # where the fall becomes steep: share of the steps, share of the highest
 
 
 class Objective(NamedTuple, Generic[P]):
@@ -78,8 +79,9 @@ def steps(sequences: Sequence[Packed]) -> list[StepParts]:
 
 def rate(step: int, n_steps: int, schedule: Schedule = PAIRS) -> float:
     """The learning rate at a step, counted from 0."""
-    share = min(1.0, (step + 1) / schedule.warm_up_steps) * max(schedule.lowest, 1 - step / n_steps)
-    return schedule.highest * share
+    done, (bend, height) = step / n_steps, schedule.bend
+    fall = 1 - (1 - height) * done / bend if done < bend else height * (1 - done) / (1 - bend)
+    return schedule.highest * min(1.0, (step + 1) / schedule.warm_up_steps) * max(schedule.lowest, fall)
 
 
 def cross_entropy(network: Network) -> Objective[list[Packed]]:

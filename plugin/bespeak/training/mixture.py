@@ -12,6 +12,8 @@ from bespeak.training import augment
 from bespeak.training.packing import Layout, Packed, pack
 from bespeak.training.pairs import Conversation
 from bespeak.training.personal import personal_conversations
+from bespeak.training.placing import Others, among_others, negatives
+from bespeak.training.scenarios import written_conversations, written_queries
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,6 +26,8 @@ SOURCE_WEIGHTS = {
 }  # fmt: skip
 """How often a conversation of each source is used in one pass; those of other sources are used once."""
 
+WRITTEN_TIMES, ALONE_SHARE = 2, 0.25
+"""How often the adapter reads a written conversation, and how many of the written queries that stand alone."""
 PERSONAL_SHARE = 0.06
 """The share of all targets that `personal` makes."""
 
@@ -35,10 +39,24 @@ def sequences(found: Sequence[Conversation], tokenizer: Tokenizer, seed: int, pa
     for _, varied in variants(found, rng, passes):
         packed += pack(varied, layout, rng)
     n_personal = round(PERSONAL_SHARE * sum(len(sequence.targets) for sequence in packed))
-    for conversation in personal_conversations(n_personal, all_statements(found), rng):
-        packed += pack(conversation, layout, None)
+    for conversation in made_conversations(found, n_personal, rng):
+        packed += pack(conversation, layout, rng)
     rng.shuffle(packed)
     return packed
+
+
+def made_conversations(found: Sequence[Conversation], n_personal: int, rng: random.Random) -> Iterator[Conversation]:
+    """Conversations from lists, and the written ones and what stands alone among others."""
+    written = written_conversations()
+    statements = all_statements([*found, *written])
+    others = Others([c for c in (*found, *written) if c.turns], statements)
+    yield from personal_conversations(n_personal, statements, rng)
+    for conversation in written:
+        for _ in range(WRITTEN_TIMES):
+            yield among_others(conversation, others, rng)
+    for conversation in negatives(written_queries(), others, rng, 1):
+        if rng.random() < ALONE_SHARE:
+            yield conversation
 
 
 def variants(

@@ -18,6 +18,7 @@ class TrainingOptions:
     passes: float = 1.0
     seed: int = 0
     threads: int = 2  # changes only the time
+    steps: int | None = None  # of the context reader; None: all that the passes give
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,17 @@ class MeanGains:
     after: float
     n_turns: int
     n_learnt: int  # turns whose candidates differ
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderScores:
+    """How well the context reader does on held-out pairs."""
+
+    query: float  # mean cosine of the query as typed to the rewrite
+    context: float  # the same of the query read with its session
+    words: float  # average precision of the words that a person added, over all words of the sessions
+    leaning: float  # probability that a query which leans on something is told from one that does not
+    n_held_out: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from bespeak.records import Profile, Statement, Turn
 from bespeak.rewriting.decoding import ANSWER_TOKENS, END, HISTORY_TOKENS, MAX_NEW_TOKENS, prompt
-from bespeak.rewriting.grounding import Lexicon
-from bespeak.text.words import fold, words
+from bespeak.rewriting.skeleton import ENDINGS, Draft, Skeleton, replaceable
+from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, words
 from bespeak.training.pairs import Conversation, PastTurn, Target
 
 if TYPE_CHECKING:
@@ -99,17 +99,45 @@ class Layout:
         return ids, [*labels, END]
 
 
+class Lexicon:
+    """The words that a rewrite may use, as they were said; the first word may also get a capital."""
+
+    def __init__(self, query: str, texts: Iterable[str]) -> None:
+        said = {word for text in texts for word in words(text)}
+        said |= {inner for word in said for inner in inner_words(word)}
+        said |= FUNCTION_WORDS | {word.capitalize() for word in FUNCTION_WORDS}
+        self._words = (said | {re.sub("^i(?=$|')", "I", word) for word in FUNCTION_WORDS}) - {"i"}
+        self._first = {word.capitalize() for word in words(query) if word.islower()}
+
+    def holds(self, text: str, first: bool = False) -> bool:
+        """Whether the text is such a word, with or without an ending."""
+        bare = [text[: len(text) - len(ending)] for ending in ENDINGS if text.endswith(ending)]
+        return any(word in self._words or (first and word in self._first) for word in bare)
+
+
 def standing(text: str, lexicon: Lexicon) -> Iterator[tuple[tuple[int, int], bool]]:
     """Each word's place in the text, and whether a grounded rewrite may contain it."""
     for number, found in enumerate(re.finditer(r"\S+", text)):
-        yield found.span(), lexicon.holds(found[0].encode("utf-8", "replace"), number == 0)
+        yield found.span(), lexicon.holds(found[0], number == 0)
 
 
 def unsaid_share(target: Target, lexicon: Lexicon) -> float:
     """The share of the rewrite's added words that occur nowhere before; in [0, 1]."""
     known = {fold(word) for word in words(target.query)}
     added = [word for word in words(target.rewrite) if fold(word) not in known]
-    return sum(not lexicon.holds(word.encode("utf-8", "replace")) for word in added) / len(added) if added else 0.0
+    return sum(not lexicon.holds(word) for word in added) / len(added) if added else 0.0
+
+
+def is_reachable(target: Target, conversation: Conversation) -> bool:
+    """Whether a rewriter that is held to the query could write the target, apart from words that nobody said."""
+    kept = {fold(word) for word in words(target.rewrite)}
+    gone = {place: float(fold(word) not in kept) for place, word in enumerate(words(target.query))}
+    said = [text for turn in conversation.turns[: target.n_before] for text in turn]
+    skeleton = Skeleton(
+        target.query, [*said, *conversation.statements, target.rewrite], may_go=replaceable(target.query, gone)
+    )
+    draft = Draft(skeleton).after(f" {target.rewrite}".encode("utf-8", "replace"))
+    return draft is not None and draft.may_end()
 
 
 class TargetGroup(NamedTuple):
@@ -129,7 +157,7 @@ def pack(conversation: Conversation, layout: Layout, rng: random.Random | None) 
 def _groups(
     conversation: Conversation, layout: Layout, sizes: Sequence[int], rng: random.Random | None
 ) -> Iterator[TargetGroup]:
-    left = list(conversation.targets)
+    left = [target for target in conversation.targets if not rng or is_reachable(target, conversation)]
     while left:
         n_before = left[0].n_before
         cap = rng.choice((*SHORT_CUTS, HISTORY_TOKENS)) if rng else 90 if len(left) > 1 else HISTORY_TOKENS

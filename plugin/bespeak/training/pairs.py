@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from bespeak.errors import InputError
 
-Kind: TypeAlias = Literal["person", "whole", "switch", "ellipsis", "personal"]
-"""Where a target comes from: a person, or a function of `augment` or `personal`."""
+Kind: TypeAlias = Literal["person", "whole", "switch", "ellipsis", "personal", "written", "chat", "nothing"]
+"""Where a target comes from: a person, or a function of `augment`, `personal`, `scenarios` or `placing`."""
 
 
 class PastTurn(NamedTuple):

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from bespeak.records import Rewrite, Term
+from bespeak.statuses import RewriteStatus
 
 COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -20,4 +21,6 @@ def rewrite_text(rewrite: Rewrite) -> str:
 
 def read_rewrite(text: str) -> Rewrite:
     found = json.loads(text)
-    return Rewrite(**{**found, "terms": tuple(Term(**term) for term in found["terms"])})
+    terms = tuple(Term(**term) for term in found["terms"])
+    status = next(status for status in RewriteStatus if status == found["status"])
+    return Rewrite(**{**found, "terms": terms, "status": status})
