@@ -39,7 +39,7 @@ def main() -> None:
     hits = [Hit(f"d{n}", float(N_HITS - n), n + 1, {}, row) for n, row in enumerate(rows[:N_HITS])]
     profile = Profile(turns=(Turn("a turn", "", "turn"),))
     vectors = {"typed": rows[-1], "last_turn": rows[-2]}
-    reading = Reading("query", profile, None, None, Rewrite("query", "query"), None, vectors)
+    reading = Reading("query", profile, None, None, Rewrite("query", "query"), vectors=vectors)
 
     def rerank() -> object:
         return rank(reading, Window(hits), Settings())

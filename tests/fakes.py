@@ -74,13 +74,13 @@ class ScriptedReader:
         added = tuple(ReadWord(word, *_place_of(word, profile), 0.9) for word in said)
         dropped = tuple(ReadWord(word, "query", place, 0.0) for place, word in enumerate(words(query)))
         leaning = Leaning(*(0.9 * any(one.source == source for one in added) for source in ("turn", "statement")))
-        return Context(leaning, added, dropped)
+        return Context(leaning, added, dropped, " ".join([query, *said]))
 
-    def encode(self, query: str, profile: Profile) -> Vector:
-        vector: Vector = self._encoder.encode([" ".join([query, *self.table.get(query, ())])])[0]
+    def encode(self, context: Context) -> Vector:
+        vector: Vector = self._encoder.encode([context.text])[0]
         return vector
 
-    def knows_vector(self, query: str, profile: Profile) -> bool:
+    def knows_vector(self, context: Context) -> bool:
         return False
 
     def knows(self, query: str, profile: Profile) -> bool:
@@ -169,7 +169,8 @@ class MemoryEngine:
 def reading_of(query: str, profile: Profile, **members: object) -> Reading:
     """A reading that changed nothing about the query, except for `members`."""
     rewrite = Rewrite(query, query, status=RewriteStatus.FULL)
-    return replace(Reading(query, profile, None, None, rewrite), **members)
+    reading = replace(Reading(query, profile, None, None, rewrite), **members)
+    return replace(reading, picked=reading.context.terms(profile)) if reading.context else reading
 
 
 def shown_text(hit: Hit) -> str:

@@ -4,7 +4,7 @@ import re
 
 from hypothesis import strategies as st
 
-from bespeak.rewriting.skeleton import ARTICLES, DANGLING, ENDINGS, chunks
+from bespeak.rewriting.skeleton import ARTICLES, DANGLING, ENDINGS, typed_words
 from bespeak.text.words import FUNCTION_WORDS, fold, inner_words, is_negation, words
 
 WORDS = """red Boats boats not without Don't no never 3 15 kg < C# C++ (waterproof) 1/2" WH-1000XM5 New York Zappa zappa
@@ -21,7 +21,7 @@ def flaws(text, query, sources, may_go=(), may_add=None, must_add=()):
     bare = [[token.removesuffix(ending) for ending in ENDINGS] for token in tokens]
     folded = [set(map(fold, forms)) for forms in bare]
     plain = [fold("".join(words(token))) for token in tokens]
-    kept = chunks(query, may_go)
+    kept = typed_words(query, may_go)
     typed = {fold(chunk.text) for chunk in kept}
     places = align(kept, [(i, forms) for i, forms in enumerate(folded) if forms & typed])
     if places is None:

@@ -202,7 +202,8 @@ def test_picked_words_are_searched_beside_the_query_and_take_room_from_the_last_
 
 def test_the_last_turn_alone_is_not_searched():
     unread = reading_of("and an engine", KNOWN)
-    nothing_picked = replace(unread, context=replace(LEANS.read("and an engine", KNOWN), added=()))
+    context = replace(LEANS.read("and an engine", KNOWN), added=())
+    nothing_picked = reading_of("and an engine", KNOWN, context=context)
     for reading in (unread, nothing_picked):
         assert clauses(reading, Settings(last_turn_weight=0.1)) == ()
     assert (unread.picked, nothing_picked.picked) == (None, ())

@@ -50,13 +50,9 @@ class Reading:
     declined: Reason | None  # why the engine's order must stay
     rewrite: Rewrite
     context: Context | None = None  # what of the session the query leans on; None if nothing reads it
+    picked: tuple[Term, ...] | None = None  # words of the session to search for; None if nothing reads it
     vectors: Mapping[VectorName, Vector] = field(default_factory=dict)  # empty without an encoder, or if it failed
     fault: str = ""  # why the encoder failed
-
-    @property
-    def picked(self) -> tuple[Term, ...] | None:
-        """Words of the session to search for; None if nothing reads it."""
-        return self.context.terms(self.profile) if self.context else None
 
     @property
     def has_clauses(self) -> bool:
@@ -111,7 +107,9 @@ def read_context(reading: Reading, reader: ContextReader | None) -> Reading:
     if reading.gate or reader is None:
         return reading
     context = reader.read(reading.query, reading.profile)
-    return close_gate(reading, Reason.STANDS_ALONE) if context.stands_alone else replace(reading, context=context)
+    if context.stands_alone:
+        return close_gate(reading, Reason.STANDS_ALONE)
+    return replace(reading, context=context, picked=context.terms(reading.profile))
 
 
 def without_query(profile: Profile, query: str) -> Profile:
@@ -161,8 +159,8 @@ def encode_reading(reading: Reading, parts: Parts) -> Reading:
     texts = texts_to_encode(reading, parts)
     rows = parts.encoder.encode(list(texts.values()), kind="query")  # (n_texts, dim)
     vectors: dict[VectorName, Vector] = dict(zip(texts, rows, strict=True))
-    if reader := session_encoder(reading, parts):
-        vectors["session"] = reader.encode(reading.query, reading.profile)
+    if reading.context and (reader := session_encoder(reading, parts)):
+        vectors["session"] = reader.encode(reading.context)
     return replace(reading, vectors=vectors)
 
 
@@ -170,7 +168,7 @@ def is_remembered(reading: Reading, parts: Parts) -> bool:
     """Whether `encode_reading` will find every vector in memory, and so take no time."""
     texts, reader = list(texts_to_encode(reading, parts).values()), session_encoder(reading, parts)
     known = isinstance(parts.encoder, RememberingEncoder) and parts.encoder.knows(texts, "query")
-    return known and (reader is None or reader.knows_vector(reading.query, reading.profile))
+    return known and (reading.context is None or reader is None or reader.knows_vector(reading.context))
 
 
 def session_encoder(reading: Reading, parts: Parts) -> ContextReader | None:

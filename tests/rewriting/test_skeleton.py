@@ -14,8 +14,8 @@ from bespeak.rewriting.skeleton import (
     MOST_FREE,
     Draft,
     Skeleton,
-    chunks,
     replaceable,
+    typed_words,
 )
 from bespeak.text.words import fold, words
 from held import flaws, histories, texts
@@ -178,7 +178,7 @@ def test_a_rewrite_is_held_to_its_query(rule):
     ],
 )
 def test_the_words_that_carry_meaning_are_kept(query, kept):
-    assert [chunk.text for chunk in chunks(query)] == kept
+    assert [chunk.text for chunk in typed_words(query)] == kept
 
 
 def gone(query, *left_out):

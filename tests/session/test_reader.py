@@ -284,9 +284,9 @@ def test_found_words_are_words_of_what_they_name(reader):
         assert [word.place for word in found.dropped] == list(range(len(words(query))))
         assert {word.source for word in found.dropped} == {"query"}
         assert all(0 <= probability <= 1 for probability in found.leaning)
-        vector = reader.encode(query, SESSION)
+        vector = reader.encode(found)
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
-        assert (reader.encode(query, SESSION) == vector).all()
+        assert (reader.encode(found) == vector).all()
 
 
 # The shipped model, and any other that takes its place.
@@ -330,7 +330,7 @@ def test_a_word_that_points_is_left_out_before_one_that_means_something(shipped)
 def test_the_vector_is_near_the_meaning(encoder, shipped):
     documents = encoder.encode(["Tickets for the Alhambra are 19 euros.", "The bus to the airport is 3 euros."])
     alone = encoder.encode([ASKED], "query")[0]
-    read = shipped.encode(ASKED, Profile(turns=(TURN,)))
+    read = shipped.encode(shipped.read(ASKED, Profile(turns=(TURN,))))
     (meant, other), (before, _) = documents @ read, documents @ alone
     assert meant > other
     assert meant > before
@@ -339,7 +339,7 @@ def test_the_vector_is_near_the_meaning(encoder, shipped):
 def test_a_statement_that_concerns_the_query_moves_the_vector(encoder, shipped):
     documents = encoder.encode(["A vegetarian curry for the weekend.", "A steak for the weekend."])
     profile = Profile(statements=(Statement("I am vegetarian.", "s1"),))
-    vegetarian, steak = documents @ shipped.encode("recipes for the weekend", profile)
+    vegetarian, steak = documents @ shipped.encode(shipped.read("recipes for the weekend", profile))
     typed = documents @ encoder.encode(["recipes for the weekend"], "query")[0]
     assert vegetarian - steak > typed[0] - typed[1]
 
@@ -482,8 +482,9 @@ def test_the_addends_add_up_and_without_the_events_the_query_is_left(said, of):
 def test_without_picked_words_the_sessions_share_goes_to_what_was_said(profile, named):
     encoder, mixing = BagEncoder(), Settings(last_turn_share=0.0)
     reader = ScriptedReader({ASKED: ("Alhambra",)})
-    vector = reader.encode(ASKED, profile)
-    reading = reading_of(ASKED, profile, context=Context(Leaning(0.9, 0.9), (), ()))
+    context = Context(Leaning(0.9, 0.9), (), (), f"{ASKED} Alhambra")
+    vector = reader.encode(context)
+    reading = reading_of(ASKED, profile, context=context)
     asked = query_vector(encode_reading(reading, Parts(mixing, Unchanged(), encoder, context=reader)), mixing).mixed
     added = vector - encoder.encode([ASKED])[0]
     shares = {one.event_id: one.vector for one in asked.addends if one.event_id and one.vector.any()}

@@ -12,18 +12,12 @@ from bespeak.errors import InputError, ModelError  # noqa: E402
 from bespeak.models.catalogue import asset_folder, default_model, read_record  # noqa: E402
 from bespeak.models.encoder import OnnxEncoder, load_encoder, read_config  # noqa: E402
 from bespeak.training import contextual  # noqa: E402
-from bespeak.training.contextual import (  # noqa: E402
-    TargetVectors,
-    context_objective,
-    contrastive_loss,
-    minibatches,
-    train,
-    training_examples,
-)
+from bespeak.training.contextual import context_objective, train, training_examples  # noqa: E402
 from bespeak.training.encoder import BertEncoder, merged, read_bert_weights  # noqa: E402
 from bespeak.training.job import read_all  # noqa: E402
 from bespeak.training.network import new_adapter  # noqa: E402
 from bespeak.training.options import TrainingOptions  # noqa: E402
+from bespeak.training.targets import TEMPERATURE, TargetVectors, contrastive_loss, minibatches  # noqa: E402
 
 BASE = asset_folder("onnx_models") / default_model("encoder")
 TEXTS = ["How much does it cost?", "Is the Alhambra open in winter? [SEP] It opens at half past eight."]
@@ -80,7 +74,7 @@ def test_duplicates_of_the_target_are_no_negatives():
     alone = contrastive_loss(own, own, own)
     assert float(alone) == pytest.approx(0, abs=1e-6)
     other = contrastive_loss(own, own, torch.tensor([[0.8, 0.6]]))
-    assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / contextual.TEMPERATURE)), rel=1e-4)
+    assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / TEMPERATURE)), rel=1e-4)
 
 
 def test_a_few_steps_bring_the_rewrite_nearer(network, encoder, pairs, tmp_path):

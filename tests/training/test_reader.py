@@ -19,21 +19,25 @@ from bespeak.training.job import CHECKPOINT, read_all
 from bespeak.training.options import ReaderScores, TrainingOptions
 from bespeak.training.pairs import Conversation, PastTurn, Target
 from bespeak.training.reader import (
-    N_NEGATIVES,
-    PART_TEXTS,
-    STEP_PARTS,
     UNKNOWN,
     ReaderTokens,
-    TargetVectors,
     area_under_curve,
     average_precision,
     examples_of,
     make_example,
-    minibatches,
     read_examples,
     run_name,
     train,
     training_examples,
+)
+from bespeak.training.targets import (
+    N_NEGATIVES,
+    PART_TEXTS,
+    STEP_PARTS,
+    TEMPERATURE,
+    TargetVectors,
+    contrastive_loss,
+    minibatches,
 )
 from fakes import BagEncoder
 
@@ -244,9 +248,10 @@ def test_a_runs_name_depends_on_all_its_inputs(pairs, tokens, little_written):
         run_name([learnt[0]._replace(rewrite="other"), *learnt[1:]], options, encoder),
         run_name([learnt[0]._replace(labels=1 - learnt[0].labels), *learnt[1:]], options, encoder),
         run_name(learnt, TrainingOptions((pairs,), seed=1), encoder),
+        run_name(learnt, TrainingOptions((pairs,), steps=7), encoder),
         run_name(learnt, options, BagEncoder(name="other")),
     ]
-    assert len({name, *others}) == 6
+    assert len({name, *others}) == 7
 
 
 # Steps and scores
@@ -324,10 +329,10 @@ def test_the_card_names_the_data_the_command_and_the_scores(tmp_path):
 def test_duplicates_of_the_target_are_no_negatives():
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `train`)")
     own = torch.tensor([[1.0, 0.0]])
-    alone = reader.contrastive_loss(own, own, own)
+    alone = contrastive_loss(own, own, own)
     assert float(alone) == pytest.approx(0, abs=1e-6)
-    other = reader.contrastive_loss(own, own, torch.tensor([[0.8, 0.6]]))
-    assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / reader.TEMPERATURE)), rel=1e-4)
+    other = contrastive_loss(own, own, torch.tensor([[0.8, 0.6]]))
+    assert float(other) == pytest.approx(np.log1p(np.exp((0.8 - 1) / TEMPERATURE)), rel=1e-4)
 
 
 @pytest.fixture

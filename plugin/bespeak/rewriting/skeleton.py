@@ -59,14 +59,14 @@ class TypedWord(NamedTuple):
     text: str
     may_go: bool  # it may be replaced
     is_negation: bool
-    joins: bool  # nothing may come between the chunk before and this one
-    between: frozenset[str]  # folded function words that the query has between the chunk before and this one
+    joins: bool  # nothing may come between the one before and this one
+    between: frozenset[str]  # folded function words that the query has between the one before and this one
 
 
-def chunks(query: str, may_go: Collection[int] = ()) -> list[TypedWord]:
+def typed_words(query: str, may_go: Collection[int] = ()) -> list[TypedWord]:
     """The words of the query that must be written; `may_go` are places, among all words, of those that may be replaced.
 
-    >>> [chunk.text for chunk in chunks("is it < 3 kg, in C#?")]
+    >>> [word.text for word in typed_words("is it < 3 kg, in C#?")]
     ['<', '3', 'kg', 'C#']
     """
     found: list[TypedWord] = []
@@ -103,8 +103,8 @@ def replaceable(query: str, gone: Mapping[int, float]) -> set[int]:
     phrase names ("the museum"), and what only leads in ("no, I meant"). Numbers and negations always stay.
     """
     found: set[int] = set()
-    chunks_of = query.split()
-    folded = [fold(next(iter(words(chunk)), "")) for chunk in chunks_of]
+    split = query.split()
+    folded = [fold(next(iter(words(one)), "")) for one in split]
     n_words = 0
     for place, word in enumerate(folded):
         probability = gone.get(n_words, 0.0) if word else 0.0
@@ -114,7 +114,7 @@ def replaceable(query: str, gone: Mapping[int, float]) -> set[int]:
         elif probability < 0.5 or any(c.isdigit() for c in word):
             continue
         elif word == "no":
-            if place == 0 and len(folded) > 1 and chunks_of[0].endswith(","):
+            if place == 0 and len(folded) > 1 and split[0].endswith(","):
                 found.add(place)
         elif word in LEADING or (place and not is_negation(word) and folded[place - 1] in DEFINITE):
             found.add(place)
@@ -155,8 +155,8 @@ class Skeleton:
         `may_go` are places of words of the query.
         """
         texts = [query, *sources]
-        self.kept = kept = chunks(query, may_go)
-        typed = {fold(word) for chunk in kept for word in (chunk.text, *words(chunk.text))}
+        self.kept = kept = typed_words(query, may_go)
+        typed = {fold(word) for one in kept for word in (one.text, *words(one.text))}
         added = list(_added(texts, typed, may_add))
         needed = {negation for one in added for negation in one.negations}
         # A negation may be added only together with what it negates.
@@ -167,18 +167,20 @@ class Skeleton:
         self.n_sentences = 1 + sum(map(ends_sentence, query.split()[:-1]))
         runs = groupby(words(query), key=lambda word: fold(word) in FUNCTION_WORDS)
         self.most_free = max([MOST_FREE, *(len(list(run)) for is_free, run in runs if is_free)])
-        self._forms = {fold(chunk.text): {chunk.text} for chunk in kept}
+        said = {fold(one.text): {one.text} for one in kept}  # how each may be written
         for word in (word for text in texts for word in words(text)):
-            if fold(word) in self._forms:
-                self._forms[fold(word)].add(word)
+            if fold(word) in said:
+                said[fold(word)].add(word)
+        self._forms = {one.text: as_bytes(said[fold(one.text)]) for one in kept}
+        self._first_forms = {
+            one.text: self._forms[one.text] | as_bytes({one.text.capitalize()} if one.text.islower() else ())
+            for one in kept
+        }
         self._endings = [ending.encode() for ending in ENDINGS]
 
-    def forms(self, chunk: TypedWord, first: bool) -> set[bytes]:
-        """How the chunk may be written: as typed, as it was said, and with a capital at the start."""
-        found = set(self._forms[fold(chunk.text)])
-        if first and chunk.text.islower():
-            found.add(chunk.text.capitalize())
-        return {form.encode("utf-8", "replace") for form in found}
+    def forms(self, typed: TypedWord, first: bool) -> frozenset[bytes]:
+        """How the word may be written: as typed, as it was said, and with a capital at the start."""
+        return (self._first_forms if first else self._forms)[typed.text]
 
     def bare(self, token: bytes) -> list[bytes]:
         """The token, and what it is without an ending."""
@@ -202,6 +204,10 @@ class Skeleton:
         if word.startswith(token):
             return True
         return token.startswith(word) and any(end.startswith(token[len(word) :]) for end in self._endings)
+
+
+def as_bytes(texts: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(text.encode("utf-8", "replace") for text in texts)
 
 
 def _added(texts: Iterable[str], typed: Collection[str], may_add: Collection[str] | None) -> Iterable[Added]:
@@ -230,7 +236,7 @@ class Draft:
     """A rewrite in progress, which decides what pieces of text may come next."""
 
     skeleton: Skeleton
-    place: int = 0  # of the next chunk
+    place: int = 0  # of the next typed word
     n_words: int = 0  # complete ones
     open_word: bytes = b""  # the one in progress
     used: frozenset[str] = frozenset()  # folded words that were added
@@ -271,7 +277,7 @@ class Draft:
 
     def _is_whole(self) -> bool:
         """Whether everything that must be written is, and nothing dangles."""
-        if not self.n_words or self.negation or any(not chunk.may_go for chunk in self._left()):
+        if not self.n_words or self.negation or any(not typed.may_go for typed in self._left()):
             return False
         if not self.used >= self.skeleton.needed:
             return False
@@ -280,16 +286,16 @@ class Draft:
     def _left(self) -> Sequence[TypedWord]:
         return self.skeleton.kept[self.place :]
 
-    def _next_chunks(self) -> Iterable[tuple[int, TypedWord]]:
-        """The chunks that may come next: the first one, and those after some that may go."""
+    def _next_words(self) -> Iterable[tuple[int, TypedWord]]:
+        """The typed words that may come next: the first one, and those after some that may go."""
         for place in range(self.place, len(self.skeleton.kept)):
-            chunk = self.skeleton.kept[place]
-            yield place, chunk
-            if not chunk.may_go:
+            typed = self.skeleton.kept[place]
+            yield place, typed
+            if not typed.may_go:
                 return
 
     def _is_bound(self) -> bool:
-        """Whether the next chunk must follow before anything is added."""
+        """Whether the next typed word must follow before anything is added."""
         if not 0 < self.place < len(self.skeleton.kept):
             return False
         before, after = self.skeleton.kept[self.place - 1], self.skeleton.kept[self.place]
@@ -302,8 +308,8 @@ class Draft:
             return ended._is_whole()
         if not self.negation and any(
             skeleton.is_begun(form, token)
-            for _, chunk in self._next_chunks()
-            for form in skeleton.forms(chunk, not self.n_words)
+            for _, typed in self._next_words()
+            for form in skeleton.forms(typed, not self.n_words)
         ):
             return True
         return any(self._with(word) is not None for word in self._completions(token))
@@ -322,9 +328,9 @@ class Draft:
         for bare in skeleton.bare(token):
             n_closed = self.n_closed + (token != bare and closes_sentence(token, bare))
             if not self.negation:
-                for place, chunk in self._next_chunks():
-                    if bare in skeleton.forms(chunk, not self.n_words):
-                        return self._ended(fold(chunk.text), place=place + 1, n_closed=n_closed)
+                for place, typed in self._next_words():
+                    if bare in skeleton.forms(typed, not self.n_words):
+                        return self._ended(fold(typed.text), place=place + 1, n_closed=n_closed)
             if (added := skeleton.added_word(bare)) and not self._is_bound() and self._may_add(added):
                 used, negation = self.used | {added.folded}, added.folded if added.is_negation else ""
                 return self._ended(added.folded, used=used, negation=negation, n_closed=n_closed)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from bespeak.caching import RecentlyUsed
 from bespeak.deadline import Deadline, Late
 from bespeak.errors import ModelError
 from bespeak.models.catalogue import known_models, verify
-from bespeak.models.encoder import open_session, open_tokenizer, read_config
+from bespeak.models.encoder import RememberingEncoder, open_session, open_tokenizer, read_config
 from bespeak.records import Profile, Term
 from bespeak.session.context import load_context, session_text
 from bespeak.session.sections import EARLIER_TURNS, MAX_CHARS, Section, sections
@@ -116,6 +116,7 @@ class Context:
     leaning: Leaning
     added: tuple[ReadWord, ...]  # the content words of the session that the query lacks, in the order they were read
     dropped: tuple[ReadWord, ...]  # the words of the query
+    text: str = ""  # the query and the parts of its session that were read
 
     @property
     def stands_alone(self) -> bool:
@@ -162,11 +163,11 @@ class ContextReader(Protocol):
         """Whether the context is remembered, so that reading it takes no time."""
         ...
 
-    def encode(self, query: str, profile: Profile) -> Vector:
+    def encode(self, context: Context) -> Vector:
         """`(dim,)`, of unit length: the query read with its session. May raise Late, and ModelError."""
         ...
 
-    def knows_vector(self, query: str, profile: Profile) -> bool:
+    def knows_vector(self, context: Context) -> bool:
         """Whether this vector is remembered."""
         ...
 
@@ -182,44 +183,39 @@ class OnnxContextReader:
         self, folder: Path, encoder: Encoder, of: str, threads: int | None = None, name: str | None = None
     ) -> None:
         """`encoder` reads a session together with a query; its vectors compare with those of the encoder `of`."""
-        self.name, self.of, self._encoder = name or folder.name, of, encoder
+        self.name, self.of = name or folder.name, of
+        self._encoder = RememberingEncoder(encoder, CONTEXTS_REMEMBERED)
         self._prefix = read_config(folder).query_prefix
         self._tokenizer = open_tokenizer(folder, MAX_CHARS)
         self._session = open_session(folder / "model.onnx", threads)
         self._remembered: RecentlyUsed[bytes, Context] = RecentlyUsed(CONTEXTS_REMEMBERED)
-        self._vectors: RecentlyUsed[bytes, Vector] = RecentlyUsed(CONTEXTS_REMEMBERED)
 
     def read(self, query: str, profile: Profile) -> Context:
         key = digest_read(query, profile)
         if (known := self._remembered.get(key)) is not None:
             return known
         n_forgotten = self._remembered.n_forgotten
-        read = reader_input(sections(query, profile, self._tokenizer), self._tokenizer, self._prefix)
+        found = sections(query, profile, self._tokenizer)
+        read = reader_input(found, self._tokenizer, self._prefix)
         _, heads = run_reader(self._session, read, self.name)
-        context = make_context(query, read, heads)
+        context = replace(make_context(query, read, heads), text=session_text(found))
         self._remembered.put(key, context, n_forgotten)
         return context
 
     def knows(self, query: str, profile: Profile) -> bool:
         return digest_read(query, profile) in self._remembered
 
-    def encode(self, query: str, profile: Profile) -> Vector:
-        key = digest_read(query, profile)
-        if (known := self._vectors.get(key)) is not None:
-            return known
-        n_forgotten = self._vectors.n_forgotten
-        text = session_text(sections(query, profile, self._tokenizer))
-        vector: Vector = self._encoder.encode([text], "query")[0]
-        self._vectors.put(key, vector, n_forgotten)
+    def encode(self, context: Context) -> Vector:
+        vector: Vector = self._encoder.encode([context.text], "query")[0]
         return vector
 
-    def knows_vector(self, query: str, profile: Profile) -> bool:
-        return digest_read(query, profile) in self._vectors
+    def knows_vector(self, context: Context) -> bool:
+        return self._encoder.knows([context.text], "query")
 
-    def forget(self, _user: UserKey) -> None:
+    def forget(self, user: UserKey) -> None:
         """Drops what is remembered of all users."""
         self._remembered.clear()
-        self._vectors.clear()
+        self._encoder.forget(user)
 
 
 def digest_read(query: str, profile: Profile) -> bytes:

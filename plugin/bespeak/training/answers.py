@@ -82,7 +82,7 @@ class Answers:
             vectors: dict[VectorName, Vector] = {"typed": typed, "rewrite": row, "last_turn": latest}
             if not rewrite.changed:
                 del vectors["rewrite"]
-            found.append(Reading(turn.query, turn.profile, None, None, rewrite, None, vectors))
+            found.append(Reading(turn.query, turn.profile, None, None, rewrite, vectors=vectors))
         return found
 
     def _scores(self, reading: Reading, text: str) -> Iterator[npt.NDArray[np.float32]]:

@@ -14,19 +14,16 @@ import torch.nn.functional as F  # noqa: N812
 from onnx import TensorProto, helper, numpy_helper
 
 from bespeak.session.reader import HEADS
+from bespeak.training.encoder import EPSILON, layer_output, products, quantise, stem_of, to_floats
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import NodeProto
 
 Tensor: TypeAlias = torch.Tensor
 Floats: TypeAlias = npt.NDArray[np.float32]
 Weights: TypeAlias = dict[str, Tensor]
 Tokens: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 
-N_HEADS = 12
-EPSILON = 1e-12
-LEVELS = 63
-"""One bit of int8 stays unused, since sums overflow otherwise on processors without VNNI."""
 DIM = 384
 
 
@@ -60,13 +57,7 @@ def _layer(layer: int, x: Tensor, bias: Tensor, weights: Weights) -> Tensor:
     def norm(y: Tensor, name: str) -> Tensor:
         return F.layer_norm(y, (DIM,), weights[f"{layer}.{name}.weight"], weights[f"{layer}.{name}.bias"], EPSILON)
 
-    query, key, value = (
-        times(x, f"attention.self.{name}").unflatten(2, (N_HEADS, -1)).transpose(1, 2)
-        for name in ("query", "key", "value")
-    )
-    read = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-    x = norm(x + times(read, "attention.output.dense"), "attention.output.LayerNorm")
-    return norm(x + times(F.gelu(times(x, "intermediate.dense")), "output.dense"), "output.LayerNorm")
+    return layer_output(x, x, bias, times, norm)
 
 
 def padded(texts: Sequence[tuple[Tokens, Tokens]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,18 +74,18 @@ def read_bert(path: Path, layers: Sequence[int], seed: int) -> tuple[Bert, Weigh
     """The int8 model's embeddings, and its given layers with new heads, to train on."""
     model = onnx.load(str(path))
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    embeddings = {name: _to_floats(arrays, f"embeddings.{name}") for name in _tables()}
+    embeddings = {name: to_floats(arrays, f"embeddings.{name}") for name in _tables()}
     embeddings |= {f"LayerNorm.{part}": arrays[f"embeddings.LayerNorm.{part}"] for part in ("weight", "bias")}
     found: dict[str, Floats] = {}
-    products = _products(model)
+    matrices = products(model)
     for place, layer in enumerate(layers):
         before = f"encoder.layer.{layer}."
         for name, array in arrays.items():
             if name.startswith(before) and name.endswith((".weight", ".bias")):
                 found[f"{place}.{name.removeprefix(before)}"] = array
-        for name, node in products.items():
+        for name, node in matrices.items():
             if name.startswith(before):
-                found[f"{place}.{name.removeprefix(before)}.weight"] = _to_floats(arrays, _stem(node)).T
+                found[f"{place}.{name.removeprefix(before)}.weight"] = to_floats(arrays, stem_of(node)).T
     draw = np.random.default_rng(seed)
     found["heads.weight"] = draw.normal(0, 0.02, (len(HEADS), DIM)).astype(np.float32)
     found["heads.bias"] = np.full(len(HEADS), -1.0, np.float32)
@@ -111,17 +102,17 @@ def to_onnx(base: Path, layers: Sequence[int], weights: Mapping[str, Floats]) ->
     A matrix has one scale for each output channel, and no zero point.
     """
     model = onnx.load(str(base))
-    graph, products = model.graph, _products(model)
+    graph, matrices = model.graph, products(model)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for place in range(len(layers)):
         before = f"encoder.layer.{place}."
-        for name in [
-            name for name in tensors if name.startswith(before) and f"{place}.{name.removeprefix(before)}" in weights
-        ]:
-            tensors[name].CopyFrom(numpy_helper.from_array(weights[f"{place}.{name.removeprefix(before)}"], name))
-        for name, node in products.items():
+        for name, tensor in tensors.items():
+            key = f"{place}.{name.removeprefix(before)}"
+            if name.startswith(before) and key in weights:
+                tensor.CopyFrom(numpy_helper.from_array(weights[key], name))
+        for name, node in matrices.items():
             if name.startswith(before):
-                _quantise(tensors, _stem(node), weights[f"{place}.{name.removeprefix(before)}.weight"].T)
+                quantise(tensors, stem_of(node), weights[f"{place}.{name.removeprefix(before)}.weight"].T)
     last = f"/encoder/layer.{len(layers) - 1}/output/LayerNorm/Add_1_output_0"
     if not any(last in node.output for node in graph.node):  # all layers are kept
         last = graph.output[0].name
@@ -161,30 +152,3 @@ def _keep_needed(graph: Any, added: Sequence[NodeProto]) -> None:
         del field[:]
         field.extend(copies)
     del graph.value_info[:]
-
-
-def _quantise(tensors: Mapping[str, TensorProto], stem: str, weight: Floats) -> None:
-    """Puts the matrix `(n_in, n_out)` in the place of another."""
-    scale = np.maximum(np.abs(weight).max(axis=0) / LEVELS, 1e-12).astype(np.float32)
-    whole = np.rint(weight / scale).astype(np.int8)
-    for ending, array in (("quantized", whole), ("scale", scale), ("zero_point", np.zeros(scale.shape, np.int8))):
-        tensors[f"{stem}_{ending}"].CopyFrom(numpy_helper.from_array(array, f"{stem}_{ending}"))
-
-
-def _products(model: ModelProto) -> dict[str, NodeProto]:
-    """The products with a weight matrix, by the matrix's name: `encoder.layer.N.…`."""
-    return {
-        node.name.strip("/").removesuffix("/MatMul_quant").replace("/", "."): node
-        for node in model.graph.node
-        if node.op_type == "MatMulInteger"
-    }
-
-
-def _stem(node: NodeProto) -> str:
-    return str(node.input[1]).removesuffix("_quantized")
-
-
-def _to_floats(arrays: Mapping[str, Any], stem: str) -> Floats:
-    whole, zero = (arrays[f"{stem}_{ending}"].astype(np.float32) for ending in ("quantized", "zero_point"))
-    floats: Floats = (whole - zero) * arrays[f"{stem}_scale"]
-    return floats

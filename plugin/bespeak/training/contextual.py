@@ -7,31 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bespeak.errors import InputError, ModelError
 from bespeak.models.catalogue import (
-    ModelRecord,
     asset_folder,
     default_model,
-    describe_files,
-    replacing_model_file,
     write_json,
-    write_record,
 )
 from bespeak.models.encoder import OnnxEncoder, digest_of, load_encoder, open_tokenizer, read_config
 from bespeak.records import Profile, Statement, Turn
 from bespeak.session.context import session_text
-from bespeak.session.sections import MAX_CHARS, MAX_TOKENS, sections
-from bespeak.training.answers import encode_all
+from bespeak.session.sections import MAX_CHARS, sections
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import context_card
 from bespeak.training.job import CHECKPOINT, read_all, require_extra
@@ -39,27 +32,28 @@ from bespeak.training.mixture import PERSONAL_SHARE, all_statements, variants
 from bespeak.training.options import MeanCosines, TrainingOptions
 from bespeak.training.pairs import Conversation, Target, split
 from bespeak.training.personal import personal_conversations
+from bespeak.training.targets import (
+    N_NEGATIVES,
+    TEMPERATURE,
+    VECTORS,
+    Minibatch,
+    TargetVectors,
+    minibatches,
+    put_record,
+    target_loss,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from bespeak.models.encoder import Encoder
-    from bespeak.records import Matrix
     from bespeak.training.encoder import BertEncoder
     from bespeak.training.fit import FitStep, Objective, Schedule
     from bespeak.training.network import Adapter, Tensor
 
 RECIPE = 1
 """Raise this when the same data give a different model."""
-STEP_PARTS, PART_TEXTS = 4, 12
-N_NEGATIVES = 256
-"""Random rewrites, and as many answers, that serve as negatives in each step."""
-TEMPERATURE = 0.05
-CONTRASTIVE_WEIGHT = 0.1
-"""Weight of each of the two contrastive losses, beside 1 - cosine to the rewrite."""
-DUPLICATE_COSINE = 0.98
-"""A negative with a higher cosine to the target counts as the same text, and is left out."""
-VECTORS = "vectors.db"
 
 
 class TrainingExample(NamedTuple):
@@ -72,19 +66,9 @@ class TrainingExample(NamedTuple):
     answer: str  # "" if it is not known
     source: str
 
-
-@dataclass(frozen=True, slots=True)
-class Minibatch:
-    """Some examples with their negatives, as rows of `TargetVectors`.
-
-    `rewrites` and `answers` are `(n,)`, with -1 for an unknown answer; the negatives are `(N_NEGATIVES,)`.
-    """
-
-    texts: list[tuple[int, ...]]
-    rewrites: npt.NDArray[np.int64]
-    answers: npt.NDArray[np.int64]
-    negative_rewrites: npt.NDArray[np.int64]
-    negative_answers: npt.NDArray[np.int64]
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
 
 
 def train(
@@ -100,7 +84,7 @@ def train(
     trained; both are the shipped encoder by default. Raises InputError and ModelError.
     """
     require_extra()
-    from bespeak.training.encoder import BertEncoder, read_bert_weights
+    from bespeak.training.encoder import BertEncoder, merged, read_bert_weights
     from bespeak.training.fit import Fit
     from bespeak.training.network import new_adapter
 
@@ -118,12 +102,13 @@ def train(
         for progress in fit.run():
             if report:
                 report(progress)
-        write_model(out, folder, fit.adapter)
+        weights = {name: tensor.detach().numpy() for name, tensor in fit.adapter.items()}
+        write_model(out, folder, merged(folder / "model.onnx", weights))
         scores = score_context(held_out, vectors, out, encoder)
         counts = dict(Counter(example.source for example in learnt).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
         (out / "CARD.md").write_text(context_card(options, counts, scores, N_NEGATIVES, TEMPERATURE), "utf-8")
-        put_record(out, f"bespeak models train-context; towards {encoder.name}")
+        put_record(out, "context-encoder", f"bespeak models train-context; towards {encoder.name}")
     except OSError as error:
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
     return scores
@@ -200,60 +185,7 @@ def answer_to(target: Target, original: Conversation) -> str:
     return turn.response if turn.query == target.query and len(turn.response) >= SHORTEST_ANSWER else ""
 
 
-class HasTargets(Protocol):
-    """An example with the texts that its vector should be near."""
-
-    @property
-    def rewrite(self) -> str: ...
-
-    @property
-    def answer(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TargetVectors:
-    """The target vectors: `rewrites` and `answers`, `(n, dim)` each, and the row of each text."""
-
-    rewrites: Matrix
-    answers: Matrix
-    rewrite_rows: dict[str, int]
-    answer_rows: dict[str, int]
-
-    @classmethod
-    def of(cls, learnt: Iterable[HasTargets], encoder: Encoder, kept: Path) -> TargetVectors:
-        """Encodes the examples' targets; the answers' vectors are kept in the file `kept`."""
-        learnt = list(learnt)
-        rewrites = list(dict.fromkeys(example.rewrite for example in learnt))
-        answers = list(dict.fromkeys(example.answer for example in learnt if example.answer))
-        matrix = encode_all(answers, encoder, kept, lambda _: None) if answers else np.zeros((0, encoder.dim), "f4")
-        rows = {text: row for row, text in enumerate(rewrites)}
-        return cls(encoder.encode(rewrites, "query"), matrix, rows, {text: row for row, text in enumerate(answers)})
-
-
-def minibatches(learnt: Sequence[TrainingExample], vectors: TargetVectors, seed: int) -> list[list[Minibatch]]:
-    """The parts of each step, with texts of similar length together; the last step may be smaller."""
-    draw = np.random.default_rng(seed)
-    steps = []
-    for start in range(0, len(learnt), STEP_PARTS * PART_TEXTS):
-        batch = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.tokens))
-        negative_rewrites = draw.integers(len(vectors.rewrites), size=N_NEGATIVES)
-        negative_answers = draw.integers(max(len(vectors.answers), 1), size=N_NEGATIVES if len(vectors.answers) else 0)
-        steps.append(
-            [
-                Minibatch(
-                    [example.tokens for example in part],
-                    np.array([vectors.rewrite_rows[example.rewrite] for example in part], np.int64),
-                    np.array([vectors.answer_rows.get(example.answer, -1) for example in part], np.int64),
-                    negative_rewrites,
-                    negative_answers,
-                )
-                for part in (batch[i : i + PART_TEXTS] for i in range(0, len(batch), PART_TEXTS))
-            ]
-        )
-    return steps
-
-
-def context_objective(network: BertEncoder, vectors: TargetVectors) -> Objective[Minibatch]:
+def context_objective(network: BertEncoder, vectors: TargetVectors) -> Objective[Minibatch[TrainingExample]]:
     """1 - cosine to the rewrite, plus a tenth of the contrastive losses of rewrite and answer."""
     import torch
 
@@ -261,50 +193,17 @@ def context_objective(network: BertEncoder, vectors: TargetVectors) -> Objective
 
     rewrites, answers = torch.from_numpy(vectors.rewrites), torch.from_numpy(vectors.answers)
 
-    def loss(part: Minibatch, adapter: Adapter) -> tuple[Tensor, float]:
-        found = network.encode(part.texts, adapter)  # (n, dim)
-        wanted = rewrites[part.rewrites]
-        total = (1 - (found * wanted).sum(1)).sum() + CONTRASTIVE_WEIGHT * contrastive_loss(
-            found, wanted, rewrites[part.negative_rewrites]
-        )
-        known = part.answers >= 0
-        if known.any():
-            own = answers[part.answers[known]]
-            total = total + CONTRASTIVE_WEIGHT * contrastive_loss(found[known], own, answers[part.negative_answers])
-        return total, float(len(part.texts))
+    def loss(part: Minibatch[TrainingExample], adapter: Adapter) -> tuple[Tensor, float]:
+        found = network.encode([example.tokens for example in part.examples], adapter)  # (n, dim)
+        return target_loss(found, part, rewrites, answers), float(len(part.examples))
 
-    return Objective(loss, lambda part: len(part.texts), _schedule())
+    return Objective(loss, lambda part: len(part.examples), _schedule())
 
 
 def _schedule() -> Schedule:
     from bespeak.training.fit import Schedule
 
     return Schedule(5e-4, 20, 0.03)
-
-
-def contrastive_loss(found: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """The summed InfoNCE loss (van den Oord et al., 2018) of the targets among negatives, without duplicates of them.
-
-    `found` and `targets` are `(n, dim)`, `negatives` `(n_negatives, dim)`.
-    """
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
-    near = (found @ negatives.T).masked_fill(targets @ negatives.T > DUPLICATE_COSINE, -1.0)
-    scores = torch.cat([(found * targets).sum(1, keepdim=True), near], 1) / TEMPERATURE
-    return F.cross_entropy(scores, torch.zeros(len(found), dtype=torch.long), reduction="sum")
-
-
-def write_model(out: Path, base: Path, adapter: Adapter) -> None:
-    """Writes the base with the adapter merged, its tokenizer and its configuration."""
-    from bespeak.training.encoder import merged
-
-    made = merged(base / "model.onnx", {name: tensor.detach().numpy() for name, tensor in adapter.items()})
-    with replacing_model_file(out / "model.onnx") as file:
-        file.write(made)
-    shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
-    config, shipped = read_config(base), load_encoder().name
-    write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
 def score_context(
@@ -319,15 +218,6 @@ def score_context(
     read = made.encode([example.text for example in held_out], "query")
     query, context = (float((rows * wanted).sum(1).mean()) for rows in (typed, read))
     return MeanCosines(query, context, len(held_out))
-
-
-def put_record(out: Path, how: str) -> None:
-    """Writes the record of the model's files, without the checkpoint."""
-    names = ("CARD.md", "config.json", "model.onnx", "tokenizer.json")
-    files = {name: file for name, file in describe_files(out).items() if name in names}
-    write_record(
-        out, ModelRecord(out.resolve().name, "context-encoder", files, "see CARD.md", "bge-small-en-v1.5-int8", how)
-    )
 
 
 def run_name(learnt: Sequence[TrainingExample], options: TrainingOptions, encoder: Encoder) -> str:

@@ -5,7 +5,7 @@ Needs the extra `train`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,10 +19,12 @@ from onnx import numpy_helper
 from bespeak.training.network import Adapter
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 Tensor: TypeAlias = torch.Tensor
 Floats: TypeAlias = npt.NDArray[np.float32]
+Named: TypeAlias = Callable[[Tensor, str], Tensor]
+"""Applies the weights of a name to a tensor."""
 
 N_HEADS = 12
 EPSILON = 1e-12
@@ -78,20 +80,28 @@ class BertEncoder:
                 return found
             return found + F.linear(F.linear(y, adapter[f"{key}.A"]), adapter[f"{key}.B"]) * ADAPTER_SCALE
 
-        def heads(y: Tensor) -> Tensor:
-            return y.unflatten(2, (N_HEADS, -1)).transpose(1, 2)
-
-        query, key, value = (
-            heads(times(y, f"attention.self.{name}")) for y, name in ((asking, "query"), (x, "key"), (x, "value"))
-        )
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-        x = self._norm(asking + times(read, "attention.output.dense"), f"{at}.attention.output.LayerNorm")
-        wide = F.gelu(times(x, "intermediate.dense"))
-        return self._norm(x + times(wide, "output.dense"), f"{at}.output.LayerNorm")
+        return layer_output(asking, x, bias, times, lambda y, name: self._norm(y, f"{at}.{name}"))
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return F.layer_norm(x, weight.shape, weight, bias, EPSILON)
+
+
+def layer_output(asking: Tensor, x: Tensor, bias: Tensor, times: Named, norm: Named) -> Tensor:
+    """What a layer makes of the tokens `asking`, which attend to `x`; both `(n_texts, n_tokens, dim)`.
+
+    `bias` is added to the attention's scores; `times` and `norm` apply the layer's matrix or norm of a name.
+    """
+
+    def heads(y: Tensor) -> Tensor:
+        return y.unflatten(2, (N_HEADS, -1)).transpose(1, 2)
+
+    query, key, value = (
+        heads(times(y, f"attention.self.{name}")) for y, name in ((asking, "query"), (x, "key"), (x, "value"))
+    )
+    read = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+    x = norm(asking + times(read, "attention.output.dense"), "attention.output.LayerNorm")
+    return norm(x + times(F.gelu(times(x, "intermediate.dense")), "output.dense"), "output.LayerNorm")
 
 
 def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -110,9 +120,9 @@ def read_bert_weights(path: Path) -> dict[str, Floats]:
     weights = {name: array for name, array in arrays.items() if name.endswith((".weight", ".bias"))}
     for name in ("word", "position", "token_type"):
         key = f"embeddings.{name}_embeddings.weight"
-        weights[key] = _to_floats(arrays, key)
-    for name, node in _products(model).items():
-        weights[f"{name}.weight"] = np.ascontiguousarray(_to_floats(arrays, _stem(node)).T)
+        weights[key] = to_floats(arrays, key)
+    for name, node in products(model).items():
+        weights[f"{name}.weight"] = np.ascontiguousarray(to_floats(arrays, stem_of(node)).T)
     return weights
 
 
@@ -121,21 +131,26 @@ def merged(path: Path, adapter: Mapping[str, Floats]) -> bytes:
     model = onnx.load(str(path))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     arrays = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
-    for name, node in _products(model).items():
+    for name, node in products(model).items():
         if f"{name}.A" not in adapter:
             continue
-        stem = _stem(node)
+        stem = stem_of(node)
         change = ADAPTER_SCALE * adapter[f"{name}.B"] @ adapter[f"{name}.A"]  # (n_out, n_in)
-        weight = _to_floats(arrays, stem) + change.T  # (n_in, n_out)
-        scale = np.maximum(np.abs(weight).max(axis=0) / LEVELS, 1e-12).astype(np.float32)
-        whole = np.rint(weight / scale).astype(np.int8)
-        for ending, array in (("quantized", whole), ("scale", scale), ("zero_point", np.zeros(scale.shape, np.int8))):
-            tensors[f"{stem}_{ending}"].CopyFrom(numpy_helper.from_array(array, f"{stem}_{ending}"))
+        weight = to_floats(arrays, stem) + change.T  # (n_in, n_out)
+        quantise(tensors, stem, np.asarray(weight, np.float32))
     made: bytes = model.SerializeToString()
     return made
 
 
-def _products(model: ModelProto) -> dict[str, NodeProto]:
+def quantise(tensors: Mapping[str, TensorProto], stem: str, weight: Floats) -> None:
+    """Puts the matrix `(n_in, n_out)` in the place of another: one scale per output channel, and no zero point."""
+    scale = np.maximum(np.abs(weight).max(axis=0) / LEVELS, 1e-12).astype(np.float32)
+    whole = np.rint(weight / scale).astype(np.int8)
+    for ending, array in (("quantized", whole), ("scale", scale), ("zero_point", np.zeros(scale.shape, np.int8))):
+        tensors[f"{stem}_{ending}"].CopyFrom(numpy_helper.from_array(array, f"{stem}_{ending}"))
+
+
+def products(model: ModelProto) -> dict[str, NodeProto]:
     """The products with a weight matrix, by the matrix's name: `encoder.layer.N.…`."""
     return {
         node.name.strip("/").removesuffix("/MatMul_quant").replace("/", "."): node
@@ -144,11 +159,11 @@ def _products(model: ModelProto) -> dict[str, NodeProto]:
     }
 
 
-def _stem(node: NodeProto) -> str:
+def stem_of(node: NodeProto) -> str:
     return str(node.input[1]).removesuffix("_quantized")
 
 
-def _to_floats(arrays: Mapping[str, Any], stem: str) -> Floats:
+def to_floats(arrays: Mapping[str, Any], stem: str) -> Floats:
     whole, zero = (arrays[f"{stem}_{ending}"].astype(np.float32) for ending in ("quantized", "zero_point"))
     floats: Floats = (whole - zero) * arrays[f"{stem}_scale"]
     return floats

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,32 +21,20 @@ import numpy.typing as npt
 
 from bespeak.errors import InputError, ModelError
 from bespeak.models.catalogue import (
-    ModelRecord,
     asset_folder,
     default_model,
-    describe_files,
-    replacing_model_file,
     write_json,
-    write_record,
 )
 from bespeak.models.encoder import digest_of, load_encoder, open_session, open_tokenizer, read_config
 from bespeak.records import Profile
 from bespeak.session.reader import HEADS, ReaderInput, reader_input, run_reader
-from bespeak.session.sections import MAX_CHARS, MAX_TOKENS, sections
+from bespeak.session.sections import MAX_CHARS, sections
 from bespeak.text import analysis
 from bespeak.text.words import FUNCTION_WORDS, fold, words
 from bespeak.training.augment import refers
 from bespeak.training.candidates import SHORTEST_ANSWER
 from bespeak.training.card import reader_card
-from bespeak.training.contextual import (
-    CONTRASTIVE_WEIGHT,
-    N_NEGATIVES,
-    TEMPERATURE,
-    VECTORS,
-    TargetVectors,
-    contrastive_loss,
-    profile_of,
-)
+from bespeak.training.contextual import profile_of
 from bespeak.training.job import CHECKPOINT, read_all, require_extra
 from bespeak.training.mixture import PERSONAL_SHARE, all_statements, variants
 from bespeak.training.options import ReaderScores, TrainingOptions
@@ -55,6 +42,17 @@ from bespeak.training.pairs import Conversation, Target, split
 from bespeak.training.personal import personal_conversations
 from bespeak.training.placing import Others, after_others, among_others, negatives, stand_alone
 from bespeak.training.scenarios import written_conversations, written_queries
+from bespeak.training.targets import (
+    N_NEGATIVES,
+    TEMPERATURE,
+    VECTORS,
+    Minibatch,
+    TargetVectors,
+    minibatches,
+    put_record,
+    target_loss,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,7 +66,6 @@ RECIPE = 1
 """Raise this when the same data give a different model."""
 LAYERS = (0, 2, 4, 7, 9, 11)
 """The layers of the encoder that the student begins with."""
-STEP_PARTS, PART_TEXTS = 4, 12
 WORD_WEIGHT, LEANING_WEIGHT = 0.5, 0.3
 CHECKPOINT_STEPS = 50
 
@@ -94,6 +91,10 @@ class ReadExample(NamedTuple):
     answer: str  # "" if it is not known
     source: str
     kind: str
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
 
 
 class ReaderTokens(NamedTuple):
@@ -213,44 +214,7 @@ def answer_to(target: Target, original: Conversation) -> str:
     return next((text for text in found if len(text) >= SHORTEST_ANSWER), "")
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBatch:
-    """Some examples with their negatives, as rows of `TargetVectors`.
-
-    `rewrites` and `answers` are `(n,)`, with -1 for an unknown answer; the negatives are `(N_NEGATIVES,)`.
-    """
-
-    examples: list[ReadExample]
-    rewrites: npt.NDArray[np.int64]
-    answers: npt.NDArray[np.int64]
-    negative_rewrites: npt.NDArray[np.int64]
-    negative_answers: npt.NDArray[np.int64]
-
-
-def minibatches(learnt: Sequence[ReadExample], vectors: TargetVectors, seed: int) -> list[list[ReadBatch]]:
-    """The parts of each step, with texts of similar length together; the last step may be smaller."""
-    draw = np.random.default_rng(seed)
-    steps = []
-    for start in range(0, len(learnt), STEP_PARTS * PART_TEXTS):
-        batch = sorted(learnt[start : start + STEP_PARTS * PART_TEXTS], key=lambda example: len(example.token_ids))
-        negative_rewrites = draw.integers(len(vectors.rewrites), size=N_NEGATIVES)
-        negative_answers = draw.integers(max(len(vectors.answers), 1), size=N_NEGATIVES if len(vectors.answers) else 0)
-        steps.append(
-            [
-                ReadBatch(
-                    part,
-                    np.array([vectors.rewrite_rows[example.rewrite] for example in part], np.int64),
-                    np.array([vectors.answer_rows.get(example.answer, -1) for example in part], np.int64),
-                    negative_rewrites,
-                    negative_answers,
-                )
-                for part in (batch[i : i + PART_TEXTS] for i in range(0, len(batch), PART_TEXTS))
-            ]
-        )
-    return steps
-
-
-def reader_objective(network: Bert, vectors: TargetVectors) -> Objective[ReadBatch]:
+def reader_objective(network: Bert, vectors: TargetVectors) -> Objective[Minibatch[ReadExample]]:
     """The losses of vector, words and leaning, each a mean over a text's own labels, summed over the texts."""
     import torch
     import torch.nn.functional as F  # noqa: N812
@@ -259,16 +223,9 @@ def reader_objective(network: Bert, vectors: TargetVectors) -> Objective[ReadBat
 
     rewrites, answers = torch.from_numpy(vectors.rewrites), torch.from_numpy(vectors.answers)
 
-    def loss(part: ReadBatch, weights: Weights) -> tuple[Tensor, float]:
+    def loss(part: Minibatch[ReadExample], weights: Weights) -> tuple[Tensor, float]:
         found, heads = network.read([(example.token_ids, example.types) for example in part.examples], weights)
-        wanted = rewrites[part.rewrites]
-        total = (1 - (found * wanted).sum(1)).sum() + CONTRASTIVE_WEIGHT * contrastive_loss(
-            found, wanted, rewrites[part.negative_rewrites]
-        )
-        known = part.answers >= 0
-        if known.any():
-            own = answers[part.answers[known]]
-            total = total + CONTRASTIVE_WEIGHT * contrastive_loss(found[known], own, answers[part.negative_answers])
+        total = target_loss(found, part, rewrites, answers)
         true = np.full(heads.shape, UNKNOWN, np.float32)
         for row, example in enumerate(part.examples):
             true[row, : len(example.labels)] = example.labels
@@ -300,7 +257,7 @@ def train(
     by default. Raises InputError and ModelError.
     """
     require_extra()
-    from bespeak.training.bert import read_bert
+    from bespeak.training.bert import read_bert, to_onnx
     from bespeak.training.fit import Fit
 
     base = asset_folder("onnx_models") / default_model("encoder")
@@ -317,29 +274,18 @@ def train(
         for progress in fit.run():
             if report:
                 report(progress)
-        write_model(out, base, fit.adapter)
+        weights = {name: tensor.detach().numpy() for name, tensor in fit.adapter.items()}
+        write_model(out, base, to_onnx(base / "model.onnx", LAYERS, weights))
         scores = score_reader(held_out, vectors, out, encoder)
         read = [example for step in plan for part in step for example in part.examples]
         counts = dict(Counter(example.source for example in read).most_common())
         write_json(out / "scores.json", asdict(scores) | {"examples": counts})
         recipe = {"n_layers": len(LAYERS), "n_negatives": N_NEGATIVES, "temperature": TEMPERATURE}
         (out / "CARD.md").write_text(reader_card(options, counts, scores, recipe), "utf-8")
-        put_record(out, f"bespeak models train-reader; towards {encoder.name}")
+        put_record(out, "context-reader", f"bespeak models train-reader; towards {encoder.name}")
     except OSError as error:
         raise ModelError(f"cannot write to {out} ({error.strerror or error}): give another --out") from error
     return scores
-
-
-def write_model(out: Path, base: Path, weights: Weights) -> None:
-    """Writes the student, its tokenizer and its configuration."""
-    from bespeak.training.bert import to_onnx
-
-    made = to_onnx(base / "model.onnx", LAYERS, {name: tensor.detach().numpy() for name, tensor in weights.items()})
-    with replacing_model_file(out / "model.onnx") as file:
-        file.write(made)
-    shutil.copyfile(base / "tokenizer.json", out / "tokenizer.json")
-    config, shipped = read_config(base), load_encoder().name
-    write_json(out / "config.json", asdict(config) | {"max_tokens": MAX_TOKENS, "document_prefix": "", "of": shipped})
 
 
 def score_reader(held_out: Sequence[ReadExample], vectors: TargetVectors, out: Path, encoder: Encoder) -> ReaderScores:
@@ -381,15 +327,6 @@ def area_under_curve(scores: npt.NDArray[np.float32], true: npt.NDArray[np.int8]
         return 0.0
     above = (yes[:, None] > no[None]) + 0.5 * (yes[:, None] == no[None])  # (n_yes, n_no)
     return float(above.mean())
-
-
-def put_record(out: Path, how: str) -> None:
-    """Writes the record of the model's files, without the checkpoint."""
-    names = ("CARD.md", "config.json", "model.onnx", "tokenizer.json")
-    files = {name: file for name, file in describe_files(out).items() if name in names}
-    write_record(
-        out, ModelRecord(out.resolve().name, "context-reader", files, "see CARD.md", "bge-small-en-v1.5-int8", how)
-    )
 
 
 def run_name(learnt: Sequence[ReadExample], options: TrainingOptions, encoder: Encoder) -> str:
