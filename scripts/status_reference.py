@@ -39,12 +39,12 @@ A status or reason means the same on the command line, in the proxy's header `X-
 
 ## Reasons for the query as typed
 
-The session plays no part in the answer. If the user liked something before, the hits are still ranked for them;
-otherwise the order is the engine's own.
+The session is not used. If the user liked something before, the hits are still ranked for them; otherwise the order is
+the engine's own.
 
 {only_rewrite}
 
-With `rewrite=unusable`, the rewrite alone is left out:
+With `rewrite=unusable`, only the rewrite is left out:
 
 {unusable}
 

@@ -50,7 +50,7 @@ class NamesOption(click.Option):
 @click.option("--every", type=click.IntRange(min=1),
               help="Use every Nth query (for MovieLens: users whose id is divisible by N).")  # fmt: skip
 @click.option("--misplaced", is_flag=True,
-              help="Ask each query that is known to stand alone after the turns of another conversation.")  # fmt: skip
+              help="Ask only queries that stand alone, each after the turns of another conversation.")  # fmt: skip
 @click.option("--encoder", help="Name or folder of an encoder; by default the shipped one.")
 @mixing_options
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)

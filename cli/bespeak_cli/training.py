@@ -162,7 +162,7 @@ def train_context(ctx: click.Context, /, **options: Any) -> None:
 @threads_option
 @click.pass_context
 def train_reader(ctx: click.Context, /, **options: Any) -> None:
-    """Train the reader that finds what of a session a query leans on.
+    """Train the reader that decides what a query depends on in its session.
 
     An interrupted training resumes when you repeat the command. Needs the extra 'train'.
     """

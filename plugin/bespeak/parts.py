@@ -110,7 +110,7 @@ def open_context(models: Models, warn: Warn | None = None) -> ContextReader | No
     """Opens the reader of sessions; None if it cannot be opened and `warn` is given. Otherwise raises ModelError."""
     from bespeak.session.reader import load_reader
 
-    cost = "Without the session: every query goes out as typed, unless the language model rewrites it"
+    cost = "Without the context reader, which decides what a query depends on"
     return _open(partial(load_reader, models.cache, models.encoder_threads), cost, warn)
 
 

@@ -26,7 +26,7 @@ class RewriteStatus(DescribedValue):
     GATED = "gated", "the query was left as typed; the reason says why"
     LATE = "late", "the rewriter took longer than its budget; the query went out as typed"
     FAILED = "failed", "the rewriter failed; the query went out as typed"
-    UNUSABLE = "unusable", "the rewriter wrote no usable rewrite; the query went out as typed; the reason says why"
+    UNUSABLE = "unusable", "the rewriter wrote nothing usable, so the query went out as typed; the reason says why"
     DROPPED = "dropped", "the rewrite found nothing useful in the index; the query went out as typed"
     OFF = "off", "no rewriter ran"
 
@@ -52,7 +52,7 @@ class Reason(DescribedValue):
     NO_IDS = "no_ids", "the answer would contain no ids"
     FORMAT = "format", "the answer would not be JSON"
     # The search itself.
-    NO_TEXT = "no_text", "the query contains no text, or no letter and no digit"
+    NO_TEXT = "no_text", "the query contains no letter and no digit"
     AMBIGUOUS = "ambiguous", "the query contains several texts, and nothing says which one the user typed"
     UNREADABLE = "unreadable", "the body is not JSON, or is compressed by something other than gzip"
     TOO_LARGE = "too_large", "the body is longer than 16 MB"
@@ -74,19 +74,19 @@ class Reason(DescribedValue):
     BEYOND_WINDOW = "beyond_window", "the page lies beyond the window that is ranked"
     ENGINE_REFUSED = "engine_refused", "Elasticsearch refused the search, and the client sees its refusal"
     # The session plays no part, and what the user liked still counts.
-    STANDS_ALONE = "stands_alone", "the query leans on nothing that the user said before"
+    STANDS_ALONE = "stands_alone", "the query does not depend on anything the user said before"
     NO_HISTORY = "no_history", "the session has no earlier query and the user made no statement"
     TOO_LONG = "too_long", "the query has more than 60 words or 500 characters"
     OTHER_LANGUAGE = "other_language", "most of the query is not in Latin letters"
     RESTING = "resting", "the rewriter was late or failed five times in a row and rests for 30 s"
-    # What the language model wrote is no rewrite.
-    NO_END = "no_end", "it came to no end within 64 tokens"
-    STRAINED = "strained", "it would have had to write very different words from those that it wanted"
-    REPEATS_ITSELF = "repeats_itself", "it went round in circles"
-    REPEATS_PROMPT = "repeats_prompt", "it went on as if the conversation did"
-    REPEATS_ANSWER = "repeats_answer", "it wrote a whole earlier answer"
-    REPEATS_QUERY = "repeats_query", "it wrote an earlier query of the session"
-    SAYS_NOTHING = "says_nothing", "it has no word, or none of the words that say what the query is about"
+    # The language model's text is not a rewrite.
+    NO_END = "no_end", "it did not end within 64 tokens"
+    STRAINED = "strained", "the words it was allowed to write were too unlikely"
+    REPEATS_ITSELF = "repeats_itself", "it repeats itself"
+    REPEATS_PROMPT = "repeats_prompt", "it continues the conversation instead"
+    REPEATS_ANSWER = "repeats_answer", "it repeats a whole earlier answer"
+    REPEATS_QUERY = "repeats_query", "it repeats an earlier query of the session"
+    SAYS_NOTHING = "says_nothing", "it contains none of the words that say what the query is about"
     OTHER_SCRIPT = "other_script", "it is in another script than the query"
     # Only a part of the ranking is left out.
     NO_ENCODER = "no_encoder", "there is no encoder, so hits are ranked by their words alone"
@@ -102,7 +102,7 @@ UNUSABLE_REASONS = (
     Reason.NO_END, Reason.STRAINED, Reason.REPEATS_ITSELF, Reason.REPEATS_PROMPT, Reason.REPEATS_ANSWER,
     Reason.REPEATS_QUERY, Reason.SAYS_NOTHING, Reason.OTHER_SCRIPT,
 )  # fmt: skip
-"""The rewrite alone is left out, because it is none."""
+"""Only the rewrite is left out, because the text is not one."""
 PART_REASONS = (Reason.NO_ENCODER, Reason.LEARNT_UNREADABLE)
 """A part of the ranking is left out."""
 ORDER_REASONS = tuple(reason for reason in Reason if reason not in (*REWRITE_REASONS, *UNUSABLE_REASONS, *PART_REASONS))

@@ -52,7 +52,7 @@ def test_wrong_usage_of_train_gain(run, pairs):
 
 # Either side is skipped where the other one runs: the extra, torch and all, is there or it is not.
 @pytest.mark.skipif(HAS_TRAIN, reason="the extra 'train' is installed")
-@pytest.mark.parametrize("command", ["train", "train-gain", "train-context"])
+@pytest.mark.parametrize("command", ["train", "train-gain", "train-context", "train-reader"])
 def test_without_the_extra_it_says_so(run, pairs, command):
     result = run("--data", pairs, command=command)
     assert result.exit_code == 1

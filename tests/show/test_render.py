@@ -145,9 +145,9 @@ def test_words_of_one_origin_stand_together():
     [
         ("gated", "quoted", "= searched as typed: the whole query is quoted"),
         ("gated", "something new", "= searched as typed: something new"),
-        ("gated", "stands_alone", "= searched as typed: the query leans on nothing that the user said before"),
+        ("gated", "stands_alone", "= searched as typed: the query does not depend on anything the user said before"),
         ("unusable", "no_end",
-         "= searched as typed: the rewriter wrote no usable rewrite (it came to no end within 64 tokens)"),
+         "= searched as typed: the rewriter wrote no usable rewrite (it did not end within 64 tokens)"),
         ("late", "", "= searched as typed: the rewriter took too long"),
         ("failed", "out of memory", "= searched as typed: the rewriter failed (out of memory)"),
         ("off", "", "= searched as typed: no rewriter"),
