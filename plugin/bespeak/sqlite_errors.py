@@ -15,6 +15,19 @@ def primary_code(error: Exception) -> str:
     return "_".join(getattr(error, "sqlite_errorname", "SQLITE_ERROR").split("_")[:2])
 
 
+def empty_log(connection: sqlite3.Connection, timeout_s: float) -> bool:
+    """Writes the log into the file and empties it; whether that was possible within the time.
+
+    SQLite waits for readers by itself, but not for another connection that empties the log.
+    """
+    end = time.monotonic() + timeout_s
+    while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > end:
+            return False
+        time.sleep(RETRY_S)
+    return True
+
+
 def retry_while_busy(act: Callable[[], object], timeout_s: float) -> None:
     """SQLite itself does not wait while another process switches the file to WAL. Raises sqlite3.OperationalError."""
     end = time.monotonic() + timeout_s

@@ -2,6 +2,7 @@
 
 import itertools
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_forget_leaves_no_byte(store):
     assert bytes_of(store).count(b"giraffe") > 100
     assert list(store.export(other)) == before
     assert store.profile(USER, "zebra-session", NOW) == Profile(USER, "zebra-session")
+
+
+def test_many_users_can_be_forgotten_at_the_same_time(sqlite_place):
+    """Each forget empties the log, and SQLite lets only one do so at a time, without waiting."""
+    store = sqlite_place.open(timeout_s=5.0)
+    users = [UserKey("", f"zebra {n}") for n in range(8)]
+    for _ in range(10):
+        store.add([event("statement", n, user=user, text="zebra") for user in users for n in range(3)])
+        with ThreadPoolExecutor(len(users)) as threads:
+            assert [found.events for found in threads.map(store.forget, users)] == [3] * len(users)
+        assert bytes_of(store).count(b"zebra") == 0
+    store.close()
 
 
 def test_forget_reports_that_another_process_still_reads_the_old_state(store):

@@ -30,7 +30,7 @@ from bespeak.profiles.stores import (
 )
 from bespeak.profiles.stores.text import json_text, read_rewrite, rewrite_text
 from bespeak.records import Event, Profile, Rewrite, UserKey
-from bespeak.sqlite_errors import primary_code, retry_while_busy
+from bespeak.sqlite_errors import empty_log, primary_code, retry_while_busy
 
 if TYPE_CHECKING:
     from bespeak.rewriting.rewriter import RewriteKey
@@ -301,8 +301,8 @@ class SqliteStore:
     def _scrub(self) -> None:
         """Empties the log, which holds copies of deleted rows; `secure_delete` has overwritten the rows themselves."""
         with self._store_errors():
-            busy, _, _ = self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
+            is_empty = empty_log(self._connection(), self._timeout_s)
+        if not is_empty:
             raise StoreError(
                 f"all is deleted from {self.path}, but another process still reads its older state: "
                 "run `forget` again when it has ended, so that the bytes go too"
