@@ -25,9 +25,8 @@ def choose_rewriter(
     """The rewriter of this name.
 
     `encoder` picks the statements to read when the user has more than the model can read, `context` the words of the
-    session that a rewrite may use. `joint` lets several threads
-    of one job share runs of the model; the rewrites are the same. Raises ModelError if the language model is not built,
-    damaged, or built from old parts.
+    session that a rewrite may use. `joint` lets several threads of one job share runs of the model; the rewrites are
+    the same. Raises ModelError if the language model is not built, damaged, or built from old parts.
     """
     match name:
         case "none":
